@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -500,6 +502,12 @@ class WclClient(SweepClient):
         """Return the presets: `{"items": [...]}` with name, kind, description and spec."""
         return self._json(Json, "GET", "/v1/presets")
 
+    def spec_schema(self, kind: JobKind) -> Json:
+        """Return the JSON schema of the specs of a kind, as the server's OpenAPI document has it."""
+        name = {"pretrain": "PretrainSpec", "evaluate": "EvaluateSpec"}[kind]
+        models = self._json(Json, "GET", "/openapi.json")["components"]["schemas"]
+        return _schema_of(name, models)
+
     def workers(self) -> list[Worker]:
         """Return the workers, live ones first."""
         return self._items(Worker, "/v1/workers")
@@ -537,6 +545,20 @@ class WclClient(SweepClient):
     def problems(self) -> list[str]:
         """Return sentences on what a server that is ready cannot do meanwhile, such as serving files."""
         return list(self._json(Json, "GET", "/readyz").get("problems", []))
+
+
+def _schema_of(name: str, models: Mapping[str, Any]) -> Json:
+    """Return the JSON schema of a model alone, from the models of an OpenAPI document that refer to each other."""
+    definitions: Json = {}
+    waiting = [name]
+    while waiting:
+        for used in re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(models[waiting.pop()])):
+            if used not in definitions:
+                definitions[used] = models[used]
+                waiting.append(used)
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **models[name], "$defs": definitions}
+    schema: Json = json.loads(json.dumps(whole).replace('"#/components/schemas/', '"#/$defs/'))
+    return schema
 
 
 def _job_body(kind: JobKind, spec: Mapping[str, Any] | None, options: JobOptions) -> Json:

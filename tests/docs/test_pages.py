@@ -85,7 +85,7 @@ def _check_wcl(code: str) -> None:
     command, words = get_command(app), shlex.split(code)[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-    assert command.name != "wcl" or not words, code
+    assert command.name != "wcl" or all(word.startswith("-") for word in words), code
     options = {option for parameter in command.params for option in parameter.opts}
     assert [word for word in words if word.startswith("-") and word not in options] == [], code
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, AsJson
+from wcl_client.commands.shared import LOOK, AsJson, JobIds
 from wcl_client.references import find_job
 from wcl_client.terminal import Rows, Styled, bold, out, print_json
 
@@ -19,7 +19,7 @@ app = typer.Typer()
 
 @app.command(rich_help_panel=LOOK)
 def compare(
-    jobs: Annotated[list[str], typer.Argument(help="One or more jobs; one alone is compared with its twin.")],
+    jobs: JobIds,
     as_json: AsJson = False,
 ) -> None:
     """Compare jobs, or one job with its twin.

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wcl_client import completion
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import SERVICE, AsJson
 from wcl_client.errors import NotFoundError
@@ -25,7 +26,9 @@ group = typer.Typer(no_args_is_help=True, help="Add, check, list, show, rename a
 app.add_typer(group, name="dataset", rich_help_panel=SERVICE)
 
 _POLL_SECONDS = 0.5
-_NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the dataset in specs.")]
+_NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The name of the dataset in specs.", autocompletion=completion.datasets)
+]
 _Images = Annotated[
     str,
     typer.Argument(metavar="PATH", help="An image folder, a list (CSV, text), a zip or tar archive, or a packed file."),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wcl_client import output
+from wcl_client import completion, output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import RUN, SERVICE, AsJson
 from wcl_client.references import find_job
@@ -20,7 +20,11 @@ app = typer.Typer()
 def delete(
     jobs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="JOB...", help="Ids, unique beginnings or ends of ids, or `last`."),
+        typer.Argument(
+            metavar="JOB...",
+            help="Jobs: names, ids, unique parts of ids, or `last`.",
+            autocompletion=completion.jobs,
+        ),
     ] = None,
     status: Annotated[
         list[str] | None, typer.Option(help="In place of jobs: all with this status; may be repeated.")

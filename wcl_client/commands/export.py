@@ -12,15 +12,13 @@ from wcl_client import model_card, trackers
 from wcl_client.api import WclClient
 from wcl_client.commands.checkpoints import download_to
 from wcl_client.commands.images import JobOrFile, on_weights, run_library
-from wcl_client.commands.shared import USE
+from wcl_client.commands.shared import USE, JobIds
 from wcl_client.references import find_checkpoint, find_job
 from wcl_client.terminal import out
 
 group = typer.Typer(no_args_is_help=True, help="Write a job for other tools.")
 app = typer.Typer()
 app.add_typer(group, name="export", rich_help_panel=USE)
-
-_Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs, as every command takes them.")]
 
 
 @group.command()
@@ -64,7 +62,7 @@ def timm(
 
 @group.command()
 def tensorboard(
-    jobs: _Jobs,
+    jobs: JobIds,
     target: Annotated[Path, typer.Option("--output", "-o", help="The log directory; each job has a folder in it.")],
     follow: Annotated[bool, typer.Option("--follow", help="Of one job: go on until it ends.")] = False,
 ) -> None:
@@ -81,7 +79,7 @@ def tensorboard(
 
 @group.command()
 def mlflow(
-    jobs: _Jobs,
+    jobs: JobIds,
     uri: Annotated[str, typer.Option("--to", envvar="MLFLOW_TRACKING_URI", help="The address of the MLflow server.")],
     experiment: Annotated[str, typer.Option(help="The name of the experiment; it is made if there is none.")] = "wcl",
     weights: Annotated[bool, typer.Option(help="Also send the weights of the last checkpoint.")] = True,
@@ -100,7 +98,7 @@ def mlflow(
 
 @group.command()
 def wandb(
-    jobs: _Jobs,
+    jobs: JobIds,
     target: Annotated[Path, typer.Option("--output", "-o", help="The folder for the offline runs.")],
     project: Annotated[str, typer.Option(help="The project in Weights & Biases.")] = "wcl",
 ) -> None:

@@ -10,7 +10,18 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, RUN, USE, AsJson, DryRun, JobId, Overrides, follow_jobs, require_success
+from wcl_client.commands.shared import (
+    LOOK,
+    RUN,
+    USE,
+    AsJson,
+    DryRun,
+    JobId,
+    JobIds,
+    Overrides,
+    follow_jobs,
+    require_success,
+)
 from wcl_client.errors import NotFoundError
 from wcl_client.plans import print_plan
 from wcl_client.references import find_job
@@ -134,7 +145,7 @@ def weak_labels(
 
 @app.command(rich_help_panel=LOOK)
 def watch(
-    jobs: Annotated[list[str], typer.Argument(help="One or more jobs: names, ids, unique parts of ids, or `last`.")],
+    jobs: JobIds,
     notify: Annotated[
         bool, typer.Option("--notify", help="At the end ring the terminal's bell and show a notification.")
     ] = False,
@@ -168,9 +179,7 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=USE)
 def metrics(
-    jobs: Annotated[
-        list[str], typer.Argument(help="One or more jobs: ids, unique beginnings or ends of ids, or `last`.")
-    ],
+    jobs: JobIds,
     target: Annotated[Path, typer.Option("--output", "-o", help="The file.")] = Path("metrics.csv"),
     as_json: AsJson = False,
 ) -> None:
@@ -215,9 +224,7 @@ def resume(job: JobId, as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=RUN)
 def archive(
-    jobs: Annotated[
-        list[str], typer.Argument(help="One or more ended jobs: ids, unique beginnings or ends of ids, or `last`.")
-    ],
+    jobs: JobIds,
     undo: Annotated[bool, typer.Option("--undo", help="Show archived jobs in the lists again.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
+from wcl_client import completion
 from wcl_client.api import WclClient
 from wcl_client.progress import watch
 from wcl_client.responses import Job
@@ -14,10 +15,27 @@ from wcl_client.terminal import err, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, its id, a unique part of the id, or `last`.")]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="A job's name, its id, a unique part of the id, or `last`.", autocompletion=completion.jobs
+    ),
+]
+JobIds = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="JOB...",
+        help="One or more jobs: names, ids, unique parts of ids, or `last`.",
+        autocompletion=completion.jobs,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="NAME=VALUE sets a field of the spec, for example epochs=20; may be repeated."),
+    typer.Option(
+        "--set",
+        help="NAME=VALUE sets a field of the spec, for example epochs=20; may be repeated.",
+        autocompletion=completion.fields,
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from wcl_client import output
+from wcl_client import completion, output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import LOOK, RUN, AsJson, DryRun, Overrides, follow_jobs, require_success
 from wcl_client.errors import WclError
@@ -28,7 +28,10 @@ app = typer.Typer()
 def submit(
     spec: Annotated[Path | None, typer.Argument(help="A .json or .yaml file with the spec.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="The preset to start from; the file and --set override it.")
+        str | None,
+        typer.Option(
+            help="The preset to start from; the file and --set override it.", autocompletion=completion.presets
+        ),
     ] = None,
     kind: Annotated[str, typer.Option(help="pretrain or evaluate.")] = "pretrain",
     name: Annotated[str | None, typer.Option(help="The job's name; default: a name that the server chooses.")] = None,
@@ -110,7 +113,7 @@ def submit(
 
 @app.command(rich_help_panel=RUN)
 def recommend(
-    dataset: Annotated[str, typer.Argument(help="The name of a dataset.")],
+    dataset: Annotated[str, typer.Argument(help="The name of a dataset.", autocompletion=completion.datasets)],
     minutes: Annotated[float | None, typer.Option(min=0.1, help="Time that it may take; default: an hour.")] = None,
     content: Annotated[
         str, typer.Option(help="photos; drawings (also digits, text); overhead (microscopy, satellite).")
@@ -168,6 +171,20 @@ def list_presets(as_json: AsJson = False) -> None:
     out.say(
         "[P] as in the paper, [C] as in its released code, [D] chosen by this project; a twin has the other method."
     )
+
+
+@app.command(rich_help_panel=LOOK)
+def schema(kind: Annotated[str, typer.Argument(help="pretrain or evaluate.")] = "pretrain") -> None:
+    """Print the JSON schema of a spec file, for an editor.
+
+    `# yaml-language-server: $schema=FILE` in the first line of a spec names the file that holds it.
+    """
+    if kind not in ("pretrain", "evaluate"):
+        raise typer.BadParameter(f"{kind}: expected pretrain or evaluate")
+    with WclClient.connect() as client:
+        described = client.spec_schema(cast(JobKind, kind))
+    described.pop("required", None)  # a preset or an option may give what a file leaves out
+    print_json(described)
 
 
 _CONTENTS = ("photos", "drawings", "overhead")
