@@ -13,6 +13,7 @@ from jobs import queries, seed_groups, verdicts
 from jobs.configurations import Configuration, Measure, configurations_of, measured
 from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Job
+from jobs.references import references
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL
 from jobs.verdicts import Contrast
@@ -54,6 +55,7 @@ class Row:
 
     `lead` is None where fewer than two configurations were measured.
     `difference` is that of the first of two configurations to the second one.
+    `reference` is the result of the comparison's reference.
     """
 
     measure: Measure
@@ -61,6 +63,7 @@ class Row:
     results: list[Result | None]
     lead: Lead | None
     difference: Difference | None
+    reference: Result | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Comparison:
     """Configurations, the verdict about them, and all that they share or not.
 
     `contrast` says of the best configuration by kNN accuracy whether it is shown to be better than the second one.
+    `reference` is the one of these, or a further one, that has the reference of their dataset.
     """
 
     configurations: list[Configuration]
@@ -75,6 +79,7 @@ class Comparison:
     differences: list[FieldDifference]
     rows: list[Row]
     warnings: list[str]
+    reference: Configuration | None = None
 
     @property
     def jobs(self) -> list[Job]:
@@ -102,14 +107,26 @@ def comparison(
     if len(chosen) > MAX_CONFIGURATIONS or len(jobs) > MAX_JOBS:
         detail = f"expected at most {MAX_CONFIGURATIONS} configurations and {MAX_JOBS} jobs, not {len(chosen)} and "
         raise Invalid([FieldError("job", f"{detail}{len(jobs)}")])
-    rows = _rows(session, chosen)
+    pinned = _reference(session, chosen)
+    rows = _rows(session, chosen, pinned)
     return Comparison(
         configurations=chosen,
         contrast=_contrast(session, chosen),
         differences=list(_differences(chosen)),
         rows=rows,
         warnings=[*_warnings(chosen, rows)],
+        reference=pinned,
     )
+
+
+def _reference(session: Session, chosen: Sequence[Configuration]) -> Configuration | None:
+    """Return the reference of the dataset that all configurations share."""
+    names = {each.jobs[0].dataset_name for each in chosen}
+    pinned = references(session, names) if len(names) == 1 else {}
+    for job in pinned.values():
+        own = next((each for each in chosen if job.id in {member.id for member in each.jobs}), None)
+        return own or Configuration(len(chosen) + 1, [job])
+    return None
 
 
 def _contrast(session: Session, chosen: Sequence[Configuration]) -> Contrast | None:
@@ -145,10 +162,15 @@ def _differences(chosen: Sequence[Configuration]) -> Iterator[FieldDifference]:
             yield FieldDifference(field, values)
 
 
-def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
+def _rows(session: Session, chosen: Sequence[Configuration], pinned: Configuration | None) -> list[Row]:
     table: dict[Measure, list[Result | None]] = {}
-    for configuration, measure, result in measured(session, chosen):
-        table.setdefault(measure, [None] * len(chosen))[configuration.number - 1] = result
+    further = [pinned] if pinned and pinned not in chosen else []
+    of_reference: dict[Measure, Result] = {}
+    for configuration, measure, result in measured(session, [*chosen, *further]):
+        if configuration not in further:
+            table.setdefault(measure, [None] * len(chosen))[configuration.number - 1] = result
+        if configuration is pinned:
+            of_reference[measure] = result
     names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
     rows = [
         Row(
@@ -157,6 +179,7 @@ def _rows(session: Session, chosen: Sequence[Configuration]) -> list[Row]:
             results=results,
             lead=_lead(each, results, _distinct_names(chosen)),
             difference=_of_two(results),
+            reference=of_reference.get(each),
         )
         for each, results in table.items()
     ]

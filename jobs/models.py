@@ -138,6 +138,7 @@ LISTED = text("coalesce(sweep_id, '') = '' AND (kind <> 'evaluate' OR parent_id 
 
 _HIDDEN = text("hidden_at IS NOT NULL")
 _STARRED = text("starred_at IS NOT NULL")
+_REFERENCE = text("reference_at IS NOT NULL")
 
 
 class Job(Hideable, Base):
@@ -151,6 +152,7 @@ class Job(Hideable, Base):
         Index("ix_jobs_status", "status", "id"),
         Index("ix_jobs_listed", "id", sqlite_where=LISTED, postgresql_where=LISTED),
         Index("ix_jobs_hidden", "hidden_at", sqlite_where=_HIDDEN, postgresql_where=_HIDDEN),
+        Index("ix_jobs_reference", "dataset_name", sqlite_where=_REFERENCE, postgresql_where=_REFERENCE),
         Index("ix_jobs_starred", "id", sqlite_where=_STARRED, postgresql_where=_STARRED),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
@@ -196,6 +198,7 @@ class Job(Hideable, Base):
     ended_at: Mapped[int | None]
     archived_at: Mapped[int | None]  # lists leave it out unless they are asked for it
     starred_at: Mapped[int | None]
+    reference_at: Mapped[int | None]  # since then it is the reference of its dataset (jobs.references)
     note: Mapped[str | None] = mapped_column(_Text)  # Markdown, as a user wrote it
 
 

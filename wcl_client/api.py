@@ -159,6 +159,14 @@ class WclClient(SweepClient):
         """Show an archived job in the lists again."""
         return self._action(job_id, "unarchive")
 
+    def reference(self, job_id: str) -> Job:
+        """Make a training the reference of its dataset, which the others are compared with."""
+        return self._action(job_id, "reference")
+
+    def unreference(self, job_id: str) -> Job:
+        """Make a training the reference no more."""
+        return self._action(job_id, "unreference")
+
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running job ends within 2 s and keeps its checkpoints."""
         return self._action(job_id, "cancel")

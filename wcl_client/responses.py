@@ -70,6 +70,7 @@ class Job(TypedDict, total=False):
     ended_at: str | None
     archived_at: str | None
     starred_at: str | None
+    reference_at: str | None
     links: dict[str, str]
     spec: Json
     spec_version: int

@@ -10,6 +10,7 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.rest.responses import ContrastResponse, Response, contrast
 from jobs.comparisons import MAX_JOBS, Row, comparison
+from jobs.configurations import Configuration
 from jobs.seed_groups import Result
 from wcl_core.intervals import Difference
 
@@ -57,6 +58,7 @@ class MeasureResponse(Response):
 
     `rule` names the checkpoints that were measured, such as the last epoch.  `verdict` says for people whether the best
     configuration is shown to be better than the second one.  `difference` is null for more than two configurations.
+    `reference` is the result of the dataset's reference.
     """
 
     protocol: str
@@ -68,12 +70,14 @@ class MeasureResponse(Response):
     results: list[OverSeeds | None]
     verdict: str | None
     difference: DifferenceResponse | None
+    reference: OverSeeds | None
 
 
 class ComparisonResponse(Response):
     """Configurations side by side; `verdict` is about the best one by kNN accuracy against the second one.
 
-    Where `verdict` is null, nothing can be compared: the `warnings` say why.
+    Where `verdict` is null, nothing can be compared: the `warnings` say why.  `reference` is the training that its
+    dataset has as a reference, which may be one of these.
     """
 
     verdict: ContrastResponse | None
@@ -81,6 +85,7 @@ class ComparisonResponse(Response):
     configurations: list[ConfigurationResponse]
     results: list[MeasureResponse]
     differing: list[FieldResponse]
+    reference: ConfigurationResponse | None
 
 
 @router.get("")
@@ -93,22 +98,23 @@ def compare(
     """Compare jobs; those that differ in their seed only are one configuration."""
     with database.read() as session:
         compared = comparison(session, job, with_twin=twin)
-    configurations = [
-        ConfigurationResponse(
-            name=each.name,
-            method=each.spec.get("method"),
-            dataset=each.jobs[0].dataset_name,
-            seeds=each.seeds,
-            job_ids=[member.id for member in each.jobs],
-        )
-        for each in compared.configurations
-    ]
     return ComparisonResponse(
         verdict=None if compared.contrast is None else contrast(compared.contrast),
         warnings=compared.warnings,
-        configurations=configurations,
+        configurations=[_configuration(each) for each in compared.configurations],
         results=[_measure(row) for row in compared.rows],
         differing=[FieldResponse.of(each) for each in compared.differences],
+        reference=None if compared.reference is None else _configuration(compared.reference),
+    )
+
+
+def _configuration(each: Configuration) -> ConfigurationResponse:
+    return ConfigurationResponse(
+        name=each.name,
+        method=each.spec.get("method"),
+        dataset=each.jobs[0].dataset_name,
+        seeds=each.seeds,
+        job_ids=[member.id for member in each.jobs],
     )
 
 
@@ -123,6 +129,7 @@ def _measure(row: Row) -> MeasureResponse:
         results=[_over_seeds(each) for each in row.results],
         verdict=None if row.lead is None else row.lead.sentence,
         difference=_difference(row.difference),
+        reference=_over_seeds(row.reference),
     )
 
 

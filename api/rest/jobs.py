@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -19,7 +20,7 @@ from api.rest.job_bodies import CloneBody, ContinueBody, JobBody, JobChange
 from api.rest.presets import preset_deviations
 from api.rest.responses import JobResponse, JobSummary, Response
 from api.rest.seed_groups import SubmittedGroup
-from jobs import queries, transitions
+from jobs import queries, references, transitions
 from jobs import submission as service
 from jobs.database import Database
 from jobs.models import Job
@@ -160,6 +161,18 @@ def archive(job_id: str, principal: Submitter, database: TheDatabase) -> JobResp
 def unarchive(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
     """Show an archived job in the lists again."""
     return _changed(database, job_id, service.unarchive)
+
+
+@router.post("/{job_id}/reference")
+def reference(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+    """Make a training the reference of its dataset: lists, charts and comparisons show the others against it."""
+    return _changed(database, job_id, partial(references.set_reference, is_reference=True))
+
+
+@router.post("/{job_id}/unreference")
+def unreference(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+    """Make a training the reference no more."""
+    return _changed(database, job_id, partial(references.set_reference, is_reference=False))
 
 
 @router.post("/{job_id}/retry", status_code=201, responses=REPLAYED)

@@ -98,6 +98,7 @@ class JobSummary(Response):
     ended_at: Time | None
     archived_at: Time | None
     starred_at: Time | None
+    reference_at: Time | None
     links: dict[str, str]
 
 

@@ -24,7 +24,7 @@ from api.rest.evaluations import EvaluateBody, create_baselines, create_evaluati
 from api.rest.job_bodies import ContinueBody, JobChange, create_continued, create_retry
 from api.web.forms.fields import body_of
 from api.web.jobs import filters_of_query
-from jobs import checkpoints, dataset_sources, datasets, queries, transitions
+from jobs import checkpoints, dataset_sources, datasets, queries, references, transitions
 from jobs import submission as service
 from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Invalid, NotFound
@@ -45,6 +45,8 @@ class Verb(StrEnum):
     UNARCHIVE = "unarchive"
     STAR = "star"
     UNSTAR = "unstar"
+    REFERENCE = "reference"
+    UNREFERENCE = "unreference"
 
 
 class Pin(StrEnum):
@@ -159,6 +161,9 @@ def act(job_id: str, verb: Verb, submitter: Submitter, database: TheDatabase) ->
 def _request(database: Database, job_id: str, verb: Verb) -> None:
     if verb in (Verb.STAR, Verb.UNSTAR):
         database.write(lambda session: service.change(session, job_id, starred=verb is Verb.STAR))
+        return
+    if verb in (Verb.REFERENCE, Verb.UNREFERENCE):
+        database.write(lambda session: references.set_reference(session, job_id, verb is Verb.REFERENCE))
         return
     change = getattr(service if verb in (Verb.ARCHIVE, Verb.UNARCHIVE) else transitions, verb)
     database.write(lambda session: change(session, job_id))

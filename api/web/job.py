@@ -30,6 +30,7 @@ from jobs.keys import Principal
 from jobs.lineage import Origin, lineage
 from jobs.models import TRAINING, Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
 from jobs.queries import Measured
+from jobs.references import references
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL, Status
 from jobs.sweeps import Place
@@ -74,6 +75,7 @@ class Run:
     waiting: Waiting | None
     pending: str | None
     note: str | None
+    reference: Job | None  # the training that it is compared with
     verdict: Verdict | None
     measures: Measured | None
     advice: list[str]  # warnings about its spec
@@ -195,6 +197,7 @@ def run(session: Session, job_id: str) -> Run:
         waiting=explain(session, job),
         pending=pending(session, job),
         note=_note(session, job),
+        reference=_reference(session, job),
         verdict=verdict(session, job),
         measures=queries.measured_checkpoint(session, job),
         advice=_advice(session, job),
@@ -253,6 +256,12 @@ def _note(session: Session, job: Job) -> str | None:
     """Return what labels would add to the job's dataset; None if it has labels."""
     dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
     return None if dataset is None else datasets.note(dataset)
+
+
+def _reference(session: Session, job: Job) -> Job | None:
+    """Return the reference of a training's dataset; None if there is none, or if it is the job itself."""
+    pinned = references(session, [job.dataset_name]).get(job.dataset_name) if job.kind == "pretrain" else None
+    return None if pinned is None or pinned.id == job.id else pinned
 
 
 def _advice(session: Session, job: Job) -> list[str]:

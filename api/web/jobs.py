@@ -27,10 +27,12 @@ from jobs.keys import Principal
 from jobs.listing import Entry, Sort
 from jobs.models import Job, Worker
 from jobs.queries import Archived, Filters
+from jobs.references import references
 from jobs.seed_groups import seedless_name
 from jobs.status import Status
 from jobs.waiting import Waiting, explain
 from wcl_core.intervals import summary
+from wcl_core.protocol import KNN_TOP1
 
 router = APIRouter(include_in_schema=False)
 
@@ -201,12 +203,19 @@ class JobList:
     waiting: dict[str, Waiting]
     untrained: dict[str, float]  # kNN accuracy before the first step, by job
     measured: dict[str, float]  # kNN accuracy that evaluations have measured, by job
+    references: dict[str, Job]  # by dataset
     is_empty_service: bool
     now: int
 
     @property
     def filters(self) -> Filters:
         return self.view.filters
+
+    def beyond_reference(self, job: Job, accuracy: float | None) -> float | None:
+        """Return by how much a kNN accuracy is above that of the dataset's reference; None where either is missing."""
+        pinned = self.references.get(job.dataset_name)
+        base = None if pinned is None or pinned.id == job.id else (pinned.latest_metrics or {}).get(KNN_TOP1)
+        return None if base is None or accuracy is None else accuracy - base
 
 
 def job_list(session: Session, view: View) -> JobList:
@@ -235,6 +244,7 @@ def job_list(session: Session, view: View) -> JobList:
         waiting=_waiting(session, jobs),
         untrained=verdicts.untrained_accuracies(session, [job.id for job in jobs]),
         measured=listing.knn_accuracies(session, jobs),
+        references=references(session, {line.entry.job.dataset_name for line in lines if line.entry.job}),
         is_empty_service=not lines and session.execute(select(Job.id).limit(1)).first() is None,
         now=database_time(session),
     )

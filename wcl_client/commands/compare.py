@@ -65,7 +65,9 @@ def _names(comparison: Mapping[str, Any]) -> list[str]:
 def _results(comparison: Mapping[str, Any]) -> Rows:
     """Return a table of each measure with the results of each configuration."""
     has_difference = any(row.get("difference") for row in comparison["results"])
-    table = Rows("result", "checkpoint", *_names(comparison), *(["difference"] if has_difference else []))
+    pinned = comparison.get("reference")
+    columns = [*(["difference"] if has_difference else []), *([f"reference: {pinned['name']}"] if pinned else [])]
+    table = Rows("result", "checkpoint", *_names(comparison), *columns)
     for row in comparison["results"]:
         cells = [_mean(each) for each in row["results"]]
         table.add(
@@ -73,6 +75,7 @@ def _results(comparison: Mapping[str, Any]) -> Rows:
             row["rule"],
             *cells,
             *([_difference(row.get("difference"))] if has_difference else []),
+            *([_mean(row.get("reference"))] if pinned else []),
         )
     return table
 

@@ -265,6 +265,26 @@ def star(
 
 
 @app.command(rich_help_panel=RUN)
+def reference(
+    job: JobId,
+    undo: Annotated[bool, typer.Option("--undo", help="Make it the reference no more.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a training the reference of its dataset.
+
+    The list, the charts and comparisons show the other jobs of the dataset against it.
+    """
+    with WclClient.connect() as client:
+        job_id = find_job(client, job, "pretrain")["id"]
+        changed = client.unreference(job_id) if undo else client.reference(job_id)
+    if as_json:
+        print_json(changed)
+        return
+    is_reference = "the reference" if changed["reference_at"] else "not the reference"
+    out.say(f"{changed['id']} is {is_reference} of {changed['dataset']['name']}")
+
+
+@app.command(rich_help_panel=RUN)
 def note(
     job: JobId,
     text: Annotated[str | None, typer.Argument(help="The new note, in Markdown; without it, print the note.")] = None,

@@ -188,3 +188,23 @@ def test_the_comparison_has_the_same_chart_options(
     assert f"job={run.job_id}" in page.url
     page.get_by_role("button", name="Show all").click()
     expect(page.get_by_label("From", exact=True)).to_have_value("")
+
+
+def test_the_reference_of_the_dataset_is_a_grey_line_in_the_charts_of_others(visitor: Visitor, site: Site) -> None:
+    pinned, other = site.running("the reference"), site.running("another one")
+    for played, steps in ((pinned, range(1, 41)), (other, range(1, 11))):
+        played.start()
+        played.losses(steps)
+        played.end()
+    page = visitor.window(f"/jobs/{pinned.job_id}")
+    page.get_by_role("button", name="Set as reference").click()
+    expect(page.locator("#run-summary")).to_contain_text("reference of the dataset")
+
+    page.goto(f"/jobs/{other.job_id}")
+    expect(page.locator("#reference")).to_contain_text("Grey lines: the reference the reference.")
+    loss = page.locator("figure[data-metrics='train/loss']")
+    expect(loss).to_have_attribute("data-reference", "40")
+    expect(loss).to_have_attribute("data-points", "10")
+    page.goto(f"/jobs/{pinned.job_id}")
+    page.get_by_role("button", name="Unset reference").click()  # the other tests of the module have none
+    expect(page.get_by_role("button", name="Set as reference")).to_be_visible()

@@ -1,5 +1,5 @@
 // The charts of a job: one plot per group of metrics, updated with its curves.
-import { AXES } from "./axes.js";
+import { AXES, Axis } from "./axes.js";
 import { number, percent } from "./format.js";
 import { PlotFigure, colour, faded, isSparse, smoothed } from "./plot.js";
 import { text, visible } from "./text.js";
@@ -8,7 +8,8 @@ const COLUMNS = 4; // per line: drawn value, minimum, maximum, and raw value beh
 
 export class Chart extends PlotFigure {
   /** @param {object} source `shown`: the curves to draw; `all`: the curves of the whole job; `axis`: the axis of the job;
-   *  `earlier`: the curves of the jobs that it goes on from, or null; `joints`: the steps where they end, with words. */
+   *  `earlier`: the curves of the jobs that it goes on from, or null; `joints`: the steps where they end, with words;
+   *  `reference`: the curves of the reference and the facts of its axis, or null. */
   constructor(group, source, view, place) {
     const { title, about, lines, isShare, levels = [], isDiagnostic } = group;
     const kind = { title, about, isShare, levels, isExplained: isDiagnostic };
@@ -44,13 +45,22 @@ export class Chart extends PlotFigure {
     return [xs.map((step) => axis.x(step)), smoothed(ys, isSparse(ys.length) ? 0 : this.view.smooth)];
   }
 
+  /** A metric of the reference, on the axis of its own steps. */
+  referenceTable(name) {
+    const { curves, facts } = this.source.reference;
+    const axis = new Axis(this.view.x, facts);
+    const { steps = [], values = [] } = curves.byName.get(name) ?? {};
+    return [steps.map((step) => axis.x(step)), smoothed(values, isSparse(values.length) ? 0 : this.view.smooth)];
+  }
+
   tables() {
     const { axis } = this.source;
     const own = this.group.map(([name]) => {
       const { steps = [], values = [], lows = [], highs = [] } = this.curve(name) ?? {};
       return [steps.map((step) => axis.x(step)), smoothed(values, this.isSmoothed(name) ? this.view.smooth : 0), lows, highs, values];
     });
-    return this.earlier ? [...own, ...this.group.map(([name]) => this.earlierTable(name))] : own;
+    const before = this.earlier ? this.group.map(([name]) => this.earlierTable(name)) : [];
+    return [...own, ...before, ...(this.source.reference ? this.group.map(([name]) => this.referenceTable(name)) : [])];
   }
 
   series() {
@@ -64,7 +74,8 @@ export class Chart extends PlotFigure {
       return [line, { ...hidden }, { ...hidden }, behind];
     });
     const lighter = this.group.map(([, label], place) => ({ label, stroke: () => faded(tokenOf(label, place), 0.5), width: 1.75, points: { show: false } }));
-    return this.earlier ? [...own, ...lighter] : own;
+    const grey = this.group.map(([, label]) => ({ label: `reference, ${label}`, stroke: () => faded("--curve-3", 0.8), width: 1.25, points: { show: false } }));
+    return [...own, ...(this.earlier ? lighter : []), ...(this.source.reference ? grey : [])];
   }
 
   bands() {
@@ -144,6 +155,8 @@ export class Chart extends PlotFigure {
     this.figure.dataset.points = String(Math.max(0, ...curves.map(({ length }) => length)));
     const earlier = this.group.map(([name]) => this.earlier?.byName.get(name)?.length ?? 0);
     this.figure.dataset.earlier = String(Math.max(0, ...earlier));
+    const reference = this.group.map(([name]) => this.source.reference?.curves.byName.get(name)?.length ?? 0);
+    this.figure.dataset.reference = String(Math.max(0, ...reference));
     this.figure.dataset.step = String(Math.max(-1, ...curves.map(({ steps }) => steps.at(-1) ?? -1)));
   }
 

@@ -31,7 +31,8 @@ const charts = new Map();
 const view = place && new View(document.getElementById("chart-tools"), viewed);
 const facts = { stepsPerEpoch: Number(place?.dataset.stepsPerEpoch), batchSize: Number(place?.dataset.batchSize), times: [] };
 const earlier = JSON.parse(place?.dataset.earlier ?? "[]"); // [id, last step, relation] of the jobs that it goes on from, the nearest first
-const source = { all: curves, shown: curves, earlier: null, joints: earlier.map(([, step, words]) => [step, words]), axis: place && new Axis(view.x, facts) };
+const source = { all: curves, shown: curves, earlier: null, reference: null, joints: earlier.map(([, step, words]) => [step, words]), axis: place && new Axis(view.x, facts) };
+const pinned = document.getElementById("reference");
 let isLoading = false;
 let waiting = []; // points streamed while the curves are loading
 let isDrawing = false;
@@ -55,6 +56,7 @@ async function load() {
     curves.load(series, items);
     curves.add(waiting);
     if (earlier.length) source.earlier ??= await before();
+    if (pinned) source.reference ??= await reference();
     if (view.isZoomed && source.shown === curves) await detail();
     draw();
   } catch (error) {
@@ -76,6 +78,16 @@ async function before() {
     }
   }
   return joined;
+}
+
+/** Load the curves of the reference, with facts for an axis of its own; none if it was deleted. */
+async function reference() {
+  const { id, batchSize, stepsPerEpoch } = pinned.dataset;
+  const { series, times } = await json(`/v1/jobs/${id}/metrics?max_points=${MAX_POINTS}&times=true`).catch(() => ({ series: [], times: [] }));
+  const curves = new Curves();
+  curves.load(series, []);
+  const facts = { batchSize: Number(batchSize), stepsPerEpoch: Number(stepsPerEpoch), times: times.map(({ step, at }) => [step, Date.parse(at)]) };
+  return { curves, facts };
 }
 
 /** Load the visible range at a higher resolution. */
