@@ -1,20 +1,33 @@
-"""Estimates of memory, time and disk of a training run, from the newest similar run that has succeeded."""
+"""Estimates of memory, time and disk of a training run, from earlier runs of its pool.
+
+a similar run has succeeded               its speed
+only runs with other settings have        the speed of the one whose step costs most nearly as much, by arithmetic
+none, or their costs differ too much      the time is unknown until the run reports its speed, in the first epoch
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs import checkpoints
+from jobs.checks import pretraining_count
 from jobs.devices import process_memory
-from jobs.models import Checkpoint, Job, Worker
-from jobs.status import Status
-from wcl_core.config import PretrainSpec, resolve_spec
-from wcl_core.config.memory import SHARE, advice, largest_batch, process_bytes
+from jobs.models import Checkpoint, Dataset, Job, Worker
+from jobs.status import TERMINAL, Status
+from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
+from wcl_core.config.memory import SHARE, advice, image_cost, largest_batch, process_bytes
 from wcl_core.protocol import IMAGES_PER_SECOND
 
+UNKNOWN = "unknown until the first epoch"
 _MAX_RUNS = 200  # the search for a similar run reads so many of the newest succeeded runs
+_MOST_UNLIKE = 10.0  # ratio of the costs of an image up to which one network's speed says something of another's
+_SPREAD = 2.0  # factor by which such an estimate may be wrong, at equal cost
+_FEWEST_STEPS = 50  # of a run whose speed says something of another network's: that of a shorter one is of its start
 # The speed of a step and the size of a checkpoint depend on these fields; seed, loss and dataset may differ.
 _ALIKE = (
     "method",
@@ -38,27 +51,114 @@ def steps_per_epoch(spec: PretrainSpec, images: int) -> int | None:
     return images // spec.batch_size if isinstance(spec.batch_size, int) else None
 
 
-def estimate(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: int) -> dict[str, Any]:
+def estimate(
+    session: Session, spec: PretrainSpec, pool: str, gpus: int, images: int, steps_done: int = 0
+) -> dict[str, Any]:
     """Estimate memory, time and disk of a run.
 
     Args:
         session: for reading.
         spec, pool, gpus: of the run.
         images: training images.
+        steps_done: step of the checkpoint that the run goes on from.
 
     Returns:
         `view_bytes`: the size of a step's views in each process, a lower bound of its memory.  `memory`: see `_memory`.
-        `like`: None if no
-        similar run has succeeded, else its `job` and `name`, its `images_per_second`, and the estimates that follow
-        from it: `seconds` of training, and `disk_bytes` of the kept checkpoints; None where unknown.
+        `like`: None if no similar run has succeeded, else its `job` and `name`, its `images_per_second`, and the
+        estimates that follow from it: `seconds` of training, and `disk_bytes` of the kept checkpoints; None where
+        unknown.  `time`: `low_seconds` and `high_seconds` of training, the `job` whose speed they follow from, and
+        `text`, the same as a phrase; the first three are None where the time is unknown.
     """
-    similar = _newest_alike(session, spec, pool, gpus)
+    runs = _newest_runs(session, pool, gpus)
+    expected = _alike(resolve_spec(spec))
+    similar = next((job for job in runs if _alike(job.spec) == expected), None)
     steps = steps_per_epoch(spec, images)
+    total_steps = None if steps is None else max(0, steps * spec.epochs - steps_done)
+    like = similar and _estimates(session, similar, spec, total_steps)
     return {
         "view_bytes": spec.view_bytes,
         "memory": _memory(session, spec, pool, gpus, images),
-        "like": similar and _estimates(session, similar, spec, None if steps is None else steps * spec.epochs),
+        "like": like,
+        "time": _time(spec, None if total_steps is None else total_steps * spec.images_per_step, similar, runs),
     }
+
+
+def of_job(session: Session, job: Job) -> dict[str, Any] | None:
+    """Return the `estimate` of the steps that a training has left by its newest checkpoint.
+
+    Returns:
+        None for an evaluation, for a job that has ended, and where the dataset or a plugin of the spec is gone.
+    """
+    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    if job.kind != "pretrain" or job.status in TERMINAL or dataset is None:
+        return None
+    try:
+        spec = parse_spec("pretrain", job.spec)
+    except ValidationError:
+        return None
+    assert isinstance(spec, PretrainSpec)
+    start = checkpoints.resume_point(session, job.id)
+    images = pretraining_count(dataset, spec.data)
+    return estimate(session, spec, job.pool, job.gpus, images, start.step if start else 0)
+
+
+def expected_time(session: Session, job: Job) -> dict[str, Any] | None:
+    """Return the `time` of a training that has yet to report how long it takes; None for other jobs."""
+    has_reported = job.status == Status.RUNNING and (job.progress or {}).get("eta_seconds") is not None
+    return None if has_reported else (of_job(session, job) or {}).get("time")
+
+
+def _time(spec: PretrainSpec, num_images: int | None, similar: Job | None, runs: list[Job]) -> dict[str, Any]:
+    """Return the time for so many images: by the speed of a similar run, else by the costs of other networks."""
+    unknown = {"low_seconds": None, "high_seconds": None, "job": None, "text": UNKNOWN}
+    if num_images is None:
+        return unknown
+    if similar is not None and (speed := _speed(similar)):
+        seconds = num_images / speed
+        return _range(seconds, seconds, similar, f"at the speed of {similar.name}")
+    cost = image_cost(spec)
+    others = [] if cost is None else [(abs(math.log(cost / each)), each, job) for job in runs if (each := _cost(job))]
+    unlike, other, job = min(others, key=lambda each: each[0], default=(math.inf, 1.0, None))
+    if cost is None or job is None or unlike > math.log(_MOST_UNLIKE):
+        return unknown
+    speed, spread = _speed(job) or 1.0, _SPREAD * math.exp(unlike / 4)
+    seconds = num_images * cost / other / speed
+    return _range(seconds / spread, seconds * spread, job, f"by the speed of {job.name}, a job with other settings")
+
+
+def _range(low: float, high: float, job: Job, source: str) -> dict[str, Any]:
+    (first, unit), (last, last_unit) = _rough(low), _rough(high)
+    start = "" if (first, unit) == (last, last_unit) else f"{first}{'' if unit == last_unit else f' {unit}'} to "
+    return {
+        "low_seconds": low,
+        "high_seconds": high,
+        "job": job.id,
+        "text": f"about {start}{last} {last_unit}, {source}",
+    }
+
+
+def _rough(seconds: float) -> tuple[str, str]:
+    """Return a time in its largest unit, with the unit: 40 s, 17 min, 2.5 h, 3 d."""
+    for size, most, unit in ((1, 90, "s"), (60, 90, "min"), (3_600, 36, "h")):
+        if seconds < most * size:
+            return (f"{seconds / size:.1f}" if unit == "h" else f"{seconds / size:.0f}").removesuffix(".0"), unit
+    return f"{seconds / 86_400:,.0f}", "d"
+
+
+def _speed(run: Job) -> float | None:
+    """Return the images a second that a run has reported last; None if it has reported none."""
+    speed = (run.latest_metrics or {}).get(IMAGES_PER_SECOND)
+    return float(speed) if isinstance(speed, int | float) and speed > 0 else None
+
+
+def _cost(run: Job) -> float | None:
+    """Return the `image_cost` of a run whose speed counts."""
+    counts = _speed(run) is not None and ((run.progress or {}).get("step") or 0) >= _FEWEST_STEPS
+    try:
+        spec = parse_spec("pretrain", run.spec) if counts else None
+    except ValidationError:  # a plugin of the spec is installed no more
+        return None
+    return image_cost(spec) if isinstance(spec, PretrainSpec) else None
 
 
 def _memory(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: int) -> dict[str, Any] | None:
@@ -87,11 +187,10 @@ def _memory(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: 
     }
 
 
-def _newest_alike(session: Session, spec: PretrainSpec, pool: str, gpus: int) -> Job | None:
-    expected = _alike(resolve_spec(spec))
+def _newest_runs(session: Session, pool: str, gpus: int) -> list[Job]:
     succeeded = select(Job).where(Job.status == Status.SUCCEEDED, Job.pool == pool, Job.kind == "pretrain")
     newest = session.execute(succeeded.order_by(Job.id.desc()).limit(_MAX_RUNS)).scalars()
-    return next((job for job in newest if job.gpus == gpus and _alike(job.spec) == expected), None)
+    return [job for job in newest if job.gpus == gpus]
 
 
 def _alike(spec: dict[str, Any]) -> list[Any]:
@@ -104,7 +203,7 @@ def _alike(spec: dict[str, Any]) -> list[Any]:
 
 
 def _estimates(session: Session, run: Job, spec: PretrainSpec, total_steps: int | None) -> dict[str, Any]:
-    speed = (run.latest_metrics or {}).get(IMAGES_PER_SECOND)
+    speed = _speed(run)
     sizes = select(Checkpoint.size).where(Checkpoint.job_id == run.id).order_by(Checkpoint.step.desc()).limit(1)
     size = session.execute(sizes).scalar_one_or_none()
     return {

@@ -16,14 +16,12 @@ from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from jobs import gangs
-from jobs.checks import pretraining_count
 from jobs.devices import Free, closest, free_of, is_of_worker, used_by
 from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits, fits_worker, has_needs, is_before, is_due, takes_jobs
-from jobs.estimates import estimate
-from jobs.models import Attempt, AttemptDevice, Dataset, Job, Worker
+from jobs.estimates import of_job
+from jobs.models import Attempt, AttemptDevice, Job, Worker
 from jobs.preemption import giving_way
 from jobs.status import Status
-from wcl_core.config import PretrainSpec, parse_spec
 
 _MOST_ESTIMATED = 20  # jobs without a limit of time whose length a look estimates
 _MARGIN = 1.25  # of an estimate from a similar run
@@ -164,10 +162,5 @@ def _seconds_until(missing: int, running: list[tuple[float | None, int]]) -> flo
 
 def _estimated_seconds(session: Session, job: Job) -> float:
     """Return the longest that a job without a limit is expected to run; infinite where unknown."""
-    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
-    if job.kind != "pretrain" or dataset is None:
-        return math.inf
-    spec = parse_spec("pretrain", job.spec)
-    assert isinstance(spec, PretrainSpec)
-    like = estimate(session, spec, job.pool, job.gpus, pretraining_count(dataset, spec.data))["like"]
+    like = (of_job(session, job) or {}).get("like")
     return _MARGIN * like["seconds"] if like and like["seconds"] else math.inf

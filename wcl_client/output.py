@@ -101,6 +101,7 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
         ("pending", job.get("pending")),
         ("progress", None if job["status"] == "succeeded" else progress_text(job)),
         ("now", phase_text(job)),
+        ("time", (job.get("expected_time") or {}).get("text")),
         ("verdict", (job.get("verdict") or {}).get("sentence")),
         *(("compared", each["sentence"]) for each in (job.get("verdict") or {}).get("contrasts", ())),
         ("weak labels", _weak_labels(job)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from wcl_client import output
-from wcl_client.progress import duration
 from wcl_client.responses import Json
 from wcl_client.terminal import Styled, bold, out
 
@@ -29,11 +28,9 @@ def plan_lines(plan: Json) -> list[str | Styled]:
     if plan.get("total_steps"):
         lines.append(f"  {plan['total_steps']:,} steps, {plan['steps_per_epoch']:,} an epoch")
     estimate = plan.get("estimate") or {}
-    facts = []
-    if (like := estimate.get("like")) and like.get("seconds") is not None:
-        facts.append(f"about {duration(like['seconds'])} at the speed of {like['name']}")
+    facts = [f"time: {time['text']}"] if (time := estimate.get("time")) else []
     if memory := estimate.get("memory"):
-        facts.append(f"about {output.size(memory['process_bytes'])} of {output.size(memory['device_bytes'])} memory")
-    if facts:
-        lines.append(f"  {', '.join(facts)}")
+        needed, available = output.size(memory["process_bytes"]), output.size(memory["device_bytes"])
+        facts.append(f"memory: about {needed} of {available}")
+    lines += [f"  {fact}" for fact in facts]
     return lines + [Styled(f"  warning: {text}", "yellow") for text in plan.get("warnings", ())]

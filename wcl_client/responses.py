@@ -89,6 +89,7 @@ class Job(TypedDict, total=False):
     schedule: str | None
     explanation: Json | None
     note: str | None
+    expected_time: Json | None
 
 
 class Checkpoint(TypedDict, total=False):

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import datasets, lineage, queries, reasons, verdicts, waiting, weak_labels
+from jobs import datasets, estimates, lineage, queries, reasons, verdicts, waiting, weak_labels
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Evaluation, Job
@@ -114,6 +114,18 @@ class WaitingResponse(Response):
     position: int | None
     until: Time | None
     needs: list[str]
+
+
+class TrainingTime(Response):
+    """The time that a training is expected to take, from its newest checkpoint on, as a range and as a phrase.
+
+    `job` is the earlier run of the pool whose speed it follows from; all but the phrase is null where it is unknown.
+    """
+
+    low_seconds: float | None
+    high_seconds: float | None
+    job: str | None
+    text: str
 
 
 class WeakLabelQuality(Response):
@@ -236,6 +248,7 @@ class JobResponse(JobSummary):
     `lineage` is what the job comes from, the nearest first.  `schedule` is the form of a training's learning rate, for
     people; null for an evaluation.  `explanation` explains `status_reason`; null for a reason without one.
     `note` is a user's text in Markdown.
+    `expected_time` is of a training that has yet to report how long it takes; null for other jobs.
     """
 
     spec_version: int
@@ -255,6 +268,7 @@ class JobResponse(JobSummary):
     schedule: str | None
     explanation: ExplanationResponse | None
     note: str | None
+    expected_time: TrainingTime | None
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
@@ -271,7 +285,7 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged, "metrics": _metrics(row)}
     beside |= {"measures": queries.measured_checkpoint(session, row)}
     beside |= {"lineage": lineage.lineage(session, row), "schedule": schedule_of(row.spec)}
-    beside |= {"explanation": _explanation(row.status_reason)}
+    beside |= {"explanation": _explanation(row.status_reason), "expected_time": estimates.expected_time(session, row)}
     return JobResponse.of(row, **beside, deviations=deviations)
 
 

@@ -26,6 +26,7 @@ from jobs.advice import advice
 from jobs.checks import pretraining_count
 from jobs.database import database_time
 from jobs.devices import of_pool
+from jobs.estimates import expected_time
 from jobs.keys import Principal
 from jobs.lineage import Origin, lineage
 from jobs.models import TRAINING, Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
@@ -78,6 +79,7 @@ class Run:
     reference: Job | None  # the training that it is compared with
     verdict: Verdict | None
     measures: Measured | None
+    expected_time: dict[str, Any] | None
     advice: list[str]  # warnings about its spec
     pool_has_gpus: bool
     has_log: bool  # or may still have
@@ -201,6 +203,7 @@ def run(session: Session, job_id: str) -> Run:
         verdict=verdict(session, job),
         measures=queries.measured_checkpoint(session, job),
         advice=_advice(session, job),
+        expected_time=expected_time(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         has_log=job.status not in TERMINAL or bool(queries.logs(session, job_id, limit=1)),
         pool_has_gpus=job.gpus == 0 and bool(of_pool(session, job.pool)),

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from jobs import queries, submission, workers
+from jobs import estimates, queries, submission, workers
 from jobs.database import Database, new_id
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, new_job, submit
+
+STEPS = 50  # of a finished run
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +25,18 @@ def estimate(database: Database, **spec: Any) -> Any:
         return submission.plan(session, new_job(spec=spec))["estimate"]
 
 
+UNKNOWN = {"low_seconds": None, "high_seconds": None, "job": None, "text": "unknown until the first epoch"}
+
+
 def finish(database: Database, speed: float, outcome: str = "succeeded", **spec: Any) -> str:
     job_id = submit(database, spec=spec)
-    reports = [rows.metrics(3, **{"train/images_per_second": speed}), rows.checkpoint(3)]
+    reports = [rows.metrics(3, **{"train/images_per_second": speed}), rows.progress(STEPS), rows.checkpoint(3)]
     Run(database, claim(database)).deliver(rows.started(), *reports, rows.end(outcome))
     return job_id
 
 
 def test_without_a_similar_run_the_estimate_has_only_the_views(database: Database) -> None:
-    finish(database, 50.0, batch_size=128)
+    finish(database, 50.0, batch_size=128, data={"name": "digits", "image_size": 64})
     finish(database, 50.0, "failed", batch_size=250)
 
     # Two views of 3 x 8 x 8 float32.
@@ -39,6 +44,7 @@ def test_without_a_similar_run_the_estimate_has_only_the_views(database: Databas
         "view_bytes": 250 * 2 * 3 * 8 * 8 * 4,
         "memory": None,
         "like": None,
+        "time": UNKNOWN,
     }
 
 
@@ -56,6 +62,49 @@ def test_the_newest_similar_run_gives_time_and_disk(database: Database) -> None:
         database, batch_size=250, epochs=7, checkpoints={"keep_last": 2, "keep_best": 1}, knn_every_epochs=1
     )
     assert kept["like"]["disk_bytes"] == 10 * 3
+
+
+def test_the_speed_of_another_network_gives_a_range(database: Database) -> None:
+    finish(database, 1.0, backbone={"name": "resnet50", "stem": "small"})
+    nearest = finish(database, 90.0, backbone={"name": "resnet34", "stem": "small"})
+    spec: dict[str, Any] = {"backbone": {"name": "resnet18", "stem": "small"}, "batch_size": 250, "epochs": 9}
+
+    time = estimate(database, **spec)["time"]
+
+    assert time["job"] == nearest
+    resnet18, resnet34 = 34_713_600, 72_462_336  # multiplications of a forward pass of 8 x 8 pixels
+    seconds = 9 * 1000 / 90 * resnet18 / resnet34
+    assert 2 * time["low_seconds"] < seconds < time["high_seconds"] / 2
+    assert time["low_seconds"] * time["high_seconds"] == pytest.approx(seconds**2)
+    assert time["text"] == "about 20 s to 2 min, by the speed of wcl digits resnet34, a job with other settings"
+    assert estimate(database, **spec | {"data": {"name": "digits", "image_size": 64}})["time"] == UNKNOWN, (
+        "64 x the cost"
+    )
+    assert estimate(database, **spec | {"batch_size": "auto"})["time"] == UNKNOWN
+
+
+def test_a_short_run_says_nothing_of_another_network(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "STEPS", 5)
+    finish(database, 90.0, backbone={"name": "resnet34", "stem": "small"})
+    assert estimate(database, backbone={"name": "resnet18", "stem": "small"})["time"] == UNKNOWN
+
+
+def test_a_job_that_goes_on_is_expected_to_train_the_steps_that_are_left(database: Database) -> None:
+    finish(database, 50.0, batch_size=250)
+    with database.read() as session:
+        (first,) = (row.id for row in queries.list_jobs(session).items)
+    more = database.write(lambda session: submission.go_on(session, first, 60, None, None).id)
+
+    with database.read() as session:
+        job = queries.get_job(session, more)
+        time = estimates.expected_time(session, job)
+    total = job.spec["epochs"] * 4
+    assert time is not None
+    assert time["low_seconds"] == time["high_seconds"] == (total - 3) * 250 / 50
+    run = Run(database, claim(database))
+    run.deliver(rows.started(), rows.progress(4, eta_seconds=9.0))
+    with database.read() as session:
+        assert estimates.expected_time(session, queries.get_job(session, more)) is None, "it reports its own"
 
 
 def test_the_memory_of_a_run_is_compared_with_the_workers(database: Database) -> None:

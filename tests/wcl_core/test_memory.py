@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.wcl_core import small
 from wcl_core import attempt, checkpoint, limits
 from wcl_core.attempt import run_attempt
 from wcl_core.config import memory
 from wcl_core.config.memory import advice, largest_batch, process_bytes
+from wcl_core.networks.backbones import build_backbone
 from wcl_core.protocol import RunFile
 from wcl_core.reporter import MemoryReporter
 from wcl_core.training import batch_size
@@ -36,6 +38,16 @@ def shape(image_size: int, crops: int = 0, **changes: Any) -> dict[str, Any]:
         "multi_crop": {"crops": crops},
         "heads": heads,
     } | changes
+
+
+@pytest.mark.parametrize("place", [0, 3, 4])
+def test_the_cost_of_an_image_is_what_pytorch_counts(place: int) -> None:
+    spec = small.spec(**shape(**SHAPES[place] | {"crops": 0}))
+    network, side = build_backbone(spec.backbone, spec.data.image_size), spec.data.image_size
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, side, side))
+    cost = memory.image_cost(spec)
+    assert cost == pytest.approx(2 * 3 * counter.get_total_flops() / 2, rel=0.03)
 
 
 @pytest.mark.slow

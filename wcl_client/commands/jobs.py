@@ -357,6 +357,8 @@ def go_on(
         if not as_json:
             err.say(bold(new["name"]), f"  {client.url}/jobs/{new['id']}")
             err.say(f"  learning rate: {new['schedule']}")
+            if time := new.get("expected_time"):
+                err.say(f"  time: {time['text']}")
             err.say(f"  follow it: wcl watch {new['id'][-12:]}")
     print_json(new) if as_json else out.say(new["id"])
 

@@ -1,11 +1,11 @@
-"""The memory that a training process needs, from its spec alone: for estimates before a run, and after a failure.
+"""Memory and arithmetic of a training, from its spec alone: for estimates before a run, and after a failure.
 
     weights, momentum encoder, optimiser, their bfloat16 copies ─┐
     views of a step (float32), images of the dataset ────────────┼─► bytes at the end of a step's forward pass
     tensors that the backward pass needs, layer by layer ────────┘
 
 A convolution keeps its input, which is the last ReLU's output, and batch norm keeps its own input; so each pair of them
-keeps two maps.  The numbers are those of PyTorch's autograd, as a test counts them.  Plugins are not counted.
+keeps two maps.  The bytes are those of PyTorch's autograd, as a test counts them.  Plugins are not counted.
 """
 
 from __future__ import annotations
@@ -47,6 +47,29 @@ def process_bytes(spec: PretrainSpec, batch_size: int, *, is_gpu: bool, images: 
     copies = weights // 2 if item == 2 else 0
     forward = views + copies + kept * min(part, micro or part) + (weights if micro else 0)
     return static + max(forward, 3 * weights)
+
+
+def image_cost(spec: PretrainSpec) -> float | None:
+    """Return the multiplications for an image of a step, forward and backward; None for a backbone from a plugin.
+
+    Those of the heads and the loss are left out: they are few beside those of the backbone.
+    """
+    if spec.backbone.name not in RESIDUAL + TRANSFORMERS:
+        return None
+    side, crops = spec.data.image_size, spec.multi_crop
+    forward = 2 * _multiplications(spec, side)
+    trained = forward + (crops.crops * _multiplications(spec, crops.side(side)) if crops.crops else 0)
+    return 3.0 * trained + (forward if spec.momentum_decay is not None else 0)
+
+
+def _multiplications(spec: PretrainSpec, side: int) -> int:
+    """Return the multiplications of a forward pass of the backbone for a view of a side."""
+    if spec.backbone.name in VISION:
+        layers, _, c = VISION[spec.backbone.name]
+        patch = spec.backbone.patch_size
+        tokens = (side // patch) ** 2 + 1
+        return tokens * (3 * patch**2 * c + layers * (12 * c**2 + 2 * tokens * c))
+    return sum(each.multiplications for each in _convolutions(spec, side))
 
 
 def largest_batch(spec: PretrainSpec, available: int, *, is_gpu: bool, images: int = 0, most: int = 65_536) -> int:
@@ -129,12 +152,14 @@ class _Convolution:
         weights: of its kernel.
         kept: values that the backward pass keeps: its output, and the ReLU's if there is one.
         indices: bytes of the places of the maxima, behind the stem.
+        multiplications: of a forward pass.
     """
 
     def __init__(self, inputs: int, channels: int, kernel: int, side: int, *, relu: bool, pooled: int = 0) -> None:
         self.channels, self.weights = channels, inputs * channels * kernel**2
         self.kept = channels * (side**2 * (2 if relu else 1) + pooled**2)
         self.indices = 8 * channels * pooled**2
+        self.multiplications = self.weights * side**2
 
 
 def _convolutions(spec: PretrainSpec, side: int) -> Iterator[_Convolution]:
