@@ -1,6 +1,9 @@
 """Benchmark of the way from a submission to the first step, with and without the standby process, and of the queue.
 
-    python benchmarks/start.py [--rounds 5] [--submissions 100] [--jobs 100] [--photos 600] [--photos-from FOLDER]
+    python benchmarks/start.py [PART ...] [--rounds 5] [--submissions 100] [--jobs 100] [--photos 600]
+        [--photos-from FOLDER]
+
+Parts are runs, claims, rates and up; all by default.  Rows of other parts are kept, each with its date and load.
 
 Runs of digits are real; their first step is the moment at which the first metrics stand in the run's file.  The rates
 and the times to a claim are those of stand-in bodies, which train nothing; jobs whose rate is measured are submitted as
@@ -10,12 +13,14 @@ seed groups.  `wcl up` and its processes are started by command.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -24,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the servers that the t
 
 import httpx
 import numpy as np
-from measure.report import save_results, setting
+import psutil
+from measure.report import load_results, save_results, setting
 from PIL import Image
 from sqlalchemy import func, select
 
@@ -42,35 +48,37 @@ _GROUP = 25  # jobs
 _POLL_SECONDS = 0.005
 _SERVICE = {"WCL_LOOK_SECONDS": "5", "WCL_LEASE_SECONDS": "60"}
 
-Row = tuple[str, str, str, str]
+PARTS = ("runs", "claims", "rates", "up")
+
+Measured = tuple[str, str, str, str]  # what, without the standby process, now, and the goal
+Row = tuple[str, str, str, str, str]  # the same, and when
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", default=[], help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=5, help="of real runs")
     parser.add_argument("--submissions", type=int, default=100, help="whose time to a claim is measured")
     parser.add_argument("--jobs", type=int, default=100, help="for each rate")
     parser.add_argument("--photos", type=int, default=600, help="in each of five folders")
     parser.add_argument("--photos-from", type=Path, help="a folder of folders of photographs; by default they are made")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="wcl-start-") as name:
-        folder = Path(name)
-        rows = _runs(folder, options.rounds)
-        print(_table(rows), flush=True)
-        with theatre(folder / "theatre") as house:
-            rows += _claims(house, options.submissions) + _rates(house, options.jobs)
-        print(_table(rows), flush=True)
-        rows += _up(folder, options.photos, options.photos_from)
-    print(_table(rows), flush=True)
-    facts = setting() | {name: value for name, value in vars(options).items() if name != "photos_from"} | {"rows": rows}
-    facts["photos"] = f"{options.photos}, {'made' if options.photos_from is None else 'real'}"
-    text = f"Load average {facts['load_average'][0]} on {facts['cores']} cores; medians, and the range in brackets."
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"expected parts of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    rows: dict[str, Row] = {each[0]: tuple(each) for each in load_results("start").get("rows", ())}
+    with tempfile.TemporaryDirectory(prefix="wcl-start-") as name, theatre(Path(name) / "theatre") as house:
+        for part in options.parts or PARTS:
+            for *row, goal in _MEASURE[part](house, Path(name), options):
+                rows[row[0]] = (*row, goal, f"{date.today()}, load {os.getloadavg()[0]:.1f}")  # type: ignore[assignment]
+            print(_table(rows), flush=True)
+    facts = setting() | {"rows": list(rows.values())}
+    text = f"{facts['cores']} cores; medians, and the range in brackets.  The load is the average of the last minute."
     save_results("start", facts, f"{_table(rows)}\n\n{text}")
 
 
-def _table(rows: list[Row]) -> str:
-    head = ["| measured | without the standby process | now | goal |", "|---|---|---|---|"]
-    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
+def _table(rows: dict[str, Row]) -> str:
+    head = ["| measured | without the standby process | now | goal | when |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows.values())])
 
 
 def _seconds(values: list[float]) -> str:
@@ -114,7 +122,7 @@ class Digits:
             time.sleep(0.1)
 
 
-def _runs(folder: Path, rounds: int) -> list[Row]:
+def _runs(folder: Path, rounds: int) -> list[Measured]:
     """Measure both services in turn, so that other load of the machine affects both."""
     services = {standby: Digits(folder / standby, standby) for standby in ("off", "on")}
     times: dict[str, list[tuple[float, float]]] = {"off": [], "on": []}
@@ -163,7 +171,7 @@ def _served(house: Theatre, name: str, kind: str, num_workers: int) -> Iterator[
             yield stage, submit
 
 
-def _claims(house: Theatre, count: int) -> list[Row]:
+def _claims(house: Theatre, count: int) -> list[Measured]:
     rows = []
     for kind, name in (("sqlite", "SQLite"), ("postgres", "PostgreSQL and Redis")):
         with _served(house, f"claims-{kind}", kind, 1) as (stage, submit):
@@ -179,7 +187,7 @@ def _claims(house: Theatre, count: int) -> list[Row]:
     return rows
 
 
-def _rates(house: Theatre, count: int) -> list[Row]:
+def _rates(house: Theatre, count: int) -> list[Measured]:
     rows = []
     for num_workers in WORKERS:
         with _served(house, f"rate-{num_workers}", "postgres", num_workers) as (stage, submit):
@@ -202,18 +210,18 @@ def _num_open(database: Database) -> int:
 # --- the start of the service --------------------------------------------------------------------------------------
 
 
-def _up(folder: Path, photos: int, source: Path | None) -> list[Row]:
+def _up(folder: Path, photos: int, source: Path | None) -> list[Measured]:
     times = [_up_once(folder, photos, source, standby) for standby in ("off", "on")]
-    name = f"`wcl up` with {FOLDERS} folders of {photos} photos to"
+    name = f"`wcl up` with {FOLDERS} folders of {photos} {'made' if source is None else 'real'} photos to"
     steps = (("the first submission", "3 s"), ("a worker that has read them", "6 s"))
     return [
-        (f"{name} {step}", *(f"{each[which]:.1f} s" for each in times), goal)
-        for which, (step, goal) in enumerate(steps)
+        (f"{name} {step}", *(f"{seconds:.1f} s ({cpu:.1f} s of CPU)" for seconds, cpu in shown), goal)
+        for (step, goal), *shown in zip(steps, *times, strict=True)
     ]
 
 
-def _up_once(folder: Path, photos: int, source: Path | None, standby: str) -> tuple[float, float]:
-    """Return the seconds from the start to the first accepted submission, and to a worker with all datasets."""
+def _up_once(folder: Path, photos: int, source: Path | None, standby: str) -> list[tuple[float, float]]:
+    """Return the seconds, and those of CPU, until the first submission and until a worker has all datasets."""
     service = Service(folder / f"up-{standby}", WCL_STANDBY=standby, **_SERVICE)
     service.is_forked = False
     for number in range(FOLDERS):
@@ -224,15 +232,23 @@ def _up_once(folder: Path, photos: int, source: Path | None, standby: str) -> tu
     try:
         service.start()
         client = service.client()
-        accepted: float | None = None
-        while True:
-            if accepted is None and _is_accepted(service):
-                accepted = time.monotonic() - began
-            if accepted is not None and _has_read_all(client):
-                return accepted, time.monotonic() - began
-            time.sleep(0.1)
+        times: list[tuple[float, float]] = []
+        for is_over in (lambda: _is_accepted(service), lambda: _has_read_all(client)):
+            while not is_over():
+                time.sleep(0.05)
+            times.append((time.monotonic() - began, _cpu_seconds(service)))
+        return times
     finally:
         service.stop()
+
+
+def _cpu_seconds(service: Service) -> float:
+    """Return the CPU time of `wcl up` and all its processes, also of those that have ended."""
+    top, times = psutil.Process(service.pid), []
+    for each in [top, *top.children(recursive=True)]:
+        with suppress(psutil.Error):
+            times.append(sum(each.cpu_times()[:4]))
+    return sum(times)
 
 
 def _has_read_all(client: WclClient) -> bool:
@@ -266,6 +282,13 @@ def _photos(folder: Path, count: int) -> None:
         coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
 
+
+_MEASURE: dict[str, Callable[[Theatre, Path, argparse.Namespace], list[Measured]]] = {
+    "runs": lambda _, folder, options: _runs(folder, options.rounds),
+    "claims": lambda house, _, options: _claims(house, options.submissions),
+    "rates": lambda house, _, options: _rates(house, options.jobs),
+    "up": lambda _, folder, options: _up(folder, options.photos, options.photos_from),
+}
 
 if __name__ == "__main__":
     main()

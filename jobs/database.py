@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Connection, Engine, create_engine, event, make_url, select
+from sqlalchemy import BigInteger, Connection, Engine, Row, Select, create_engine, event, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -143,17 +143,27 @@ class Database:
     def __init__(self, url: str, connections: int = _DEFAULT_CONNECTIONS) -> None:
         self.url = url
         self.engine = _sqlite_engine(url) if url.startswith("sqlite") else _postgres_engine(url, connections)
-        # By default PostgreSQL shows each statement another snapshot.
-        is_sqlite = self.engine.dialect.name == "sqlite"
-        self._reads = self.engine if is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
-        self._writes = self.engine.execution_options(wcl_write=True)
+        self._reads = self.engine.execution_options(wcl_begin="read")
+        self._writes = self.engine.execution_options(wcl_begin="write")
+        self._single_reads = self.engine.execution_options(wcl_begin="none")
         self._listeners: list[tuple[Signal, Callable[[], None]]] = []
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Open a session for a few quick queries that see one snapshot; it commits nothing."""
-        with _connect(self._reads) as connection, JobsSession(connection, expire_on_commit=False) as session:
+        with _begun(self._reads) as connection, _session(connection) as session:
             yield session
+
+    def read_row(self, statement: Select[Any]) -> Row[Any] | None:
+        """Return the row of one SELECT, or None: one message to the database and one back."""
+        for may_be_stale in (True, False):
+            try:
+                with _begun(self._single_reads) as connection:
+                    return connection.execute(statement).one_or_none()
+            except DBAPIError as error:
+                if not (error.connection_invalidated and may_be_stale):
+                    raise
+        raise AssertionError("unreachable")
 
     def write(self, change: Callable[[Session], T]) -> T:
         """Run `change` in one transaction and commit it.
@@ -162,8 +172,7 @@ class Database:
         """
         for attempt in range(1, _MAX_TRIES + 1):
             try:
-                with _connect(self._writes) as connection, JobsSession(connection, expire_on_commit=False) as session:
-                    session.connection()  # begins; a writer of SQLite locks before its first read
+                with _begun(self._writes) as connection, _session(connection) as session:
                     result = change(session)
                     failpoint("commit.before", change, _lost_connection)
                     session.commit()
@@ -252,19 +261,37 @@ def _lost_connection(text: str) -> OperationalError:
     return OperationalError("COMMIT", None, ConnectionError(text))
 
 
-def _connect(engine: Engine) -> Connection:
-    """Return a connection; wait while this process uses all of its own, or while the server has none to give.
+def _session(connection: Connection) -> JobsSession:
+    """Return a session that commits or ends the transaction of a connection."""
+    return JobsSession(connection, expire_on_commit=False, join_transaction_mode="control_fully")
+
+
+def _begun(engine: Engine) -> Connection:
+    """Return a connection with an open transaction.
+
+    Wait while this process uses all of its connections, or while the server has none to give.  A connection that has
+    ended since its last use is replaced: its BEGIN shows that, so no message is spent to test it.
 
     Raises:
         DBAPIError: no connection was free in time, or the database does not respond.
     """
     deadline = time.monotonic() + _CONNECTION_WAIT_SECONDS
+    may_be_stale = True
     while True:
         try:
-            return engine.connect()
+            connection = engine.connect()
+            try:
+                connection.begin()
+            except BaseException:
+                connection.close()
+                raise
+            return connection
         except PoolTimeout as error:
             raise OperationalError("connect", None, error) from error
-        except OperationalError as error:
+        except DBAPIError as error:
+            if error.connection_invalidated and may_be_stale:
+                may_be_stale = False
+                continue
             if fault_of(error) is not Fault.OVERLOADED or time.monotonic() > deadline:
                 raise
         time.sleep(random.uniform(0.05, 0.25))
@@ -276,7 +303,7 @@ def _postgres_engine(url: str, connections: int) -> Engine:
     # Prepared statements belong to one connection of the server, which a pooler changes at each transaction.
     engine = create_engine(
         address.difference_update_query(["prepare_threshold"]),
-        pool_pre_ping=True,
+        isolation_level="AUTOCOMMIT",  # the driver would send a BEGIN of its own
         pool_size=connections,
         max_overflow=0,
         pool_timeout=_CONNECTION_WAIT_SECONDS,
@@ -286,7 +313,12 @@ def _postgres_engine(url: str, connections: int) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(settings)
+        """Send one message: on a slow network, each one counts."""
+        mode = connection.get_execution_options().get("wcl_begin", "write")
+        if mode != "none":
+            # By default PostgreSQL shows each statement another snapshot.
+            isolation = " ISOLATION LEVEL REPEATABLE READ" if mode == "read" else ""
+            connection.exec_driver_sql(f"BEGIN{isolation}; {settings}")
 
     return engine
 
@@ -305,8 +337,8 @@ def _sqlite_engine(url: str) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
         # A reader that later writes could conflict with a writer, so a writer locks before its first read.
-        is_write = connection.get_execution_options().get("wcl_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+        mode = connection.get_execution_options().get("wcl_begin", "read")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if mode == "write" else "BEGIN")
 
     @event.listens_for(engine, "reset")
     def reset(connection: sqlite3.Connection, record: Any, state: Any) -> None:

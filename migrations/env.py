@@ -16,7 +16,7 @@ def run() -> None:
     """Upgrade, check or compare the schema in one transaction; concurrent processes take turns."""
     database = context.config.attributes.get("database") or Database(Settings().resolved_database_url)
     with database.engine.connect() as raw:
-        connection = raw.execution_options(wcl_write=True)
+        connection = raw.execution_options(wcl_begin="write")
         with connection.begin():
             # If configured before the transaction, Alembic would commit after each migration on SQLite, so that another
             # process could migrate in between.

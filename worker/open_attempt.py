@@ -33,6 +33,7 @@ class OpenAttempt:
         self._database, self._settings, self._draining = database, settings, draining
         self.job_id, self.attempt = claim.job_id, claim.attempt
         self._faults = FaultLog(log, f"job {claim.job_id}: the renewal or end of its attempt")
+        self._read_faults = FaultLog(log, f"job {claim.job_id}: the look at its requests")
         self.node = claim.node
         self._began = time.monotonic()
 
@@ -69,6 +70,14 @@ class OpenAttempt:
         with self._faults:
             requests = self._database.write(lambda s: transitions.deliver(s, self.attempt, [], ran_ms=self.ran_ms()))
         return None if requests is None else request_of(requests)
+
+    def read_request(self) -> Request | None:
+        """Return a request that ends the attempt, by one message to the database; None also during an outage of it."""
+        request: Request | None = None
+        with self._read_faults:
+            row = self._database.read_row(transitions.requests_query(self.attempt))
+            request = None if row is None else request_of(transitions.requests_of(row))
+        return request
 
     def missing_workers(self) -> list[str]:
         """Return the workers that have not begun their node; none during an outage of the database."""

@@ -66,6 +66,7 @@ _STANDBY_SECONDS = 60.0  # for the imports of a standby process that has just st
 _CAUSE_SECONDS = 10.0  # for another node, which waits for its other ranks before it reports
 _BEGIN_SECONDS = 20.0  # for the other nodes, whose workers poll each second
 _SECRET_BYTES = 32
+_SLOW_SECONDS = 0.2  # of a delivery, after which requests are read beside it
 _FILE_SECONDS = 1.0  # between two renewals while only a file is waited for
 
 
@@ -268,21 +269,25 @@ class _Run:
         while (code := self._process.exit_code()) is None:
             self._deliver()
             self._delivery.cap_output()
-            if self._draining.is_set():
-                self._drain()
-            if self._kill_at is not None and time.monotonic() > self._kill_at:
-                log.warning("job %s: the run did not stop in time and is killed", self._attempt.job_id)
-                self._was_killed = True
-                self._process.kill(at_once=self._process.requested == "cancel")
-            elif (fault := self._fault()) is not None:
-                self._killed_for = fault
-                log.warning("job %s is killed: %s", self._attempt.job_id, fault.message)
-                self._process.kill(at_once=True)
+            self._enforce()
             self._process.wait(self._pause())
         if not self._deliver_rest():
             if code == PEER_LOST_EXIT and self._has_peers:
                 self._wait_for_cause()
             self._attempt.end(self._end_of(code))
+
+    def _enforce(self) -> None:
+        """Pass on a drain of the worker, and kill the run when its time to stop is over, or for a fault."""
+        if self._draining.is_set():
+            self._drain()
+        if self._kill_at is not None and time.monotonic() > self._kill_at:
+            log.warning("job %s: the run did not stop in time and is killed", self._attempt.job_id)
+            self._was_killed = True
+            self._process.kill(at_once=self._process.requested == "cancel")
+        elif (fault := self._fault()) is not None:
+            self._killed_for = fault
+            log.warning("job %s is killed: %s", self._attempt.job_id, fault.message)
+            self._process.kill(at_once=True)
 
     def _wait_for_cause(self) -> None:
         """Give the node whose ranks failed first time to end the attempt with the cause.
@@ -320,8 +325,10 @@ class _Run:
         Raises:
             OSError: the storage is full, and waiting would not help.
         """
+        sending = BackgroundWork(self._delivery.send)
+        self._listen_during(sending)
         try:
-            requests = self._delivery.send()
+            requests = sending.result()
         except DBAPIError as error:
             if not is_outage(error):
                 raise
@@ -335,6 +342,21 @@ class _Run:
         else:
             self._faults.failed(obstacle)
         return requests
+
+    def _listen_during(self, sending: BackgroundWork[Requests]) -> None:
+        """Wait for a delivery; beside one that a slow database holds up, read requests and enforce them.
+
+        A delivery brings the requests only after a message for each of its statements.
+        """
+        reading: BackgroundWork[Request | None] | None = None
+        while not sending.is_done(_SLOW_SECONDS):
+            if self._process.exit_code() is not None:
+                continue
+            if reading is not None and reading.is_done():
+                self._pass_on(reading.result())
+                reading = None
+            reading = reading or BackgroundWork(self._attempt.read_request)
+            self._enforce()
 
     def _renew_without_records(self, error: DBAPIError) -> None:
         """Renew the attempt while only its records are refused, as without a right on their table."""

@@ -21,7 +21,7 @@ Import from this package, not from its modules.
 """
 
 from jobs.transitions.claims import Claim, claim, is_claimable, unused
-from jobs.transitions.fence import Requests, deliver, end_attempt, reap
+from jobs.transitions.fence import Requests, deliver, end_attempt, reap, requests_of, requests_query
 from jobs.transitions.nodes import (
     NodeState,
     announce_rendezvous,
@@ -56,6 +56,8 @@ __all__ = [
     "reap",
     "renew_node",
     "request_drain",
+    "requests_of",
+    "requests_query",
     "resume",
     "resume_held",
     "unblock",

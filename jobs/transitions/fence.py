@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import exists, null, select, update
+from sqlalchemy import Row, Select, case, exists, null, select, update
 from sqlalchemy.orm import Session
 
 from jobs import ingest
@@ -18,7 +19,7 @@ from jobs.events import record
 from jobs.ingest import Delivered, StoredFile
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job
 from jobs.status import Reason
-from jobs.transitions.outcomes import seconds_left, settle
+from jobs.transitions.outcomes import settle, spent_ms
 from wcl_core.protocol import CheckpointRecord, StartedRecord, WarningRecord
 
 
@@ -86,22 +87,34 @@ def deliver(
 
 def requests_to(session: Session, attempt: AttemptRef) -> Requests:
     """Return the requests to an attempt."""
-    columns = select(
-        Job.cancel_requested_at,
-        Job.pause_requested_at,
-        Job.preempt_requested_at,
-        Job.max_seconds,
-        Attempt.drain_requested_at,
+    return requests_of(session.execute(requests_query(attempt)).one())
+
+
+def requests_query(attempt: AttemptRef) -> Select[Any]:
+    """Return the query whose row `requests_of` reads."""
+    left_ms = case((Job.max_seconds.is_not(None), Job.max_seconds * 1000 - spent_ms(Job.id)))
+    return (
+        select(
+            Job.cancel_requested_at,
+            Job.pause_requested_at,
+            Job.preempt_requested_at,
+            Attempt.drain_requested_at,
+            left_ms.label("left_ms"),
+        )
+        .join(Attempt, Attempt.job_id == Job.id)
+        .where(attempt.is_row())
     )
-    both = columns.join(Attempt, Attempt.job_id == Job.id).where(attempt.is_row())
-    cancel, pause, preempt, max_seconds, drain = session.execute(both).one()
-    left = math.inf if max_seconds is None else seconds_left(session, attempt.job_id)
+
+
+def requests_of(row: Row[Any]) -> Requests:
+    """Return the requests that a row of `requests_query` holds."""
+    left = math.inf if row.left_ms is None else float(row.left_ms) / 1000  # PostgreSQL sums to a decimal
     return Requests(
-        cancel=cancel is not None,
-        pause=pause is not None,
-        preempt=preempt is not None,
+        cancel=row.cancel_requested_at is not None,
+        pause=row.pause_requested_at is not None,
+        preempt=row.preempt_requested_at is not None,
         timeout=left <= 0,
-        drain=drain is not None,
+        drain=row.drain_requested_at is not None,
         seconds_left=max(0.0, left),
     )
 

@@ -74,6 +74,12 @@ class Service:
         assert self._process.poll() is None, self.words()
         return "Open " in self.log_path.read_text(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        """The process id of `wcl up`."""
+        assert self._process
+        return self._process.pid
+
     def client(self) -> WclClient:
         return WclClient(f"http://127.0.0.1:{self.port}", (self.data_dir / "key").read_text().strip())
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, literal_column, select, text, update
 
 from jobs import queries
 from jobs.database import Database
@@ -122,3 +122,42 @@ def test_other_programs_behind_the_pooler_keep_their_settings(pooled: Database, 
         for _ in range(10):
             assert other.execute("SHOW lock_timeout").fetchone() == ("0",)
             assert other.execute("SHOW default_transaction_isolation").fetchone() == ("read committed",)
+
+
+@pytest.mark.parametrize("use", ["read", "write", "row"])
+def test_a_connection_that_has_ended_is_replaced_before_it_is_used(postgres_database: Database, use: str) -> None:
+    """Its first message shows that it has ended: no other message is spent on a test of it."""
+    database, statement = Database(postgres_database.url, connections=1), text("SELECT pg_backend_pid()")
+    row = select(literal_column("pg_backend_pid()"))
+    with database.read() as session:
+        before = session.execute(statement).scalar_one()
+    end = text("SELECT pg_terminate_backend(:pid, 5000)")
+    assert postgres_database.write(lambda session: session.execute(end, {"pid": before}).scalar_one())
+
+    if use == "read":
+        with database.read() as session:
+            after = session.execute(statement).scalar_one()
+    elif use == "write":
+        after = database.write(lambda session: session.execute(statement).scalar_one())
+    else:
+        after = database.read_row(row)[0]  # type: ignore[index]
+
+    assert after != before
+    database.dispose()
+
+
+def test_a_row_is_read_by_one_message(postgres_database: Database) -> None:
+    messages: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        messages.append(statement)
+
+    event.listen(postgres_database.engine, "before_cursor_execute", note)
+    try:
+        assert postgres_database.read_row(select(literal_column("1"))) == (1,)
+        assert len(messages) == 1
+        with postgres_database.read() as session:
+            session.execute(select(literal_column("1")))
+        assert len(messages) == 3, "its settings come with the BEGIN"
+    finally:
+        event.remove(postgres_database.engine, "before_cursor_execute", note)

@@ -230,7 +230,7 @@ def read_only(database: Database) -> Iterator[None]:
     """Make the database read-only, as a process does that is stopped inside a transaction."""
     is_sqlite = database.engine.dialect.name == "sqlite"
     lock = "SELECT 1" if is_sqlite else "LOCK TABLE attempts, workers IN EXCLUSIVE MODE"
-    with database.engine.connect().execution_options(wcl_write=True) as connection:
+    with database.engine.connect().execution_options(wcl_begin="write") as connection:
         connection.execute(text(lock))
         yield
 

@@ -643,6 +643,13 @@ GUARDS = (
         ("tests/worker/test_slots.py::test_a_worker_announces_what_it_keeps_its_devices_for_and_takes_that_back",),
     ),
     Guard(
+        "requests are read beside a delivery that a slow database holds up",
+        "worker/supervisor.py",
+        "self._pass_on(reading.result())",
+        "reading.result()",
+        ("tests/worker/test_supervisor.py::test_a_cancel_is_read_beside_a_delivery_that_a_slow_database_holds_up",),
+    ),
+    Guard(
         "a run from weights measures them before they change",
         "wcl_core/training/pretrain.py",
         "            return self.config.weights is None or self._measured_untrained()",

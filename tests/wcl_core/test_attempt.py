@@ -240,6 +240,7 @@ PHASES = {
     "compilation": ("wcl_core.training.execution.compiled", {"execution": "compiled"}),
     "first step": ("wcl_core.training.learner.Learner.gradients", {}),
     "measurement of the untrained network": ("wcl_core.training.pretrain.network_features", {"knn_every_epochs": 1}),
+    "saving to a slow disk": ("wcl_core.checkpoint._write", {"checkpoints": {"every_epochs": 1}}),
     "linear features": ("wcl_core.evaluation.run._subject", None),
     "linear": ("wcl_core.evaluation.linear.fit", None),
     "knn": ("wcl_core.evaluation.knn.knn_top1", None),

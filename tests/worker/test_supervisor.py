@@ -107,6 +107,21 @@ def test_a_cancelled_run_that_does_not_end_by_itself_is_killed_at_once(monkeypat
     assert [end.outcome for end in one.ends] == ["cancelled"]
 
 
+def test_a_cancel_is_read_beside_a_delivery_that_a_slow_database_holds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    one: Any = StandIn(cancel=False)
+    one.read_request = iter([None, "cancel"]).__next__
+
+    def held_up() -> Requests:
+        eventually(lambda: one.was_killed, "the end of the run")
+        return Requests(cancel=False, pause=False, preempt=False)
+
+    one.send = held_up
+    follow(one)
+
+    assert one.was_at_once
+    assert one.ends == [AttemptEnd("cancelled", None, None)]
+
+
 def test_a_run_is_looked_at_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StandIn, "send", lambda _: Requests(False, False, False, seconds_left=0.1))
     one: Any = StandIn(cancel=False)
