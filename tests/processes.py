@@ -32,13 +32,14 @@ from unittest import mock
 import wcl_client.processes
 import worker.standby
 from jobs.transitions import outcomes
+from tests import parallel
 from wcl_core import standby
 from wcl_core.protocol import RunFile
 from wcl_core.reporter import Reporter, SpoolReporter
 
 ROOT = Path(__file__).parents[1]
 _PR_SET_PDEATHSIG = 1
-_PRELOADED = [
+PRELOADED = [
     "tests.chaos.processes",
     "worker.__main__",
     "api.__main__",
@@ -119,9 +120,11 @@ def outside() -> dict[str, str]:
 
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(PRELOADED)
     with mock.patch.dict(os.environ, {standby.MARK: standby.ROOM}):  # room for the environments of all processes
+        multiprocessing.set_executable(parallel.python())
         forkserver.ensure_running()
+        multiprocessing.set_executable(sys.executable)
     return context
 
 

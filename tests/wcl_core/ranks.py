@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests import parallel
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,7 +37,7 @@ class Worlds:
 @contextmanager
 def worlds() -> Iterator[Worlds]:
     """Yield the worlds and end all processes at the end."""
-    command = [sys.executable, "-m", "tests.wcl_core.ranks"]
+    command = [parallel.python(), "-m", "tests.wcl_core.ranks"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
         yield Worlds(process)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import parallel
 from tests.wcl_core import small
 from wcl_core import attempt, checkpoint, data
 from wcl_core.attempt import classify, describe, run_attempt
@@ -139,7 +140,7 @@ def last_word(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", SERVER]
+    command = [parallel.python(), "-c", SERVER]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True) as process:
         yield process
 

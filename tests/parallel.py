@@ -1,0 +1,162 @@
+"""`python -m tests.parallel PROCESSES ARGUMENTS`: pytest in several processes that import nothing.
+
+The imports of all tests take as long as many a folder of tests.  Each process of pytest-xdist would repeat them, and so
+would the fork server of `tests.processes` in each of them.  Here one process imports everything, and forks these: an
+option of xdist names another interpreter for its processes, which is `tests/forked_python.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import importlib
+import json
+import os
+import runpy
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from wcl_core import standby
+
+_VARIABLE = "PYTEST_FORKED_PYTHON"  # the path of the program that stands for the interpreter
+_LAUNCHER = Path(__file__).with_name("forked_python.py")
+_PR_SET_PDEATHSIG = 1
+_MOST_BYTES, _MOST_DESCRIPTORS, _LEAST_FREE = 1 << 20, 64, 256
+
+
+class _ImportsAlone:
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Import what the tests' processes need; `--fast` starts none."""
+        if not config.getoption("fast"):
+            for name in importlib.import_module("tests.processes").PRELOADED:
+                importlib.import_module(name)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(self) -> list[pytest.Item]:
+        return []
+
+
+def python() -> str:
+    """Return the interpreter for a process whose imports no test is about: they are forked below `main`.
+
+    Such a process is no child of the caller, though it has its folder, variables and open files; its exit code is lost.
+    """
+    return os.environ.get(_VARIABLE, sys.executable)
+
+
+def main(processes: str, *arguments: str) -> int:
+    """Run pytest; return its exit code."""
+    memory = standby.Memory()
+    memory.write([sys.executable, "-m", "pytest", *arguments], os.environ)
+    with _silence():
+        # Without a capture of the output, so that no module keeps a stream that replaces it for a while
+        pytest.main(["--collect-only", "--capture=no", *arguments], plugins=[_ImportsAlone()])
+    standby.use_huge_pages()
+    folder = Path(tempfile.mkdtemp(prefix="wcl-tests-"))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    listener.listen()
+    if os.fork() == 0:
+        _run(_serve(listener, memory))  # in each process that it forks
+        return 0
+    listener.close()
+    try:
+        program = folder / "python"
+        command = shlex.join([sys.executable, "-I", "-S", str(_LAUNCHER), str(folder / "socket")])
+        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        program.chmod(0o700)
+        os.environ[_VARIABLE] = str(program)
+        return pytest.main(["--tx", f"{processes}*popen//python={program}", *arguments])
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Let nothing be seen of what is printed: the processes report the same errors."""
+    kept = [os.dup(number) for number in (1, 2)]
+    with Path(os.devnull).open("w") as nothing:
+        for number in (1, 2):
+            os.dup2(nothing.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def _serve(listener: socket.socket, memory: standby.Memory) -> list[str]:
+    """Fork a process for each request; return its arguments in that process."""
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the processes
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux forgets them when they end
+    while True:
+        connection, _ = listener.accept()
+        message, descriptors, _, _ = socket.recv_fds(connection, _MOST_BYTES, _MOST_DESCRIPTORS)
+        while not message.endswith(b"\n"):
+            message += connection.recv(_MOST_BYTES)
+        if os.fork() == 0:
+            connection.sendall(b"%d\n" % os.getpid())
+            connection.close()
+            listener.close()
+            return _become(json.loads(message), descriptors, memory)
+        for descriptor in (connection.detach(), *descriptors):
+            os.close(descriptor)
+
+
+def _become(request: dict[str, Any], descriptors: list[int], memory: standby.Memory) -> list[str]:
+    """Let this process go on as a new one with a request's variables, folder and open files; return its arguments."""
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    wanted = request["descriptors"]
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _LEAST_FREE) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for descriptor, number in zip(moved, wanted, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    arguments: list[str] = request["arguments"]
+    memory.write([sys.executable, *arguments], request["environment"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    folders = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [each for each in folders if each not in {"", *sys.path}]
+    return arguments
+
+
+def _run(arguments: list[str]) -> None:
+    """Do as `python ARGUMENTS`, which are options without values, and `-c CODE` or `-m MODULE` with what follows."""
+    place = next(place for place, argument in enumerate(arguments) if argument in {"-c", "-m"})
+    kind, subject, *rest = arguments[place:]
+    sys.argv = [kind, *rest]
+    if kind == "-m":
+        runpy.run_module(subject, run_name="__main__", alter_sys=True)
+        return
+    sys.modules["__main__"] = module = ModuleType("__main__")
+    exec(subject, vars(module))  # noqa: S102
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    if standby.MARK not in os.environ:  # room for the variables and command lines of all processes
+        command = [sys.executable, "-m", __spec__.name, *sys.argv[1:], standby.ROOM]
+        os.execve(sys.executable, command, {**os.environ, standby.MARK: standby.ROOM})  # noqa: S606
+    sys.exit(main(*sys.argv[1:-1]))
