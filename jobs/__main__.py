@@ -1,6 +1,6 @@
 """Commands for operators that work on the database directly.
 
-python -m jobs migrate | create-key NAME | audit | check | adopt-storage
+python -m jobs migrate | create-key NAME | audit | check | adopt-storage | backup DIR | restore DIR
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import keys, schema, storage_id
+from jobs import backups, keys, schema, storage_id
 from jobs.audit import audit
 from jobs.database import Database, is_outage
 from jobs.errors import JobsError
 from jobs.faults import describe
-from jobs.settings import InvalidSettings, read_settings
+from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import Arguments, write_error, write_line
@@ -28,11 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = read_settings()
+        if options.command == "restore":
+            return _restore(settings, options)
         database = Database(settings.resolved_database_url)
         if options.command != "adopt-storage":
             storage_id.refuse_new_database(settings)
         if options.command == "check":
             return _check(database)
+        if options.command == "backup":
+            return _backup(database, LocalStorage(settings.checkpoints_dir), options)
         database.migrate()
         if options.command == "create-key":
             scopes = options.scopes.split(",")
@@ -50,7 +55,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         write_error(describe(error))
         return 1
+    except OSError as error:
+        write_error(f"{error.filename or 'the machine'}: {error.strerror or error}")
+        return 1
     return 0
+
+
+def _backup(database: Database, storage: LocalStorage, options: argparse.Namespace) -> int:
+    """Make a backup and print what it holds; return 1 if a file is damaged or missing that no row is marked for."""
+    made = backups.make_backup(database, storage, Path(options.folder), options.keep)
+    manifest = made.manifest
+    size, copied = _size(manifest.database.size), _size(made.copied_bytes)
+    write_line(
+        f"{Path(options.folder) / manifest.name}: {manifest.counts['jobs']:,} jobs; database {size}; "
+        f"{len(manifest.files):,} files, {made.num_copied:,} of them copied now ({copied})"
+    )
+    if marked := len(manifest.flaws) - len(made.new_flaws):
+        write_line(f"{marked:,} files are not in it: they are marked as damaged or missing", sys.stderr)
+    for flaw in made.new_flaws:
+        write_line(f"not in it: {flaw.storage_key}: {flaw.reason}", sys.stderr)
+    return 1 if made.new_flaws else 0
+
+
+def _restore(settings: Settings, options: argparse.Namespace) -> int:
+    """Check or restore a backup, and print what was done; return 1 if a file of a checked backup is bad."""
+    folder = backups.BackupFolder(Path(options.folder))
+    if options.files and (options.check or options.replace or options.backup):
+        raise backups.BackupError("--files takes the files of all backups; leave out --check, --replace and --backup")
+    manifest = folder.read(options.backup)
+    if options.check:
+        return _check_backup(folder, manifest)
+    if options.files:
+        restored = backups.restore_files(settings, folder)
+    else:
+        restored = backups.restore(settings, folder, manifest, replace=options.replace)
+    if restored.aside is not None:
+        write_line(f"the former database is kept as {restored.aside}")
+    write_line(
+        f"{restored.num_copied:,} files restored ({_size(restored.copied_bytes)}), {restored.num_present:,} were there"
+    )
+    for key in restored.missing:
+        write_line(f"missing or damaged: {key}", sys.stderr)
+    if not options.files:
+        what = "it takes the place of the original" if options.replace else "it is a copy; its webhooks are disabled"
+        write_line(f"{manifest.name} is restored into {settings.data_dir}: {what}")
+    return 0
+
+
+def _check_backup(folder: backups.BackupFolder, manifest: backups.Manifest) -> int:
+    folder.dump_of(manifest)
+    flaws = list(folder.flaws(manifest))
+    for flaw in flaws:
+        write_line(flaw, sys.stderr)
+    counts = ", ".join(f"{number:,} {name}" for name, number in manifest.counts.items())
+    write_line(
+        f"{manifest.name}: version {manifest.version}, schema {manifest.revision}, "
+        f"{manifest.database.made_with}; {counts}; {len(manifest.files):,} files read, "
+        f"{len(flaws):,} of them damaged or missing"
+    )
+    if manifest.flaws:
+        write_line(f"{len(manifest.flaws):,} files were damaged or missing when it was made", sys.stderr)
+    return 1 if flaws else 0
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def _check(database: Database) -> int:
@@ -89,7 +158,26 @@ def _parser() -> argparse.ArgumentParser:
         help="declare that the folder `checkpoints` in WCL_DATA_DIR holds this database's files, as after a restored "
         "backup",
     )
+    backup = commands.add_parser("backup", help="write a backup of database and files while jobs run")
+    backup.add_argument("folder", metavar="DIR", help="folder of backups; files of earlier ones are not copied again")
+    backup.add_argument("--keep", type=_count, metavar="N", help="keep the newest N backups, and remove older ones")
+    restored = commands.add_parser("restore", help="restore a backup as a copy, or in the original's place")
+    restored.add_argument("folder", metavar="DIR", help="folder that `backup` has written")
+    restored.add_argument("--backup", metavar="NAME", help="name of the backup; by default the newest complete one")
+    restored.add_argument("--check", action="store_true", help="read and compare everything, and restore nothing")
+    restored.add_argument(
+        "--replace", action="store_true", help="the restored service takes the place of the original, which is gone"
+    )
+    restored.add_argument(
+        "--files", action="store_true", help="restore only files that the present database names and its storage lacks"
+    )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text[:9]) < 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text[:50]!r}; expected a number from 1 to 999999")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,11 @@ def report(database: Database, storage: Storage, row: Checkpoint, flaw: BadFile 
     database.write(lambda session: _change_mark(session, row.id, flaw))
 
 
+def note(database: Database, checkpoint_id: str, flaw: BadFile | None) -> None:
+    """Set or take back a mark as `report` does, when an operator says that the storage has all files that there are."""
+    database.write(lambda session: _change_mark(session, checkpoint_id, flaw))
+
+
 def check_not_lost(database: Database, storage: Storage, job_id: str) -> None:
     """Return if a registered file of the job is in the storage.
 

@@ -112,21 +112,29 @@ def awaited(database: Database) -> str | None:
     raise Unusable(_refusal(database, state, revision))
 
 
+def revision(connection: Connection) -> str | None:
+    """Return the schema's revision; None without one."""
+    if not inspect(connection).has_table(_VERSION_TABLE):
+        return None
+    return connection.execute(select(column("version_num")).select_from(table(_VERSION_TABLE))).scalars().first()
+
+
+def is_supported(revision: str) -> bool:
+    """Return whether this version can use or upgrade a schema of this revision."""
+    return revision in _revisions()
+
+
 def _state(connection: Connection) -> tuple[_State, str | None]:
-    revision: str | None = None
-    if inspect(connection).has_table(_VERSION_TABLE):
-        revision = (
-            connection.execute(select(column("version_num")).select_from(table(_VERSION_TABLE))).scalars().first()
-        )
-    if revision == _newest():
-        return _State.CURRENT, revision
+    its = revision(connection)
+    if its == _newest():
+        return _State.CURRENT, its
     names = set(inspect(connection).get_table_names())
-    if revision is None:
+    if its is None:
         foreign = names if connection.dialect.name == "sqlite" else names & _OURS
-        return (_State.FOREIGN if foreign - {_VERSION_TABLE} else _State.NEW), revision
-    if revision in _revisions():
-        return _State.OLDER, revision
-    return (_State.NEWER if names >= _OURS else _State.FOREIGN), revision
+        return (_State.FOREIGN if foreign - {_VERSION_TABLE} else _State.NEW), its
+    if its in _revisions():
+        return _State.OLDER, its
+    return (_State.NEWER if names >= _OURS else _State.FOREIGN), its
 
 
 def _refusal(database: Database, state: _State, revision: str | None) -> str:

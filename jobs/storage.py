@@ -10,11 +10,12 @@ was touched since it was last read as a whole.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -27,6 +28,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quot
 MARKER = "storage-id"  # the file that holds the storage's id
 _CHUNK_BYTES = 1 << 20
 OWNER = "storage-owner"  # the file that holds the place of the database that the files belong to
+_KEEPING = "storage-lock"  # the file whose lock a backup holds while it needs all files
 
 
 class StorageUnavailable(OSError):  # noqa: N818
@@ -35,6 +37,10 @@ class StorageUnavailable(OSError):  # noqa: N818
 
 class ForeignStorage(StorageUnavailable):
     """The storage and the database do not belong together; the message names the remedy."""
+
+
+class KeptFiles(StorageUnavailable):
+    """A backup needs the files at the moment, so none is removed."""
 
 
 class OutsideStorage(ValueError):  # noqa: N818
@@ -96,10 +102,14 @@ class Storage(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Remove a file; an absent file is no error."""
+        """Remove a file; an absent file is no error.  While a backup needs it, it stays, as garbage for later."""
 
     def delete_job(self, job_id: str) -> None:
-        """Remove all files of a job; an absent one is no error."""
+        """Remove all files of a job; an absent one is no error.
+
+        Raises:
+            KeptFiles: a backup needs them.
+        """
 
     def keys(self, job_id: str) -> Iterator[str]:
         """Return the keys of all stored files of a job, including partial copies."""
@@ -154,7 +164,7 @@ class LocalStorage:
 
     def put(self, source: Path, key: str) -> None:
         self.check()
-        target = self._place(key)
+        target = self.place(key)
         if not source.exists() and target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,11 +182,11 @@ class LocalStorage:
 
     def write(self, source: BinaryIO, key: str) -> None:
         self.check()
-        write_whole(self._place(key), lambda written: shutil.copyfileobj(source, written, _CHUNK_BYTES))
+        write_whole(self.place(key), lambda written: shutil.copyfileobj(source, written, _CHUNK_BYTES))
 
     def path(self, key: str) -> Path:
         self.check()
-        place = self._place(key)
+        place = self.place(key)
         if place.is_file():
             return place
         if not self.root.is_dir() or not any(self.root.iterdir()):
@@ -189,19 +199,47 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         self.check()
-        self._place(key).unlink(missing_ok=True)
+        with suppress(KeptFiles), self._removes():
+            self.place(key).unlink(missing_ok=True)
 
     def delete_job(self, job_id: str) -> None:
         self.check()
-        place = self._place(job_id)
+        place = self.place(job_id)
         if place.parent != self.root.resolve():
             raise OutsideStorage(f"the key {job_id} is not the name of a job's folder")
-        try:
-            shutil.rmtree(place)
-        except FileNotFoundError:  # also when another server removes the same files
-            if place.exists():
-                raise
-        sync_folder(self.root)
+        with self._removes():
+            try:
+                shutil.rmtree(place)
+            except FileNotFoundError:  # also when another server removes the same files
+                if place.exists():
+                    raise
+            sync_folder(self.root)
+
+    @contextmanager
+    def keeps_files(self) -> Iterator[None]:
+        """Keep all files: no process removes one meanwhile.  The lock ends with this process, however that ends."""
+        self.check()
+        with (self.root / _KEEPING).open("ab") as file:
+            with suppress(OSError):  # a file system without locks; the backup names files that vanish
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _removes(self) -> Iterator[None]:
+        """Hold the right to remove files.
+
+        Raises:
+            KeptFiles: a backup needs them.
+        """
+        with ExitStack() as held:
+            try:
+                file = held.enter_context((self.root / _KEEPING).open("ab"))
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise KeptFiles("a backup is under way, so no file is removed") from error
+            except OSError:  # a file system without locks, or a full disk
+                pass
+            yield
 
     def job_ids(self) -> Iterator[str]:
         self.check()
@@ -209,10 +247,15 @@ class LocalStorage:
 
     def keys(self, job_id: str) -> Iterator[str]:
         self.check()
-        root = self.root.resolve()  # like `_place`: the folder may be a link to a larger disk
-        return (str(path.relative_to(root)) for path in self._place(job_id).glob("*/*") if path.is_file())
+        root = self.root.resolve()  # like `place`: the folder may be a link to a larger disk
+        return (str(path.relative_to(root)) for path in self.place(job_id).glob("*/*") if path.is_file())
 
-    def _place(self, key: str) -> Path:
+    def place(self, key: str) -> Path:
+        """Return where the file of a key is, or would be.
+
+        Raises:
+            OutsideStorage: the key leads outside the folder.
+        """
         place = (self.root / key).resolve()
         if not place.is_relative_to(self.root.resolve()):
             raise OutsideStorage(f"the key {key} leads outside the storage folder")

@@ -38,6 +38,7 @@ from wcl_client.commands import (
     export,
     images,
     jobs,
+    operation,
     service,
     submission,
     sweeps,
@@ -105,6 +106,7 @@ for commands in (
     datasets,
     workers,
     service,
+    operation,
 ):
     app.add_typer(commands.app)
 

@@ -26,6 +26,27 @@ class Guard:
 
 GUARDS = (
     Guard(
+        "a backup keeps all files until they are copied",
+        "jobs/storage.py",
+        "        with suppress(KeptFiles), self._removes():\n",
+        "        with suppress(KeptFiles):\n",
+        ("tests/jobs/test_backups.py::test_no_file_that_the_dump_names_is_removed_before_it_is_copied[sqlite]",),
+    ),
+    Guard(
+        "a restored copy sends no messages",
+        "jobs/backups/restoring.py",
+        "        subscriptions.disable(session, webhook_id, _DISABLED)\n",
+        "        pass\n",
+        ("tests/jobs/test_backups.py::test_a_copy_has_all_that_the_original_has_and_touches_nothing_of_it[sqlite]",),
+    ),
+    Guard(
+        "no server starts on a restore in place that was interrupted",
+        "jobs/backups/restoring.py",
+        "        (storage.root / MARKER).unlink(missing_ok=True)",
+        "        pass",
+        ("tests/jobs/test_backups.py::test_an_interrupted_restore_in_place_starts_nothing",),
+    ),
+    Guard(
         "a deleted job is absent",
         "jobs/models.py",
         "        state.statement = state.statement.options(_IS_VISIBLE)",
