@@ -2,7 +2,8 @@
 
 The curve of kNN begins before the first step, so each run has measured its own untrained network.  All intervals are
 of 95 %: from the number of test images (Wilson; Newcombe for the difference), or over seeds (`wcl_core.intervals`).
-The twin of a WCL run is a SimCLR run with the same settings, and the other way round.
+The twin of a WCL run is a SimCLR run with the same settings, and the other way round.  Without labels the view accuracy
+takes the place of kNN: the share of images that are recognised by another view of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from jobs.seed_groups import SHARES, training_settings
 from jobs.status import TERMINAL
 from wcl_core.config import held_out_count, method_title
 from wcl_core.intervals import Difference, difference, newcombe, wilson
-from wcl_core.protocol import KNN_TOP1
+from wcl_core.metrics import metric_facts
+from wcl_core.protocol import KNN_TOP1, VIEW_TOP1, VIEW_TOP1_CHANCE
 
 _FEW = 1_000  # test images, below which the intervals hide most differences
 _RECENT = 1_000  # jobs of the dataset, the newest ones, among which other seeds and the twin are searched
@@ -61,18 +63,19 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the kNN accuracy of a run shows.
+    """What the kNN accuracy of a run shows, or without labels its view accuracy.
 
     Attributes:
         headline: whether it is better than the untrained network, in a few words.
         accuracy, low, high: of the last measurement, with its interval.
         untrained: of the same network before its first step.
-        chance: of always naming the largest class.
+        chance: of always naming the largest class; of the view accuracy, of naming any image.
         difference, margin: accuracy minus untrained, and half of its interval.
         is_shown: whether the interval of the difference leaves out 0.
-        num_images: of the test split.
+        num_images: that were measured: of the test split, or without labels of the training.
         contrasts: over the seeds, and against the twin, where there are any.
         is_random: whether the training began with random weights; else `untrained` is the accuracy of others.
+        metric: the name of the accuracy.
     """
 
     headline: str
@@ -87,15 +90,32 @@ class Verdict:
     num_images: int
     contrasts: list[Contrast] = field(default_factory=list)
     is_random: bool = True
+    metric: str = KNN_TOP1
+
+    @property
+    def title(self) -> str:
+        """The accuracy for people."""
+        return metric_facts(self.metric).title
+
+    @property
+    def about(self) -> str:
+        """One sentence that explains the accuracy, without a full stop."""
+        return metric_facts(self.metric).about
+
+    @property
+    def chance_title(self) -> str:
+        """What has the accuracy `chance`, for people."""
+        return "the largest class alone" if self.metric == KNN_TOP1 else "chance"
 
     @property
     def sentence(self) -> str:
-        """The headline with its numbers, for people."""
+        """The headline with its numbers, for people; also what the accuracy is, unless it is that of kNN."""
         before = "untrained" if self.is_random else "before the training"
-        return (
-            f"{self.headline}. kNN accuracy {self.accuracy:.1%} ({self.low:.1%} to {self.high:.1%}), "
-            f"{before} {self.untrained:.1%}, the largest class alone {self.chance:.1%}."
+        numbers = (
+            f"{self.headline}. {self.title} {self.accuracy:.1%} ({self.low:.1%} to {self.high:.1%}), "
+            f"{before} {self.untrained:.1%}, {self.chance_title} {self.chance:.1%}."
         )
+        return numbers if self.metric == KNN_TOP1 else f"{numbers} {self.about}; it needs no labels."
 
 
 def interval(evaluation: Evaluation) -> tuple[float, float] | None:
@@ -115,27 +135,33 @@ def chance(dataset: Dataset, evaluation: Evaluation) -> float | None:
 
 
 def verdict(session: Session, job: Job) -> Verdict | None:
-    """Return what a training has learned so far; None without two measurements, or without labels."""
-    accuracy = (job.latest_metrics or {}).get(KNN_TOP1)
+    """Return what a training has learned so far; None without two measurements."""
+    latest = job.latest_metrics or {}
+    metric = KNN_TOP1 if latest.get(KNN_TOP1) is not None else VIEW_TOP1
+    accuracy = latest.get(metric)
     if job.kind != "pretrain" or accuracy is None:
         return None
-    before = untrained_accuracies(session, [job.id]).get(job.id)
+    before = untrained_accuracies(session, [job.id], metric).get(job.id)
     later = select(Point.step).join(Series, Series.id == Point.series_id)
-    later = later.where(Series.job_id == job.id, Series.name == KNN_TOP1, Point.value.is_not(None), Point.step > 0)
+    later = later.where(Series.job_id == job.id, Series.name == metric, Point.value.is_not(None), Point.step > 0)
     if before is None or session.execute(later.limit(1)).first() is None:
-        return None
-    counts = _test_counts(session, job)
-    if counts is None:
         return None
     is_over = job.status in TERMINAL
     first = session.get_one(Job, _firsts(session, [job.id])[job.id])
     is_random = first.spec.get("weights") is None
+    if metric == VIEW_TOP1:
+        share = latest.get(VIEW_TOP1_CHANCE)
+        images = [1] * round(1 / share) if share else []  # each is a class of its own
+        return _judged(metric, float(accuracy), before, images, is_over, [], is_random) if images else None
+    counts = _test_counts(session, job)
+    if counts is None:
+        return None
     contrasts = _contrasts(session, job, sum(counts), is_over)
-    return _judged(float(accuracy), before, counts, is_over, contrasts, is_random)
+    return _judged(metric, float(accuracy), before, counts, is_over, contrasts, is_random)
 
 
-def untrained_accuracies(session: Session, job_ids: Sequence[str]) -> dict[str, float]:
-    """Return the kNN accuracy before the first step, by job; of the newest attempt that began there.
+def untrained_accuracies(session: Session, job_ids: Sequence[str], metric: str = KNN_TOP1) -> dict[str, float]:
+    """Return the accuracy before the first step, by job; of the newest attempt that began there.
 
     A job that goes on from a checkpoint of another one has the value of that one.
     """
@@ -143,7 +169,7 @@ def untrained_accuracies(session: Session, job_ids: Sequence[str]) -> dict[str, 
     statement = (
         select(Series.job_id, Point.value)
         .join(Series, Series.id == Point.series_id)
-        .where(Series.job_id.in_(set(firsts.values())), Series.name == KNN_TOP1)
+        .where(Series.job_id.in_(set(firsts.values())), Series.name == metric)
         .where(Point.step == 0, Point.value.is_not(None))
         .order_by(Point.attempt)
     )
@@ -175,7 +201,13 @@ def _test_counts(session: Session, job: Job) -> list[int] | None:
 
 
 def _judged(
-    accuracy: float, untrained: float, counts: list[int], is_over: bool, contrasts: list[Contrast], is_random: bool
+    metric: str,
+    accuracy: float,
+    untrained: float,
+    counts: list[int],
+    is_over: bool,
+    contrasts: list[Contrast],
+    is_random: bool,
 ) -> Verdict:
     count = sum(counts)
     low, high = wilson(accuracy, count)
@@ -183,10 +215,10 @@ def _judged(
     beginning = "the untrained network" if is_random else "the weights that it started from"
     finding = headline(gap, beginning, is_over)
     if not gap.is_shown and count < _FEW:
-        finding += f"; {count:,} test images are few"
+        finding += f"; {count:,} {'test ' if metric == KNN_TOP1 else ''}images are few"
     chance = max(counts) / count
     facts = (finding, accuracy, low, high, untrained, chance, gap.value, gap.margin, gap.is_shown, count)
-    return Verdict(*facts, contrasts, is_random)
+    return Verdict(*facts, contrasts, is_random, metric)
 
 
 def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> str:

@@ -25,6 +25,8 @@ from wcl_core.protocol import (
     TRAIN_LOSS,
     TRAIN_PREFIX,
     VIEW_AGREEMENT,
+    VIEW_TOP1,
+    VIEW_TOP1_CHANCE,
 )
 
 
@@ -44,6 +46,10 @@ class MetricFacts(NamedTuple):
 
 METRICS: Final[dict[str, MetricFacts]] = {
     KNN_TOP1: MetricFacts("kNN accuracy", "On the test images, by the nearest neighbours of frozen features", True),
+    VIEW_TOP1: MetricFacts(
+        "View accuracy", "Share of images whose random view is nearest to another view of the same image", True
+    ),
+    VIEW_TOP1_CHANCE: MetricFacts("View accuracy by chance", "One divided by the number of images", True),
     PAIR_PRECISION: MetricFacts("Pair precision", "Share of pairs with one weak label that have one true class", True),
     PAIR_PRECISION_CHANCE: MetricFacts("Pair precision by chance", "The same for random pairs", True),
     VIEW_AGREEMENT: MetricFacts("View agreement", "Agreement of the weak labels of an image's two views", True),

@@ -177,7 +177,10 @@ class ContrastResponse(Response):
 
 
 class VerdictResponse(Response):
-    """Whether a training has learned: its kNN accuracy with its 95 % interval, beside the untrained network and chance.
+    """Whether a training has learned: its accuracy with its 95 % interval, beside the untrained network and chance.
+
+    `metric` is that of kNN, or without labels the view accuracy: the share of images that are recognised by another
+    view of them.
 
     `difference` is the accuracy minus that of the untrained network, `margin` half of its interval, and `is_shown`
     whether this interval leaves out 0.  `sentence` says it for people.  `contrasts` compare over seeds, and with the
@@ -197,6 +200,7 @@ class VerdictResponse(Response):
     num_images: int
     contrasts: list[ContrastResponse]
     is_random: bool
+    metric: str
 
 
 class MeasuredResponse(Response):

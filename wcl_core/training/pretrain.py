@@ -25,6 +25,7 @@ from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluation.features import network_features
 from wcl_core.evaluation.knn import knn_top1
+from wcl_core.evaluation.view_accuracy import view_accuracy
 from wcl_core.methods import build_method
 from wcl_core.methods.base import Loss
 from wcl_core.networks.batch_norm import sync_batch_norm
@@ -37,6 +38,8 @@ from wcl_core.protocol import (
     OUTCOME_OF,
     TRAIN_LOSS,
     TRAIN_PREFIX,
+    VIEW_TOP1,
+    VIEW_TOP1_CHANCE,
     Outcome,
     Request,
 )
@@ -234,7 +237,7 @@ class _Run:
                 is_epoch_end = self.step % self.steps_per_epoch == 0
                 # Before a request is handled, because a run that resumes here starts with the next epoch.
                 is_measured = self._measured_untrained() and self.step < self.total_steps
-                if is_epoch_end and (self.metrics.has_untrained or not self._is_knn_due(epoch + 1)):
+                if is_epoch_end and (self.metrics.has_untrained or not self._is_accuracy_due(epoch + 1)):
                     is_measured = self._measured(epoch + 1) and self.metrics.has_untrained
                 request = self._request()
                 owes_save = request is not None and request != "cancel"
@@ -276,7 +279,7 @@ class _Run:
         if not self._measured_untrained():
             return False
         epoch, steps = divmod(self.step, self.steps_per_epoch)
-        if steps or not self._is_knn_due(epoch) or KNN_TOP1 in self.metrics.latest:
+        if steps or not self._is_accuracy_due(epoch) or self._accuracy in self.metrics.latest:
             return True
         if not self._measured(epoch):
             return False
@@ -318,7 +321,7 @@ class _Run:
         loss = self.execution.step(inputs, self.step, rate)
         self.step += 1
         self.reporter.owes_save = True
-        self.metrics.latest.pop(KNN_TOP1, None)  # it was measured at an earlier step
+        self.metrics.latest.pop(self._accuracy, None)  # it was measured at an earlier step
         self.metrics.window.add(torch.stack((loss.total.detach(), *loss.terms.values())))
         # At each end of a cosine, as if the run had ended there: a run that continues it has the same state.
         if self.step % config.log_every_steps == 0 or self.step in self.end_steps:
@@ -347,9 +350,15 @@ class _Run:
         if total - total != 0:  # NaN or infinite
             raise non_finite_error(self.config, f"the loss is {total} after step {self.step}")
 
-    def _is_knn_due(self, epoch: int) -> bool:
+    @property
+    def _accuracy(self) -> str:
+        """The metric that says whether the network learns: without labels, whether it recognises views."""
+        return KNN_TOP1 if self.dataset.has_labels else VIEW_TOP1
+
+    def _is_accuracy_due(self, epoch: int) -> bool:
         every = self.config.knn_every_epochs
-        return bool(every and (epoch % every == 0 or epoch in self.config.ends) and self._knn_k >= 1)
+        is_measurable = self._accuracy == VIEW_TOP1 or self._knn_k >= 1
+        return bool(every and (epoch % every == 0 or epoch in self.config.ends) and is_measurable)
 
     @property
     def _knn_k(self) -> int:
@@ -358,27 +367,34 @@ class _Run:
     def _evaluate(self, epoch: int) -> bool:
         """Report the kNN accuracy on the test split, every `knn_every_epochs`, at the end, and of epoch 0.
 
+        Without labels it is the view accuracy.
+
         Returns:
             False on every rank if a request has ended the measurement.
         """
-        if not self._is_knn_due(epoch):
+        if not self._is_accuracy_due(epoch):
             return True
-        return not self.ranks.agreed(self.ranks.is_first and not self._report_knn(is_untrained=epoch == 0))
+        return not self.ranks.agreed(self.ranks.is_first and not self._report_accuracy(is_untrained=epoch == 0))
 
-    def _report_knn(self, *, is_untrained: bool) -> bool:
+    def _report_accuracy(self, *, is_untrained: bool) -> bool:
         self._progress("evaluate")
         try:
             with self.clock.stopped(), interruptible(_after(_MEASURE_SECONDS, self.reporter.request)):
                 backbone = self._untrained() if is_untrained else self.model.backbone
-                accuracy = knn_top1(
-                    network_features(backbone, self.dataset, self.device), self._knn_k, _KNN_TEMPERATURE
-                )
+                values = self._measured_accuracy(backbone)
         except Interrupted:
             return False
         if not is_untrained:
-            self.metrics.latest[KNN_TOP1] = accuracy
-        self.reporter.metrics(0 if is_untrained else self.step, {KNN_TOP1: accuracy})
+            self.metrics.latest[self._accuracy] = values[self._accuracy]
+        self.reporter.metrics(0 if is_untrained else self.step, values)
         return True
+
+    def _measured_accuracy(self, backbone: nn.Module) -> dict[str, float]:
+        if self._accuracy == KNN_TOP1:
+            features = network_features(backbone, self.dataset, self.device)
+            return {KNN_TOP1: knn_top1(features, self._knn_k, _KNN_TEMPERATURE)}
+        accuracy, count = view_accuracy(backbone, self.config, self.dataset.pretraining, self.device)
+        return {VIEW_TOP1: accuracy, VIEW_TOP1_CHANCE: 1 / count}
 
     def _untrained(self) -> nn.Module:
         """Return the backbone before the first step; no global random generator is changed."""

@@ -4,6 +4,7 @@ import { factsOf, isHardware, isOurs } from "./metrics.js";
 /** Charts in their order; a line is a metric with its label. */
 const GROUPS = [
   { lines: [["eval/knn_top1", "kNN"]], levels: ["untrained", "chance"] },
+  { lines: [["eval/view_top1", "view"], ["eval/view_top1_chance", "chance"]], levels: ["untrained"] },
   { lines: [["train/loss", "loss"]] },
   {
     title: "Loss terms",
