@@ -14,7 +14,7 @@ from jobs.models import Dataset, DatasetVersion, Evaluation
 from jobs.verdicts import Verdict, interval, verdict
 from tests.jobs import rows
 from wcl_core.intervals import wilson
-from wcl_core.protocol import KNN_TOP1
+from wcl_core.protocol import KNN_TOP1, VIEW_TOP1, VIEW_TOP1_CHANCE
 
 
 def dataset(database: Database, test: list[int], train: list[int] | None = None) -> None:
@@ -63,6 +63,25 @@ def test_a_difference_that_many_images_show_is_shown(
     assert result is not None
     assert result.sentence.startswith(start)
     assert result.is_shown == (accuracies[0] != accuracies[1])
+
+
+def test_without_labels_the_view_accuracy_says_whether_it_has_learned(database: Database) -> None:
+    rows.add_dataset(database)
+    job_id = rows.submit(database)
+    run = rows.Run(database, rows.claim(database))
+    values = [{VIEW_TOP1: each, VIEW_TOP1_CHANCE: 1 / 512} for each in (0.16, 0.37)]
+    run.deliver(rows.started(), rows.metrics(0, **values[0]), rows.metrics(10, **values[1]))
+    run.end("succeeded")
+    with database.read() as session:
+        result = verdict(session, rows.job(database, job_id))
+    assert result is not None
+    assert result.sentence == (
+        "Better than the untrained network by 21.0 ± 5.2 points. View accuracy 37.0% (32.9% to 41.3%), "
+        "untrained 16.0%, chance 0.2%. Share of images whose random view is nearest to another view of the same image; "
+        "it needs no labels."
+    )
+    assert (result.low, result.high) == wilson(0.37, 512)
+    assert (result.num_images, result.metric, result.contrasts) == (512, VIEW_TOP1, [])
 
 
 def test_a_run_that_starts_over_is_measured_against_its_own_start(database: Database) -> None:

@@ -19,7 +19,7 @@ from wcl_core.data import DataError, ImageData, packing
 from wcl_core.data.cache import Cache
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
-from wcl_core.protocol import MONITOR_BATCH_FACTS, MonitorBatchFacts
+from wcl_core.protocol import MONITOR_BATCH_FACTS, VIEW_TOP1, VIEW_TOP1_CHANCE, MonitorBatchFacts
 from wcl_core.reporter import MemoryReporter, NullReporter
 from wcl_core.training.pretrain import pretrain
 
@@ -61,6 +61,9 @@ def test_it_trains_and_reports_what_needs_no_labels(folder: Path, tmp_path: Path
     names = names_of(reporter)
     assert {"train/loss", "repr/rankme", "repr/uniformity", "embedding/rankme", "weak/component_share"} <= names
     assert not {name for name in names if "knn" in name or "precision" in name or "ami" in name or "purity" in name}
+    views = [(record["step"], record["values"]) for record in reporter.of("metrics") if VIEW_TOP1 in record["values"]]
+    assert [step for step, _ in views] == [0, *(2 * epoch for epoch in range(spec.knn_every_epochs, 2)), 4]
+    assert {values[VIEW_TOP1_CHANCE] for _, values in views} == {1 / IMAGES}
     assert reporter.of("warning") == []
     (kept,) = (each for each in reporter.of("artifact") if each["name"] == MONITOR_BATCH_FACTS)
     facts = MonitorBatchFacts.model_validate_json((tmp_path / kept["path"]).read_bytes())
