@@ -90,7 +90,7 @@ def find_checkpoint(client: WclClient, reference: str, choice: str | None = None
         return client.checkpoint(reference)["id"]
     checkpoints = client.checkpoints(job["id"])
     if not checkpoints:
-        raise NotFoundError(404, "Not found", f"job {job['id']} has no checkpoint yet{_first_checkpoint(job)}")
+        raise NotFoundError(404, "Not found", f"job {job['id']} has no checkpoint{_why_none(job)}")
     if choice is None:
         return checkpoints[-1]["id"]
     for each in checkpoints:
@@ -100,13 +100,15 @@ def find_checkpoint(client: WclClient, reference: str, choice: str | None = None
     raise NotFoundError(404, "Not found", f"job {job['id']} has no checkpoint {choice}; it has those of steps {steps}")
 
 
-def _first_checkpoint(job: Job) -> str:
-    """Return when a training writes its first checkpoint, as a clause; empty for a job that has ended."""
-    if job["kind"] != "pretrain" or job["ended_at"] is not None:
-        return ""
+def _why_none(job: Job) -> str:
+    """Return why a job has no checkpoint, and when it writes the first one, as the end of a sentence."""
+    if job["ended_at"] is not None:
+        return ": it has ended, and either wrote none or its checkpoints were deleted"
+    if job["kind"] != "pretrain":
+        return " yet"
     chosen = job["spec"].get("checkpoints", {})
     epoch = 1 if chosen.get("first_epoch") else min(chosen.get("every_epochs", 1), job["spec"]["epochs"])
-    return f"; it writes the first one after epoch {epoch:,} of {job['spec']['epochs']:,}"
+    return f" yet; it writes the first one after epoch {epoch:,} of {job['spec']['epochs']:,}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from api.http.problems import Problem, Unauthenticated, shown
 from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
 from api.web.markdown import markdown
-from jobs.errors import NotFound
+from jobs.errors import FieldError, Invalid, NotFound
 from wcl_core.metrics import METRICS
 
 _TEMPLATES = Environment(
@@ -97,12 +97,19 @@ def error_response(request: Request, error: Exception) -> Response:
         response = page(request, "sign_in.html", 401, state="absent")
     else:
         title = _TITLES.get(problem.status, problem.title)
-        detail = shown(problem.detail[:1].upper() + problem.detail[1:])
+        text = "; ".join(map(_for_a_person, error.errors)) if isinstance(error, Invalid) else problem.detail
+        detail = shown(text[:1].upper() + text[1:])
         words = {"code": problem.status, "title": title, "detail": detail}
         response = page(request, "error.html", problem.status, **words, back=_back(request, error))
     for name in _HEADERS & problem.headers.keys():
         response.headers[name] = problem.headers[name]
     return response
+
+
+def _for_a_person(error: FieldError) -> str:
+    """Return an error with the name of its field; a page has no use for the place in the request."""
+    names = [part for part in error.pointer.split("/") if part and not part.isdigit()]
+    return f"{names[-1].replace('_', ' ')}: {error.detail}" if names else error.detail
 
 
 def _back(request: Request, error: Exception) -> tuple[str, str]:

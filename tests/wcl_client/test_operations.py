@@ -82,6 +82,25 @@ def test_a_training_without_a_checkpoint_says_when_the_first_one_comes(server: S
     assert "has no checkpoint yet; it writes the first one after epoch 7 of 60" in str(error)
 
 
+def test_a_job_that_has_ended_has_no_checkpoint_yet_to_come(server: Served) -> None:
+    job_id = submit()
+    wcl("cancel", job_id)
+    error = str(wcl("download", job_id).exception)
+    assert error.endswith("has no checkpoint: it has ended, and either wrote none or its checkpoints were deleted")
+
+
+def test_retry_and_clone_print_page_and_next_command_beside_the_id(server: Served) -> None:
+    job_id = submit()
+    wcl("cancel", job_id)
+    for verb in ("retry", "clone"):
+        done = wcl(verb, job_id)
+        new = done.stdout.strip()
+        assert f"wcl digits tiny  {server.url}/jobs/{new}" in done.stderr
+        assert "time: unknown until the first epoch" in done.stderr
+        assert f"follow it: wcl watch {new[-12:]}" in done.stderr
+        assert wcl(verb, job_id, "--json").stderr == ""
+
+
 def test_submit_says_page_steps_place_and_what_will_hardly_learn(server: Served) -> None:
     submit()
     done = wcl("submit", "--preset", "digits-cpu", "--set", "epochs=20", "--name", "short")

@@ -19,8 +19,10 @@ from wcl_client.commands.shared import (
     JobId,
     JobIds,
     Overrides,
+    expected_time,
     follow_jobs,
     require_success,
+    say_submitted,
 )
 from wcl_client.errors import NotFoundError
 from wcl_client.plans import print_plan
@@ -331,6 +333,8 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
     """
     with WclClient.connect() as client:
         new = client.retry(find_job(client, job)["id"])
+        if not as_json:
+            say_submitted(client.url, new, expected_time(new))
     print_json(new) if as_json else out.say(new["id"])
 
 
@@ -355,11 +359,7 @@ def go_on(
             epochs = trained["spec"].get("epochs")
         new = client.go_on(trained["id"], epochs=epochs, data=data)
         if not as_json:
-            err.say(bold(new["name"]), f"  {client.url}/jobs/{new['id']}")
-            err.say(f"  learning rate: {new['schedule']}")
-            if time := new.get("expected_time"):
-                err.say(f"  time: {time['text']}")
-            err.say(f"  follow it: wcl watch {new['id'][-12:]}")
+            say_submitted(client.url, new, [f"  learning rate: {new['schedule']}", *expected_time(new)])
     print_json(new) if as_json else out.say(new["id"])
 
 
@@ -378,6 +378,8 @@ def clone(job: JobId, overrides: Overrides = None, dry_run: DryRun = False, as_j
             print_json(plan) if as_json else print_plan(plan)
             return
         new = client.clone(cloned["id"], spec)
+        if not as_json:
+            say_submitted(client.url, new, expected_time(new))
     print_json(new) if as_json else out.say(new["id"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import typer
@@ -11,7 +12,7 @@ from wcl_client import completion
 from wcl_client.api import WclClient
 from wcl_client.progress import watch
 from wcl_client.responses import Job
-from wcl_client.terminal import err, out
+from wcl_client.terminal import Styled, bold, err, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")]
@@ -66,6 +67,30 @@ class Commands(TyperGroup):
 def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job]:
     """Show the progress of jobs until they end, and return the ended jobs."""
     return watch(client, jobs, err if to_stderr else out)
+
+
+def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = ()) -> None:
+    """Print a new job on standard error: its name, page, facts, place in the queue, and the next command.
+
+    Standard output has the id alone, for scripts.
+
+    Args:
+        url: of the server.
+        job: the new job.
+        facts: lines to print after its page.
+    """
+    err.say(bold(job["name"]), f"  {url}/jobs/{job['id']}")
+    for fact in facts:
+        err.say(fact)
+    waiting = job.get("waiting") or {}
+    if waiting.get("position"):
+        err.say(f"  place {waiting['position']} in the queue of pool {job['pool']}: {waiting['message']}")
+    err.say(f"  follow it: wcl watch {job['id'][-12:]}")
+
+
+def expected_time(job: Job) -> list[str]:
+    """Return the time that a new training is expected to take, as a line; nothing for other jobs."""
+    return [f"  time: {time['text']}"] if (time := job.get("expected_time")) else []
 
 
 def require_success(jobs: list[Job]) -> None:

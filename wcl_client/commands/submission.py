@@ -10,14 +10,23 @@ import typer
 
 from wcl_client import completion, output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, RUN, AsJson, DryRun, Overrides, follow_jobs, require_success
+from wcl_client.commands.shared import (
+    LOOK,
+    RUN,
+    AsJson,
+    DryRun,
+    Overrides,
+    follow_jobs,
+    require_success,
+    say_submitted,
+)
 from wcl_client.errors import WclError
 from wcl_client.plans import plan_lines, print_plan
 from wcl_client.references import find_job, find_start
 from wcl_client.registration import when_registered
 from wcl_client.responses import Job, JobKind
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import Rows, bold, err, out, print_json
+from wcl_client.terminal import Rows, Styled, bold, err, out, print_json
 from wcl_core.files import write_bytes
 from wcl_core.spec_files import read_spec
 
@@ -197,15 +206,11 @@ def _describe(client: WclClient, job: Job) -> None:
 
 
 def _describe_accepted(client: WclClient, job: Job) -> None:
-    err.say(bold(job["name"]), f"  {client.url}/jobs/{job['id']}")
+    facts: list[str | Styled] = []
     if job["kind"] == "pretrain":
         plan = client.plan("pretrain", job["spec"], preset=job.get("preset"), pool=job["pool"], gpus=job["gpus"])
-        for line in plan_lines(plan):
-            err.say(line)
-    waiting = job.get("waiting") or {}
-    if waiting.get("position"):
-        err.say(f"  place {waiting['position']} in the queue of pool {job['pool']}: {waiting['message']}")
-    err.say(f"  follow it: wcl watch {job['id'][-12:]}")
+        facts = plan_lines(plan)
+    say_submitted(client.url, job, facts)
 
 
 def _seeds(text: str) -> list[int]:
