@@ -46,6 +46,7 @@ from wcl_core.schedule import schedule_of
 router = APIRouter(include_in_schema=False)
 
 LOG_LINES = 400
+_MOST_EVALUATIONS = 100  # of which those without numbers are listed
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Run:
     events: list[Entry]
     checkpoints: list[Checkpoint]
     evaluations: list[Card]
+    without_numbers: list[Job]  # evaluations of its checkpoints that write features or a map only, newest first
     deviations: list[PresetDeviation] | None
     group: Group | None
     needs: list[tuple[str, str, str]]
@@ -151,7 +153,10 @@ class Run:
     @property
     def has_evaluations(self) -> bool:
         """Whether there is anything to see or to do about evaluations."""
-        return bool(self.evaluations or self.measurable) or (self.job.kind == "evaluate" and not self.view.is_over)
+        is_measuring = self.job.kind == "evaluate" and not self.view.is_over
+        return is_measuring or bool(self.evaluations or self.measurable or self.without_numbers)
+            self.job.kind == "evaluate" and not self.view.is_over
+        )
 
     @property
     def lacks_baselines(self) -> bool:
@@ -189,6 +194,7 @@ def run(session: Session, job_id: str) -> Run:
         events=entries_before(session, job_id, job.event_seq + 1),
         checkpoints=checkpoints,
         evaluations=cards(session, queries.evaluations(session, job_id)),
+        without_numbers=_without_numbers(session, job_id),
         deviations=preset_deviations(job.preset, job.spec),
         group=_group(session, job),
         needs=_needs(session, job_id),
@@ -289,6 +295,12 @@ def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:
         .order_by(Job.id)
     )
     return [(row.id, row.name, row.status) for row in session.execute(statement)]
+
+
+def _without_numbers(session: Session, job_id: str) -> list[Job]:
+    own = select(Job).where(Job.parent_id == job_id, Job.kind == "evaluate").order_by(Job.id.desc())
+    jobs = session.execute(own.limit(_MOST_EVALUATIONS)).scalars()
+    return [job for job in jobs if not any(protocol_facts(name).measures for name in job.spec["protocols"])]
 
 
 def _maps(session: Session, job_id: str, checkpoints: Sequence[Checkpoint]) -> dict[str, str]:

@@ -158,3 +158,15 @@ def test_a_clone_with_other_fields_is_another_request(small: Served) -> None:
     assert first.json()["spec"]["seed"] == 2
     assert_problem(other, 422)
     assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spec": {"epochs": 0}}), 422, "/spec/epochs")
+
+
+def test_the_page_of_a_training_lists_evaluations_that_write_features_or_a_map(served: Served) -> None:
+    client, browser = served.client(), served.browser()
+    training, checkpoint = trained(served)
+    body = {"protocols": ["embed"]}
+    embedding = client.post(f"/v1/checkpoints/{checkpoint}/evaluate", json=body).json()["id"]
+    measuring = client.post(f"/v1/checkpoints/{checkpoint}/evaluate", json={"protocols": ["knn"]}).json()["id"]
+    page = browser.get(f"/jobs/{training}").text
+    listed = page[page.index('id="without-numbers"') :].partition("</ul>")[0]
+    assert f'href="/jobs/{embedding}"' in listed
+    assert measuring not in listed
