@@ -155,8 +155,6 @@ class Run:
         """Whether there is anything to see or to do about evaluations."""
         is_measuring = self.job.kind == "evaluate" and not self.view.is_over
         return is_measuring or bool(self.evaluations or self.measurable or self.without_numbers)
-            self.job.kind == "evaluate" and not self.view.is_over
-        )
 
     @property
     def lacks_baselines(self) -> bool:

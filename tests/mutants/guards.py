@@ -250,9 +250,19 @@ GUARDS = (
         ),
     ),
     Guard(
+        "the view accuracy counts an image whose own view is the nearest",
+        "wcl_core/evaluation/view_accuracy.py",
+        "epoch_order(len(split), spec.seed, _EPOCH)[:MAX_IMAGES]",
+        "torch.arange(len(split))[:MAX_IMAGES]",
+        (
+            "tests/wcl_core/evaluation/test_view_accuracy.py"
+            "::test_it_is_the_share_of_images_whose_other_view_is_nearest",
+        ),
+    ),
+    Guard(
         "an interrupted measurement is made by the next attempt",
         "wcl_core/training/pretrain.py",
-        "if steps or not self._is_knn_due(epoch) or KNN_TOP1 in self.metrics.latest:",
+        "if steps or not self._is_accuracy_due(epoch) or self._accuracy in self.metrics.latest:",
         "if True:",
         (
             "tests/wcl_core/training/test_pretrain.py::test_a_request_ends_a_long_measurement_which_the_next_attempt_makes",
