@@ -52,7 +52,7 @@ def steps_per_epoch(spec: PretrainSpec, images: int) -> int | None:
 
 
 def estimate(
-    session: Session, spec: PretrainSpec, pool: str, gpus: int, images: int, steps_done: int = 0
+    session: Session, spec: PretrainSpec, pool: str, gpus: int, images: int, steps_done: int = 0, own: Job | None = None
 ) -> dict[str, Any]:
     """Estimate memory, time and disk of a run.
 
@@ -61,6 +61,7 @@ def estimate(
         spec, pool, gpus: of the run.
         images: training images.
         steps_done: step of the checkpoint that the run goes on from.
+        own: the job of the run, if an earlier attempt of it has reported its speed.
 
     Returns:
         `view_bytes`: the size of a step's views in each process, a lower bound of its memory.  `memory`: see `_memory`.
@@ -71,7 +72,7 @@ def estimate(
     """
     runs = _newest_runs(session, pool, gpus)
     expected = _alike(resolve_spec(spec))
-    similar = next((job for job in runs if _alike(job.spec) == expected), None)
+    similar = own or next((job for job in runs if _alike(job.spec) == expected), None)
     steps = steps_per_epoch(spec, images)
     total_steps = None if steps is None else max(0, steps * spec.epochs - steps_done)
     like = similar and _estimates(session, similar, spec, total_steps)
@@ -99,7 +100,7 @@ def of_job(session: Session, job: Job) -> dict[str, Any] | None:
     assert isinstance(spec, PretrainSpec)
     start = checkpoints.resume_point(session, job.id)
     images = pretraining_count(dataset, spec.data)
-    return estimate(session, spec, job.pool, job.gpus, images, start.step if start else 0)
+    return estimate(session, spec, job.pool, job.gpus, images, start.step if start else 0, job if _speed(job) else None)
 
 
 def expected_time(session: Session, job: Job) -> dict[str, Any] | None:

@@ -105,6 +105,11 @@ def test_a_job_that_goes_on_is_expected_to_train_the_steps_that_are_left(databas
     run.deliver(rows.started(), rows.progress(4, eta_seconds=9.0))
     with database.read() as session:
         assert estimates.expected_time(session, queries.get_job(session, more)) is None, "it reports its own"
+    run.deliver(rows.metrics(8, **{"train/images_per_second": 25.0}), rows.checkpoint(8), rows.end("drained"))
+    with database.read() as session:
+        time = estimates.expected_time(session, queries.get_job(session, more))
+    assert time is not None
+    assert time["low_seconds"] == (total - 8) * 250 / 25, "by the speed of its earlier attempt"
 
 
 def test_the_memory_of_a_run_is_compared_with_the_workers(database: Database) -> None:
