@@ -246,8 +246,20 @@ def _of_typed(session: Session, typed: dict[str, str]) -> Form:
     if base is None and typed.get("dataset"):
         recipe = job_start.recipe(session, typed["dataset"], typed.get("length", ""), typed.get("content", ""))
         base = resolve_spec(PretrainSpec.model_validate(recipe.proposal.spec))
+    if kind == "pretrain" and base is not None:
+        typed = _with_network(session, typed, base)
     filled = Form(kind, typed["preset"] if preset else None, source, typed, base, recipe=recipe)
     return replace(filled, request=_request_of(filled))
+
+
+def _with_network(session: Session, typed: dict[str, str], base: dict[str, Any]) -> dict[str, str]:
+    """Return what was typed with the network of the imported weights that it names, unless a network was typed, too."""
+    entries = [entry for entry in spec_form.fields("pretrain") if entry.path[0] == "backbone"]
+    row = next((each for each in weights.every(session) if each.sha256 == typed.get("spec.weights")), None)
+    is_typed = any(typed.get(f"spec.{entry.name}", entry.shown(base)) != entry.shown(base) for entry in entries)
+    if row is None or is_typed:
+        return typed
+    return typed | {f"spec.{entry.name}": entry.shown({"backbone": row.backbone}) for entry in entries}
 
 
 def _request_of(filled: Form) -> dict[str, Any]:

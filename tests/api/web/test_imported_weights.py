@@ -23,3 +23,15 @@ def test_pages_name_imported_weights(small: Served) -> None:
     client.post(f"/v1/jobs/{job_id}/cancel")
     assert client.delete(f"/v1/weights/{DIGEST}").status_code == 204
     assert "starts from <b>weights that are removed</b>" in browser.get(f"/jobs/{job_id}").text
+
+
+def test_the_form_takes_the_network_of_the_weights_unless_another_one_is_typed(small: Served) -> None:
+    client, browser = small.client(), small.browser()
+    put(client, name="moco-v2")
+    body = {"kind": "pretrain", "preset": "digits-cpu", "spec.weights": DIGEST}
+    origin = {"Origin": small.url}
+    checked = browser.post("/submit", data={"step": "check"} | body, headers=origin)
+    assert checked.status_code == 200, checked.text
+    assert "width: 4" in checked.text
+    other = browser.post("/submit", data={"step": "check", "spec.backbone.width": "8"} | body, headers=origin)
+    assert other.status_code == 422
