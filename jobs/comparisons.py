@@ -87,12 +87,18 @@ class Comparison:
 
 
 def comparison(
-    session: Session, job_ids: Sequence[str], group_ids: Sequence[str] = (), *, with_twin: bool = False
+    session: Session,
+    job_ids: Sequence[str],
+    group_ids: Sequence[str] = (),
+    *,
+    with_twin: bool = False,
+    with_reference: bool = True,
 ) -> Comparison:
     """Compare jobs and the jobs of seed groups.
 
     Args:
         with_twin: whether to add the other seeds of each job, and the jobs of its twin.
+        with_reference: whether to add the reference of the dataset, if it is none of these jobs.
 
     Raises:
         NotFound: there is no such job or group.
@@ -107,7 +113,7 @@ def comparison(
     if len(chosen) > MAX_CONFIGURATIONS or len(jobs) > MAX_JOBS:
         detail = f"expected at most {MAX_CONFIGURATIONS} configurations and {MAX_JOBS} jobs, not {len(chosen)} and "
         raise Invalid([FieldError("job", f"{detail}{len(jobs)}")])
-    pinned = _reference(session, chosen)
+    pinned = _reference(session, chosen) if with_reference else None
     rows = _rows(session, chosen, pinned)
     return Comparison(
         configurations=chosen,

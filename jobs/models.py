@@ -14,6 +14,7 @@ Job ─┬─ Attempt          one execution each; the open one is the lease and
 Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id and their place in it as `origin`
 Webhook ─┬─ WebhookDelivery   a message to its receiver, and the result of sending it
          └─ WebhookLevel      a metric of a job that is beyond the line of a rule
+Share ── ShareJob       a link that shows jobs without a key
 Deletion                a deleted job: who deleted it, when, and what has become of it
 Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
 """
@@ -568,6 +569,30 @@ class SignInToken(Base):
     key_id: Mapped[str] = mapped_column(ForeignKey("keys.id"))
     created_at: Mapped[int] = mapped_column(default=now_ms())
     expires_at: Mapped[int]
+
+
+class Share(Base):
+    """A link that shows jobs without a key (jobs.shares); only the hash of its secret is stored."""
+
+    __tablename__ = "shares"
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    hash: Mapped[str] = mapped_column(_String(64), unique=True)
+    form_key: Mapped[str | None] = mapped_column(_String(200), unique=True)  # of the form that created it
+    created_by: Mapped[str] = mapped_column(ForeignKey("keys.id"))
+    created_by_name: Mapped[str] = mapped_column(_String(200))  # of the key, at that time
+    created_at: Mapped[int] = mapped_column(default=now_ms())
+    expires_at: Mapped[int]
+    revoked_at: Mapped[int | None]
+    revoked_by_name: Mapped[str | None] = mapped_column(_String(200))
+
+
+class ShareJob(Base):
+    """A job that a link shows."""
+
+    __tablename__ = "share_jobs"
+    share_id: Mapped[str] = mapped_column(ForeignKey("shares.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
+    place: Mapped[int] = mapped_column(Integer)
 
 
 class IdempotencyKey(Base):

@@ -443,6 +443,25 @@ class WclClient(SweepClient):
         """Remove imported weights and their file; refused while an unfinished job needs them."""
         self._response("DELETE", f"/v1/weights/{part(sha256)}")
 
+    # ---- links without a key
+
+    def share(self, job_ids: Sequence[str], *, days: int = 7) -> Json:
+        """Create a link that shows a job, or the comparison of several, without a key; `url` is in this response only.
+
+        Args:
+            job_ids: of the jobs.
+            days: the time until the link expires, at most 90 days.
+        """
+        return self._json(Json, "POST", "/v1/shares", json={"jobs": list(job_ids), "days": days})
+
+    def shares(self) -> list[Json]:
+        """Return the links that the key manages, newest first."""
+        return self._items(Json, "/v1/shares")
+
+    def revoke_share(self, share_id: str) -> None:
+        """Revoke a link at once."""
+        self._response("DELETE", f"/v1/shares/{part(share_id)}")
+
     # ---- webhooks
 
     def webhooks(self) -> list[Webhook]:

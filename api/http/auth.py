@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 SESSION_COOKIE = "wcl_session"  # the start of the cookie's name
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/sign-in"})
 PUBLIC_FOLDER = "/static/"
+SHARED_FOLDER = "/shared/"  # each route checks the secret of a link (api.web.shares)
 PAUSE_SECONDS = 60.0  # between two stored uses of a key
 _MAX_FAILURES = 20
 _WINDOW_SECONDS = 60.0
@@ -42,8 +43,8 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_public(path: str) -> bool:
-    """Return whether the path needs no key; public paths give no data about jobs."""
-    return path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
+    """Return whether the path needs no key; of these, only those of shared links give data about jobs."""
+    return path in PUBLIC_PATHS or path.startswith((PUBLIC_FOLDER, SHARED_FOLDER))
 
 
 def session_cookie(storage_id: str | None, place: str | None) -> str:

@@ -41,7 +41,10 @@ def compare_page(
         choices = [] if shown.configurations else queries.list_jobs(session, kind="pretrain", limit=CHOICES).items
         now = database_time(session)
     metrics = sorted({name for job in shown.jobs for name in job.latest_metrics or {}})
-    return page(request, "compare.html", comparison=shown, choices=choices, metrics=metrics, now=now)
+    may_submit = "submit" in reader.scopes
+    return page(
+        request, "compare.html", comparison=shown, choices=choices, metrics=metrics, now=now, may_submit=may_submit
+    )
 
 
 @router.get("/compare/curve.svg")

@@ -104,6 +104,14 @@ def _changed(data: Data) -> _Sentence:
     return "muted", "Changed", ", ".join(f"{name}: {value}" for name, value in data.items())
 
 
+def _shared(data: Data) -> _Sentence:
+    return "muted", "Shared by a link", f"for {data.get('days')} days, by {data.get('by')}"
+
+
+def _unshared(data: Data) -> _Sentence:
+    return "muted", "Link revoked", f"by {data.get('by')}"
+
+
 _MEASURED = {"final": "the last checkpoint", "best": "the best checkpoint, selected on test", "every": "a checkpoint"}
 
 
@@ -127,6 +135,8 @@ _SENTENCES: dict[str, Callable[[Data], _Sentence]] = {
     "checkpoint": _checkpoint,
     "warning": _warning,
     "changed": _changed,
+    "shared": _shared,
+    "unshared": _unshared,
     "evaluation_submitted": _evaluation_submitted,
     "queued": _ending("queued", "Queued: its dependencies are met"),
     "requeued": _ending("queued", "Requeued"),

@@ -22,7 +22,12 @@ from tests.api.served import SPEC, Served, assert_problem
 from tests.jobs import rows
 
 JOB = {"kind": "pretrain", "spec": SPEC}
-PUBLIC = {"GET /healthz", "GET /readyz", "GET /sign-in", "POST /sign-in", "ANY /static"}
+SHARED = {  # the secret of a link is in the address (tests/api/http/test_shares.py)
+    "GET /shared/{secret}",
+    "GET /shared/{secret}/jobs/{job_id}/metrics",
+    "GET /shared/{secret}/curve.svg",
+}
+PUBLIC = {"GET /healthz", "GET /readyz", "GET /sign-in", "POST /sign-in", "ANY /static"} | SHARED
 ADMIN = {
     "GET /v1/keys",
     "POST /v1/keys",

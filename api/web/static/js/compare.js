@@ -12,6 +12,7 @@ const MAX_CHARTS = 40;
 const FIRST = ["eval/knn_top1", "weak/pair_precision", "weak/view_agreement", "train/loss_instance", "train/loss"];
 
 const place = document.getElementById("charts");
+const source = document.getElementById("comparison").dataset.source ?? "/v1/jobs"; // a shared link has one of its own
 const view = new View(document.getElementById("chart-tools"), viewed);
 const members = [...document.querySelectorAll("[data-job]")].map((link) => ({
   id: link.dataset.job,
@@ -35,7 +36,7 @@ async function seriesOf(member, isFirst) {
   if (isFirst) query.set("times", "true");
   else if (view.from !== null) query.set("from_step", Math.max(0, Math.floor(axis.step(view.from))));
   if (!isFirst && view.to !== null) query.set("to_step", Math.max(0, Math.ceil(axis.step(view.to))));
-  const response = await fetch(address(`/v1/jobs/${member.id}/metrics?${query}`));
+  const response = await fetch(address(`${source}/${member.id}/metrics?${query}`));
   if (!response.ok) throw new Error(`${member.id}: ${response.status}`);
   const { series, times } = await response.json();
   if (times) member.facts.times = times.map(({ step, at }) => [step, Date.parse(at)]);
