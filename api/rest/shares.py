@@ -20,7 +20,10 @@ router = APIRouter(prefix="/v1/shares", tags=["jobs"])
 class ShareBody(BaseModel):
     """A link to create: to one job, or to the comparison of several."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"jobs": ["0198f2a0-0000-7000-8000-000000000001"], "days": 7}]},
+    )
 
     jobs: Annotated[list[str], Field(min_length=1, max_length=MAX_JOBS, description="Ids of jobs.")]
     days: Annotated[int, Field(ge=1, le=shares.MAX_DAYS, description="The link expires after this time.")] = shares.DAYS
