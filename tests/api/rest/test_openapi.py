@@ -88,6 +88,7 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
         "CheckpointChange",
         "DeleteBody",
         "EvaluateBody",
+        "ShareBody",
         "KeyBody",
         "SweepBody",
         "WebhookBody",
