@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.checks import pretraining_count
 from jobs.estimates import steps_per_epoch
-from wcl_core.config import PretrainSpec
+from jobs.models import Dataset, Job
+from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.presets import presets
 from wcl_core.recommendation import MIN_STEPS, SMALLEST_BATCH
 
@@ -17,17 +23,31 @@ _RATES = {("sgd", "linear"): 0.12, ("lars", "sqrt"): 0.075, ("lars", "linear"): 
 _FAR = 5.0  # times the rate of the recipe
 
 
-def advice(spec: PretrainSpec, images: int, preset: str | None) -> list[str]:
+def advice(spec: PretrainSpec, images: int, preset: str | None, *, is_trained: bool = False) -> list[str]:
     """Return the warnings as sentences with the field to change.
 
     Args:
         images: training images.
         preset: the name of the preset that the job started from.
+        is_trained: whether the training has succeeded, so that it can go on.
     """
-    return [*_of_steps(spec, images, preset), *_of_rate(spec, preset)]
+    return [*_of_steps(spec, images, preset, is_trained), *_of_rate(spec, preset)]
 
 
-def _of_steps(spec: PretrainSpec, images: int, preset: str | None) -> Iterator[str]:
+def advice_of(session: Session, job: Job) -> list[str]:
+    """Return the warnings about the spec of a job; none for an evaluation."""
+    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    if job.kind != "pretrain" or dataset is None:
+        return []
+    try:
+        spec = parse_spec("pretrain", job.spec)
+    except ValidationError:  # a plugin of the spec is installed no more
+        return []
+    assert isinstance(spec, PretrainSpec)
+    return advice(spec, pretraining_count(dataset, spec.data), job.preset, is_trained=job.status == "succeeded")
+
+
+def _of_steps(spec: PretrainSpec, images: int, preset: str | None, is_trained: bool) -> Iterator[str]:
     steps = steps_per_epoch(spec, images)
     if not steps or not isinstance(spec.batch_size, int):  # a run that has yet to find its batch
         return
@@ -46,7 +66,11 @@ def _of_steps(spec: PretrainSpec, images: int, preset: str | None) -> Iterator[s
         enough = f"epochs = {math.ceil(MIN_STEPS / steps)}"
         if is_too_large:
             enough = f"batch_size = {fitting} with epochs = {math.ceil(MIN_STEPS / (images // fitting))}, or {enough}"
-        yield f"{count} in all, too few to learn {teaches}; use at least {MIN_STEPS:,}, that is {enough}"
+        use = f"use at least {MIN_STEPS:,}, that is {enough}"
+        if is_trained and not is_too_large:
+            more = math.ceil(MIN_STEPS / steps) - spec.epochs
+            use = f"continue it for {more:,} more epoch{'s' if more > 1 else ''}, to at least {MIN_STEPS:,} steps"
+        yield f"{count} in all, too few to learn {teaches}; {use}"
 
 
 def _is_of_its_preset(spec: PretrainSpec, preset: str | None) -> bool:

@@ -106,6 +106,7 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
         *(("compared", each["sentence"]) for each in (job.get("verdict") or {}).get("contrasts", ())),
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
+        *(("warning", f"{each[:1].upper()}{each[1:]}.") for each in job.get("warnings", ())),
     ]
 
 

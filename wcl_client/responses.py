@@ -88,6 +88,7 @@ class Job(TypedDict, total=False):
     lineage: list[Json]
     schedule: str | None
     explanation: Json | None
+    warnings: list[str]
     note: str | None
     expected_time: Json | None
 

@@ -102,6 +102,8 @@ class Recommendation:
         seconds: of training, by a rule of thumb.
         memory: bytes that the process needs; None where unknown.
         hope: what one may expect of it, as a sentence.
+        notes: what to know before, as clauses.
+        trial_epochs: of a trial within the minutes, where they are too short to learn; None where they are not.
     """
 
     spec: dict[str, Any]
@@ -111,6 +113,7 @@ class Recommendation:
     memory: int | None
     hope: str
     notes: list[str] = field(default_factory=list)
+    trial_epochs: int | None = None
 
 
 def recommend(
@@ -158,12 +161,14 @@ def recommend(
         choices.append(Choice("micro_batch_size", "auto", reason))
     steps = per_epoch * epochs.value
     seconds = steps * batch / speed
-    notes = []
+    notes: list[str] = []
+    trial_epochs = None
     if minutes and seconds > 1.2 * 60 * minutes:
         budget = f"{minutes:g} minute{'' if minutes == 1 else 's'}"
+        trial_epochs = max(1, int(allowed / per_epoch))
         notes.append(
             f"{MIN_STEPS:,} steps take longer than {budget} here, and fewer teach little; for a trial, set epochs to "
-            f"{max(1, int(allowed / per_epoch)):,}, and continue the training afterwards"
+            f"{trial_epochs:,}, and continue the training afterwards"
         )
     if content == "photos" and (images.is_grey or side < 32):
         notes.append("for digits, text or drawings, which may not be mirrored, use the content drawings")
@@ -172,7 +177,7 @@ def recommend(
     in_memory = images.count if 3 * side**2 * images.count <= _IN_MEMORY else 0
     memory = process_bytes(parsed, batch, is_gpu=machine.is_gpu, images=in_memory)
     hope = _hope(images.count, has_labels=images.num_classes > 1)
-    return Recommendation(spec, choices, steps, seconds, memory, hope, notes)
+    return Recommendation(spec, choices, steps, seconds, memory, hope, notes, trial_epochs)
 
 
 def _size(images: Images, machine: Machine) -> Choice:

@@ -61,7 +61,8 @@ class ChoiceResponse(Response):
 class RecommendationResponse(Response):
     """A recipe: `spec` for a job, its fields with reasons, steps, seconds and bytes of memory by rules of thumb.
 
-    `hope` is what one may expect of it, and `notes` are what to know before.
+    `hope` is what one may expect of it, and `notes` are what to know before. `trial_epochs` are the epochs of a trial
+    where the minutes are too few to learn in; null where they are not.
     """
 
     spec: dict[str, Any]
@@ -71,6 +72,7 @@ class RecommendationResponse(Response):
     memory: int | None
     hope: str
     notes: list[str]
+    trial_epochs: int | None
 
 
 class Datasets(Response):

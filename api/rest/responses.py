@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
 from jobs import datasets, estimates, lineage, queries, reasons, verdicts, waiting, weak_labels
+from jobs.advice import advice_of
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
 from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Evaluation, Job
@@ -250,7 +251,8 @@ class JobResponse(JobSummary):
     `measures` is the checkpoint that an evaluation measures; null for other jobs.
 
     `lineage` is what the job comes from, the nearest first.  `schedule` is the form of a training's learning rate, for
-    people; null for an evaluation.  `explanation` explains `status_reason`; null for a reason without one.
+    people; null for an evaluation.  `explanation` explains `status_reason`; null for a reason without one.  `warnings`
+    say why a training with this spec hardly learns; none for a cancelled one.
     `note` is a user's text in Markdown.
     `expected_time` is of a training that has yet to report how long it takes; null for other jobs.
     """
@@ -273,6 +275,7 @@ class JobResponse(JobSummary):
     explanation: ExplanationResponse | None
     note: str | None
     expected_time: TrainingTime | None
+    warnings: list[str]
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
@@ -290,6 +293,7 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     beside |= {"measures": queries.measured_checkpoint(session, row)}
     beside |= {"lineage": lineage.lineage(session, row), "schedule": schedule_of(row.spec)}
     beside |= {"explanation": _explanation(row.status_reason), "expected_time": estimates.expected_time(session, row)}
+    beside |= {"warnings": [] if row.status == "cancelled" else advice_of(session, row)}
     return JobResponse.of(row, **beside, deviations=deviations)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -22,8 +21,7 @@ from api.web.job_view import JobView
 from api.web.picture import drawing
 from api.web.render import page, picture
 from jobs import changes, curves, datasets, gangs, queries, seed_groups, sweeps
-from jobs.advice import advice
-from jobs.checks import pretraining_count
+from jobs.advice import advice_of
 from jobs.database import database_time
 from jobs.devices import of_pool
 from jobs.estimates import expected_time
@@ -37,7 +35,7 @@ from jobs.status import TERMINAL, Status
 from jobs.sweeps import Place
 from jobs.verdicts import Verdict, verdict
 from jobs.waiting import Waiting, explain, pending
-from wcl_core.config import PROTOCOLS, PretrainSpec, parse_spec, protocol_facts
+from wcl_core.config import PROTOCOLS, protocol_facts
 from wcl_core.export import loading_lines
 from wcl_core.metrics import is_hardware
 from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, MAP_FACTS, PROCESS_MEMORY_MIB
@@ -206,7 +204,7 @@ def run(session: Session, job_id: str) -> Run:
         reference=_reference(session, job),
         verdict=verdict(session, job),
         measures=queries.measured_checkpoint(session, job),
-        advice=_advice(session, job),
+        advice=advice_of(session, job),
         expected_time=expected_time(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         has_log=job.status not in TERMINAL or bool(queries.logs(session, job_id, limit=1)),
@@ -269,19 +267,6 @@ def _reference(session: Session, job: Job) -> Job | None:
     """Return the reference of a training's dataset; None if there is none, or if it is the job itself."""
     pinned = references(session, [job.dataset_name]).get(job.dataset_name) if job.kind == "pretrain" else None
     return None if pinned is None or pinned.id == job.id else pinned
-
-
-def _advice(session: Session, job: Job) -> list[str]:
-    """Return warnings about the spec of a training."""
-    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
-    if job.kind != "pretrain" or dataset is None:
-        return []
-    try:
-        spec = parse_spec("pretrain", job.spec)
-    except ValidationError:  # a plugin of the spec is installed no more
-        return []
-    assert isinstance(spec, PretrainSpec)
-    return advice(spec, pretraining_count(dataset, spec.data), job.preset)
 
 
 def _needs(session: Session, job_id: str) -> list[tuple[str, str, str]]:

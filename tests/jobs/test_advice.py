@@ -65,6 +65,20 @@ def test_what_will_hardly_learn_is_said_with_the_field_to_change(
     assert all(each.startswith(start) for each, start in zip(sentences, expected, strict=True)), sentences
 
 
+@pytest.mark.parametrize(
+    ("epochs", "fields", "expected"),
+    [
+        (60, {}, "420 steps in all, too few to learn much; continue it for 83 more epochs, to at least 1,000 steps"),
+        (142, {}, "994 steps in all, too few to learn much; continue it for 1 more epoch, to at least 1,000 steps"),
+        (10, {"batch_size": 180}, "20 steps in all, too few to learn anything; use at least 1,000, that is batch_size"),
+    ],
+)
+def test_a_training_that_has_ended_can_go_on(epochs: int, fields: dict[str, Any], expected: str) -> None:
+    spec = parse_spec("pretrain", {"data": {"name": "photos"}, "batch_size": 64, "epochs": epochs} | fields)
+    assert isinstance(spec, PretrainSpec)
+    assert advice(spec, 490, None, is_trained=True)[-1].startswith(expected)
+
+
 def test_the_rate_is_compared_with_that_of_the_preset() -> None:
     recipe = presets()["cifar10-cpu"].optimizer
     rate = 6 * recipe.learning_rate

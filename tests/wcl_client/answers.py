@@ -110,6 +110,7 @@ def job(text: Callable[[], str]) -> dict[str, Any]:
         "status_message": text(),
         "waiting": {"message": text(), "cause": text(), "position": 3, "until": text()},
         "verdict": {"sentence": text()},
+        "warnings": [text()],
         "dataset": {"name": text()},
         "preset": text(),
         "deviations": [{"pointer": text(), "preset": text(), "job": text()}],

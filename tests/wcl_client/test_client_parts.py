@@ -66,6 +66,14 @@ def test_a_job_that_needs_a_user_is_shown_with_what_to_do(
         assert (text in printed) == is_shown
 
 
+def test_the_warnings_about_a_spec_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    job: Job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "status": "succeeded"}
+    job["warnings"] = ["20 steps in all", "too high a rate"]
+    out.show(output.answer_table(job))
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [text.strip() for name, text in lines if name == "warning"] == ["20 steps in all.", "Too high a rate."]
+
+
 def test_a_row_is_one_line_of_a_terminal_and_whole_in_a_pipe() -> None:
     job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "name": "a rather long name " * 8, "kind": "pretrain"}
     job |= {"dataset": {"name": "photos-of-a-long-holiday"}, "status": "failed", "status_reason": "out_of_memory"}

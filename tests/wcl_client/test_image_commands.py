@@ -47,10 +47,31 @@ def test_each_command_runs_a_verb_of_the_library(
 
     monkeypatch.chdir(tmp_path)
     Path("w").write_bytes(b"")
+    Path("photos").mkdir()
     monkeypatch.setattr(images.subprocess, "run", run)
     assert wcl(*command).exit_code == 0
     assert calls == [["-m", "wcl_core", *verb]]
     assert wcl(*command).exit_code == 1, "the library has printed why"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["features", "training", "gone", "-o", "x.csv"],
+        ["classify", "fit", "training", "gone", "-o", "c.safetensors"],
+        ["classify", "predict", "c.safetensors", "gone", "-o", "c.csv"],
+    ],
+)
+def test_a_folder_that_is_absent_is_named_before_anything_is_downloaded(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WCL_URL", "http://127.0.0.1:9")  # no server
+    done = wcl(*command)
+    assert done.exit_code == 2
+    assert "gone does not exist; expected the path of images here, not a dataset's name" in " ".join(
+        done.stderr.replace("│", " ").split()
+    )
 
 
 class Computed(NamedTuple):

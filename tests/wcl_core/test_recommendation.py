@@ -74,6 +74,8 @@ def test_time_is_kept_unless_it_is_too_short_to_learn() -> None:
         f"1,000 steps take longer than 2 minutes here, and fewer teach little; for a trial, set epochs to {trial}"
         in (hurried.notes[0])
     )
+    assert hurried.trial_epochs == trial
+    assert recommend("photos", images, CPU, 30).trial_epochs is None
 
 
 def test_without_labels_it_plans_and_promises_nothing_that_needs_them() -> None:

@@ -30,7 +30,20 @@ app.add_typer(group, name="classify", rich_help_panel=USE)
 JobOrFile = Annotated[
     str, typer.Argument(metavar="JOB_OR_FILE", help="A job, a checkpoint, or a downloaded weight file.")
 ]
-_Folder = Annotated[Path, typer.Argument(help="An image folder at any depth, or a list of images.")]
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder or list, before weights are downloaded for it.
+
+    Raises:
+        BadParameter: it does not exist.
+    """
+    if not folder.exists():
+        raise typer.BadParameter(f"{folder} does not exist; expected the path of images here, not a dataset's name")
+    return folder
+
+
+_Folder = Annotated[Path, typer.Argument(help="An image folder at any depth, or a list of images.", callback=_existing)]
 _Size = Annotated[
     int | None, typer.Option(min=8, max=512, help="Side of the images in pixels; default: that of the training.")
 ]
@@ -64,6 +77,7 @@ def features(
     if split is not None and (folder is not None or split not in _SPLITS):
         raise typer.BadParameter(f"--split {split}: expected {', '.join(_SPLITS)}, with --dataset")
     if folder is not None:
+        _existing(folder)
         on_weights(reference, lambda file: ["features", file, str(folder), str(target)], size)
         return
     _check_table(target)
@@ -177,7 +191,9 @@ def _stored_features(client: WclClient, job: Job, place: Path) -> Path:
 @group.command(name="fit")
 def classify_fit(
     reference: JobOrFile,
-    folder: Annotated[Path, typer.Argument(help="A folder with a folder for each class, or a list with classes.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder with a folder for each class, or a list with classes.", callback=_existing)
+    ],
     target: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it ends in .safetensors.")],
     size: _Size = None,
 ) -> None:

@@ -25,7 +25,7 @@ from typing import IO
 from wcl_core.data.image_file import ENDINGS, MAX_BYTES
 from wcl_core.data.images import DataError
 from wcl_core.data.kinds import LISTS
-from wcl_core.data.layout import HIDDEN, LEFT_OUT, TOO_LARGE, Remarks, is_hidden, list_files, shown
+from wcl_core.data.layout import HIDDEN, LEFT_OUT, TOO_LARGE, Remarks, is_hidden, list_files, shown, with_ending
 from wcl_core.data.unpacked import remove
 from wcl_core.digests import digest_of
 
@@ -138,7 +138,7 @@ def _reason_to_skip(parts: Sequence[str], size: int) -> str | None:
         return HIDDEN
     ending = PurePosixPath(parts[-1]).suffix.lower() if parts else ""
     if ending not in ENDINGS and ending not in LISTS:
-        return f"files with the ending {shown(ending)}" if ending else "files without an ending"
+        return with_ending(ending)
     return TOO_LARGE if size > MAX_BYTES else None
 
 

@@ -7,6 +7,7 @@ file.  docs/datasets.md has the table of what is read.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import threading
@@ -42,6 +43,10 @@ _ENDINGS: Final = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
 ENDINGS: Final = frozenset(ending for endings in _ENDINGS.values() for ending in endings)
+OTHER_FORMATS: Final = frozenset(  # of images, which are not read
+    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+)
 RULES_VERSION: Final = 2  # of the pixels that a file gives; version 1 had no rules beyond those of the decoders
 
 BACKGROUND: Final = (255, 255, 255)  # under transparent pixels
@@ -135,7 +140,7 @@ def read_image(path: Path, side: int, *, is_preview: bool = False) -> tuple[Imag
     except UnreadableError:
         raise
     except UnidentifiedImageError:
-        raise UnreadableError(f"its content is none of the formats {', '.join(FORMATS)}") from None
+        raise UnreadableError(_unidentified(path)) from None
     except MemoryError:
         raise
     except Exception as error:  # image decoders raise anything on damaged bytes
@@ -171,6 +176,18 @@ def _read(opened: ImageFile.ImageFile, ending: str, side: int, is_preview: bool)
 
 
 # --- limits --------------------------------------------------------------------------------------------------------
+
+
+def _unidentified(path: Path) -> str:
+    """Return why no decoder reads a file, from its first bytes."""
+    begin = None
+    with contextlib.suppress(OSError, UnreadableError), _LimitedFile(path) as file:
+        begin = file.read(12)
+    if begin == b"":
+        return "the file is empty"
+    if begin and begin[4:8] == b"ftyp":
+        return "it is a HEIC or AVIF image or a video, whatever its ending; convert it to JPEG"
+    return f"its content is none of the formats {', '.join(FORMATS)}"
 
 
 class _LimitedFile(io.BufferedReader):

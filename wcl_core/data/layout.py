@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from wcl_core.data.image_file import ENDINGS, MAX_BYTES
+from wcl_core.data.image_file import ENDINGS, MAX_BYTES, OTHER_FORMATS
 from wcl_core.data.images import DataError
 from wcl_core.data.kinds import LISTS
 from wcl_core.protocol import Remark
@@ -58,6 +58,7 @@ NO_IMAGES = "folders without an image"
 NO_CLASS = "images outside of a class folder"
 BESIDE_CLASSES = f"{NO_CLASS}; if the folders are no classes, add the dataset without labels (--without-labels)"
 LIST = "lists of these images with classes or splits; to use them, give the list in place of the folder"
+NESTED = "folders within a class folder; their images belong to that class"
 BESIDE = "folders beside train/ that are no split"
 TOO_LARGE = f"files of more than {MAX_BYTES >> 30} GiB"
 NOT_OPENED = "folders that cannot be opened"
@@ -72,6 +73,13 @@ def shown(name: str) -> str:
 
 
 _REMARKS = TypeAdapter(list[Remark])
+
+
+def with_ending(ending: str) -> str:
+    """Return the remark on files that are not read because of their ending, in lower case."""
+    if ending in OTHER_FORMATS:
+        return f"files with the ending {ending}, a format that is not read; convert them to JPEG"
+    return f"files with the ending {shown(ending)}" if ending else "files without an ending"
 
 
 class Remarks:
@@ -344,6 +352,10 @@ class _Listing:
 
     def _labelled(self, level: _Level, classes: list[str]) -> list[Entry]:
         folders = {_last(folder): folder for folder in level.folders}
+        for folder in folders.values():
+            for path in self._images(folder):
+                if "/" in (inside := path.removeprefix(f"{folder}/")):
+                    self._remark(self._odd, NESTED, f"{folder}/{inside.split('/', 1)[0]}")
         return [
             (path, label)
             for label, name in enumerate(classes)
@@ -436,7 +448,7 @@ class _Listing:
 
                 if has_labels_in(Path(entry.path)):
                     return LIST
-            return f"files with the ending {shown(ending)}" if ending else "files without an ending"
+            return with_ending(ending)
         return TOO_LARGE if entry.stat().st_size > MAX_BYTES else None
 
     # --- remarks and errors ---

@@ -35,6 +35,7 @@ from wcl_core.data.layout import (
     role_of,
     shown,
     split_off,
+    with_ending,
 )
 
 _MAX_BYTES = 1 << 28
@@ -207,7 +208,7 @@ def _place(root: Path, real_root: str, path: str) -> tuple[str, str | None]:
         if not image.is_file():
             return path, NOT_REGULAR
         if (ending := image.suffix.lower()) not in ENDINGS:
-            return path, f"files with the ending {shown(ending)}" if ending else "files without an ending"
+            return path, with_ending(ending)
         if image.stat().st_size > MAX_BYTES:
             return path, TOO_LARGE
     except (OSError, ValueError):  # a name that no file can have

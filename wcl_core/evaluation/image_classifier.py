@@ -76,7 +76,7 @@ def fit_classifier(file: Path, folder: Path, out: Path, size: int | None, warn: 
     """
     if out.suffix.lower() != ".safetensors":
         raise ValueError(f"{out}: expected a name that ends in .safetensors")
-    entries, names, held, files = _labelled(folder)
+    entries, names, held, files = _labelled(folder, warn)
     computed = Features(file, size, warn)
     places, rows = computed.of(files.root, [path for path, _ in entries])
     labels = torch.tensor([entries[place][1] for place in places])
@@ -94,13 +94,13 @@ def fit_classifier(file: Path, folder: Path, out: Path, size: int | None, warn: 
     return Fitted({name: counts[name] for name in names}, measured, files.layout)
 
 
-def _labelled(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...], list[bool], Files]:
+def _labelled(folder: Path, warn: Warn) -> tuple[list[tuple[str, int]], tuple[str, ...], list[bool], Files]:
     """Return the images with their labels, the classes, and whether each image is in the test split.
 
     Raises:
         DataError: there are fewer than two classes.
     """
-    files = listed(folder, has_labels=True)
+    files = listed(folder, warn, has_labels=True)
     if len(files.classes) > 1:
         entries = [*files.train, *files.test]
         return entries, files.classes, [False] * len(files.train) + [True] * len(files.test), files
@@ -146,7 +146,7 @@ def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -
         raise ValueError(f"{out}: expected a name that ends in .csv")
     names, weights, mean, deviation = _read(file)
     computed = Features(file, size, warn)
-    files = listed(folder)
+    files = listed(folder, warn)
     paths = [path for path, _ in files.unlabelled]
     places, rows = computed.of(files.root, paths)
     probabilities = logits((rows - mean) / deviation, weights).softmax(dim=1)

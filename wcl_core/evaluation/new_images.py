@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wcl_core.data.decoding import Wish, read_all
 from wcl_core.data.images import DataError
-from wcl_core.data.layout import Files, list_files, shown
+from wcl_core.data.layout import HIDDEN, Files, list_files, shown
 from wcl_core.evaluation.embedding import read_embeddings
 from wcl_core.evaluation.feature_table import check_target, listing_of, write_feature_table
 from wcl_core.images.augment import normalised
@@ -98,8 +98,8 @@ def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: 
     listing = listing_of(out)
     if out.suffix.lower() == ".npy" and listing.exists() and listing.samefile(folder):
         raise ValueError(f"{out}: its names would replace the list {listing}; expected another name")
+    files = listed(folder, warn)
     computed = Features(file, size, warn)
-    files = listed(folder)
     paths = [path for path, _ in files.unlabelled]
     places, rows = computed.of(files.root, paths)
     write_feature_table(out, {"path": [shown(paths[place]) for place in places]}, rows)
@@ -157,7 +157,7 @@ def neighbours(file: Path, image: Path, folder: Path, count: int, size: int | No
     except DataError as error:
         raise DataError(f"{image} cannot be read; expected an image") from error
     if stored is None:
-        names, features = _of_folder(computed, image, folder)
+        names, features = _of_folder(computed, image, folder, warn)
     else:
         names, features = stored.paths, stored.features
     if features.shape[1] != query.shape[1]:
@@ -170,9 +170,9 @@ def neighbours(file: Path, image: Path, folder: Path, count: int, size: int | No
     return [Neighbour(names[each], float(similarity[each])) for each in order]
 
 
-def _of_folder(computed: Features, image: Path, folder: Path) -> tuple[list[str], Tensor]:
+def _of_folder(computed: Features, image: Path, folder: Path, warn: Warn) -> tuple[list[str], Tensor]:
     """Return names and features of the images of a folder or list without an image."""
-    files = listed(folder)
+    files = listed(folder, warn)
     itself = os.path.realpath(image)
     paths = [path for path, _ in files.unlabelled if os.path.realpath(files.root / path) != itself]
     if not paths:
@@ -181,13 +181,20 @@ def _of_folder(computed: Features, image: Path, folder: Path) -> tuple[list[str]
     return [shown(paths[place]) for place in places], features
 
 
-def listed(folder: Path, *, has_labels: bool = False) -> Files:
+def listed(folder: Path, warn: Warn, *, has_labels: bool = False) -> Files:
     """Return the images of a folder or list.
+
+    Args:
+        warn: called with a message for each kind of files that is left out, hidden ones excepted.
 
     Raises:
         DataError: there is none; the message speaks of no dataset.
     """
     try:
-        return list_files("images", folder, has_labels=has_labels)
+        files = list_files("images", folder, has_labels=has_labels)
     except DataError as error:
         raise DataError(str(error).removeprefix("dataset images: ")) from error
+    for each in files.left_out.list():
+        if each.text != HIDDEN:
+            warn(f"{each.count:,}, {each.text}: {', '.join(each.examples[:3])}")
+    return files

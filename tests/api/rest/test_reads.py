@@ -284,6 +284,8 @@ def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_the
     client = served.client("read")
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert (job["verdict"]["is_shown"], job["verdict"]["contrasts"]) == (True, [])
+    assert job["warnings"][-1].endswith("more epochs, to at least 1,000 steps")
+    assert f"{job['warnings'][-1]}." in page
     assert [(each["title"], each["value"], each["is_share"]) for each in job["metrics"][:1]] == [
         ("kNN accuracy", 0.8, True)
     ]

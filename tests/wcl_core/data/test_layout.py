@@ -190,6 +190,13 @@ def test_a_list_of_labels_in_a_folder_is_named_with_what_to_do(
     assert "give the list in place of the folder" in layout.LIST
 
 
+def test_folders_within_a_class_are_named(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"photos/dog/beagle": 3, "photos/dog/pug/old": 2, "photos/cat": 4, "photos/cat/empty": 0})
+    files = list_files("photos", tmp_path)
+    assert files.classes == ("cat", "dog")
+    assert [(each.text, each.examples) for each in files.odd.list()] == [(layout.NESTED, ["dog/beagle", "dog/pug"])]
+
+
 def test_a_file_left_out_beside_or_in_a_single_folder_counts_once(tmp_path: Path) -> None:
     write_tree(tmp_path, {"photos/cat": 3, "photos/dog": 3})
     for place in ("notes.md", "photos/notes.md", "photos/cat/notes.md"):
@@ -220,7 +227,7 @@ def test_files_and_folders_that_are_not_read_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train" / "cat" / "pipe.png")
     files = list_files("photos", tmp_path)
     assert left_out(files) == {
-        "files with the ending .heic": 2,
+        "files with the ending .heic, a format that is not read; convert them to JPEG": 2,
         "files with the ending .txt": 1,
         "files without an ending": 1,
         layout.NO_IMAGES: 1,
@@ -268,7 +275,7 @@ def test_links_within_the_folder_are_followed_once(tmp_path: Path) -> None:
     assert [label for _, label in files.train] == [0] * 8 + [1] * 3
     found = left_out(files)
     assert (found[layout.LINK_AGAIN], found[layout.LINK_NOWHERE]) == (3, 1)
-    assert [remark.text for remark in files.odd.list()] == [layout.LINK_READ]
+    assert {remark.text for remark in files.odd.list()} == {layout.LINK_READ, layout.NESTED}
 
 
 def test_links_that_fan_out_are_read_once_each(tmp_path: Path) -> None:

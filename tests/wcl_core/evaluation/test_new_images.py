@@ -124,8 +124,12 @@ def test_a_classifier_is_taken_along_in_one_file(
     assert torch.equal(load_backbone(out)(torch.ones(1, 3, 16, 16)), load_backbone(network)(torch.ones(1, 3, 16, 16)))
 
     (photos / "cut.png").write_bytes(b"none")
+    (photos / "phone.HEIC").write_bytes(b"none")
+    (photos / ".hidden").write_bytes(b"none")
     assert main(["classify-predict", str(out), str(photos), str(tmp_path / "classes.csv")]) == 0
-    assert "cut.png" in capsys.readouterr().err
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[-1] for line in errors if "convert them to JPEG" in line] == ["phone.HEIC"]
+    assert (len(errors), "cut.png" in errors[1]) == (2, True), errors
     rows = table(tmp_path / "classes.csv")
     assert all(row["path"].startswith(f"{row['class']}/") for row in rows)
     assert [*rows[0]] == ["path", "class", "probability", "p(blue # 3)", "p(green)", "p(red)"]
