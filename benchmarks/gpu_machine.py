@@ -6,11 +6,15 @@ memory   the estimated memory of a training process beside the measured peak, fo
 batch    `batch_size: auto`: the search's time and result, and a run with it; the message of a run without memory
 service  the whole service on this machine: claim to first step, jobs side by side, cancels, the bytes after a kill
 
+Without a GPU, WCL_DEVICES=4 gives the service four stand-in devices: the slice `service` then runs on the CPU, to see
+that it works, and the others are left out.
+
 Every slice is a list of parts, as for `gpu.py`.  The package must be installed with all its requirements.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,4 +34,5 @@ SLICES: dict[str, Callable[[], dict[str, Part]]] = {
 
 
 if __name__ == "__main__":
-    run(SLICES, __doc__, RESULTS / "gpu_machine.jsonl")
+    stand_ins = ("service",) if os.environ.get("WCL_DEVICES") else ()
+    run(SLICES, __doc__, RESULTS / "gpu_machine.jsonl", stand_ins)

@@ -65,12 +65,13 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"expected parts of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    rows: dict[str, Row] = {each[0]: tuple(each) for each in load_results("start").get("rows", ())}
+    measured: dict[str, Row] = {}
     with tempfile.TemporaryDirectory(prefix="wcl-start-") as name, theatre(Path(name) / "theatre") as house:
         for part in options.parts or PARTS:
             for *row, goal in _MEASURE[part](house, Path(name), options):
-                rows[row[0]] = (*row, goal, f"{date.today()}, load {os.getloadavg()[0]:.1f}")  # type: ignore[assignment]
-            print(_table(rows), flush=True)
+                measured[row[0]] = (*row, goal, f"{date.today()}, load {os.getloadavg()[0]:.1f}")  # type: ignore[assignment]
+            print(_table(measured), flush=True)
+    rows: dict[str, Row] = {each[0]: tuple(each) for each in load_results("start").get("rows", ())} | measured
     facts = setting() | {"rows": list(rows.values())}
     text = f"{facts['cores']} cores; medians, and the range in brackets.  The load is the average of the last minute."
     save_results("start", facts, f"{_table(rows)}\n\n{text}")
@@ -162,10 +163,13 @@ def _served(house: Theatre, name: str, kind: str, num_workers: int) -> Iterator[
         with httpx.Client(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as client:
 
             def submit(*seeds: int) -> str:
-                group = {"seeds": seeds} if len(seeds) > 1 else {}
-                body = {"kind": "pretrain", "spec": spec(seeds[0], epochs=1, step_ms=1)} | group
+                requested = spec(seeds[0], epochs=1, step_ms=1)
+                body: dict[str, Any] = {"kind": "pretrain", "spec": requested}
+                if len(seeds) > 1:
+                    del requested["seed"]
+                    body["seeds"] = seeds
                 response = client.post(f"http://127.0.0.1:{environment['WCL_PORT']}/v1/jobs", json=body)
-                return str(response.raise_for_status().json()["id"])
+                return str(response.raise_for_status().json().get("id"))  # a seed group has none
 
             stage.wait_for_end(submit(0))
             yield stage, submit

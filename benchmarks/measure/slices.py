@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,19 @@ Part = Callable[[float], dict[str, Any]]
 LAST_START_SECONDS = 45
 
 
-def run(slices: Mapping[str, Callable[[], dict[str, Part]]], description: str | None, results: Path) -> None:
-    """Measure the parts of the slices that the command line names; without a GPU, say so.
+def run(
+    slices: Mapping[str, Callable[[], dict[str, Part]]],
+    description: str | None,
+    results: Path,
+    without_gpu: Collection[str] = (),
+) -> None:
+    """Measure the parts of the slices that the command line names; without a GPU, only those that need none.
 
     Args:
         slices: by name; each gives its parts, which get the deadline.
         description: of the command line.
         results: the file that each part adds a line to.
+        without_gpu: the slices that need no GPU.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -34,13 +40,14 @@ def run(slices: Mapping[str, Callable[[], dict[str, Part]]], description: str | 
     parser.add_argument("--results", type=Path, default=results)
     parser.add_argument("--resume", action="store_true", help="skip the parts that the results have")
     options = parser.parse_args()
+    chosen = options.slice or list(slices)
     if not torch.cuda.is_available():
-        print("skipped: no GPU")
-        return
+        print(f"skipped, no GPU: {', '.join(name for name in chosen if name not in without_gpu) or 'nothing'}")
+        chosen = [name for name in chosen if name in without_gpu]
     facts = card_facts()
     present = set(_present(options.results, facts)) if options.resume else set()
     deadline = time.monotonic() + 60 * options.minutes
-    for name in options.slice or slices:
+    for name in chosen:
         for part, measure in slices[name]().items():
             if (name, part) in present:
                 continue
