@@ -86,9 +86,10 @@ def without_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("wcl_client.commands.service.run", _prepare)
     monkeypatch.setattr("wcl_client.commands.service.run_demo", lambda data, *_, **__: choose_data(data))
     monkeypatch.setattr("wcl_client.commands.workers.os.execve", _parse_worker)
-    ended = SimpleNamespace(run=lambda *_, **__: subprocess.CompletedProcess([], 1, stdout=""), PIPE=subprocess.PIPE)
-    for module in ("datasets", "images", "operation"):
-        monkeypatch.setattr(f"wcl_client.commands.{module}.subprocess", ended)
+    ended = SimpleNamespace(run=lambda *_, **__: subprocess.CompletedProcess([], 1, "", ""), PIPE=subprocess.PIPE)
+    for module in ("commands.datasets", "commands.images", "commands.operation", "unit"):
+        monkeypatch.setattr(f"wcl_client.{module}.subprocess", ended)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for name in ("WCL_URL", "WCL_KEY", "WCL_DATA_DIR", "WCL_DATASETS", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "spec.yaml").write_text("epochs: 1")

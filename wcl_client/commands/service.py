@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from wcl_client import unit
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import SERVICE, AsJson
@@ -21,33 +23,72 @@ from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_client.up import UpOptions, free_port, run
 
 app = typer.Typer()
+service = typer.Typer(help="Let systemd run `wcl up`: install, remove.", no_args_is_help=True)
+app.add_typer(service, name="service", rich_help_panel=SERVICE)
 _BUILTIN = ("cifar10", "cifar100", "stl10")
+
+
+_DataDir = Annotated[Path | None, typer.Option(help="The data folder; default: ./wcl-data.")]
+_Host = Annotated[str, typer.Option(envvar="WCL_HOST", help="The address to listen on.")]
+_Port = Annotated[
+    int, typer.Option(envvar="WCL_PORT", min=0, max=65535, help="The port to listen on; 0 chooses a free one.")
+]
+_Workers = Annotated[int, typer.Option(min=1, max=64, help="Number of workers; one gives out all GPUs.")]
+_Datasets = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=PATH of an image folder, list, archive or packed file, or cifar10, cifar100 or stl10; may be "
+        "repeated. `wcl dataset add` adds one that the service remembers."
+    ),
+]
 
 
 @app.command(rich_help_panel=SERVICE)
 def up(
-    data_dir: Annotated[Path | None, typer.Option(help="The data folder; default: ./wcl-data.")] = None,
-    host: Annotated[str, typer.Option(envvar="WCL_HOST", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(envvar="WCL_PORT", min=0, max=65535, help="The port to listen on; 0 chooses a free one.")
-    ] = 8000,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of workers; one gives out all GPUs.")] = 1,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=PATH of an image folder, list, archive or packed file, or cifar10, cifar100 or stl10; may be "
-            "repeated. `wcl dataset add` adds one that the service remembers."
-        ),
-    ] = None,
+    data_dir: _DataDir = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    workers: _Workers = 1,
+    dataset: _Datasets = None,
 ) -> None:
     """Start the service on this machine.
 
     It starts the server and its workers; Ctrl-C stops them.
     """
+    folders = _folders(dataset or ())
+    run(UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders), err.say)
+
+
+@service.command("install")
+def install(
+    data_dir: _DataDir = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    workers: _Workers = 1,
+    dataset: _Datasets = None,
+) -> None:
+    """Run `wcl up` with these options by your systemd: now, and after each restart of the machine.
+
+    Repeat it to change the options.
+    """
+    path = unit.install(UpOptions(data_dir or data_folder(), host, port, workers, _folders(dataset or ())))
+    out.say(f"{path} is written, and the service starts")
+    out.say("  its state: systemctl --user status wcl; its messages: journalctl --user -u wcl")
+    out.say("  to keep it while you are not logged in, once: loginctl enable-linger")
+
+
+@service.command("remove")
+def remove() -> None:
+    """Stop the service, and start it no more; the data folder stays."""
+    out.say(f"{unit.remove()} is removed; the data folder stays")
+
+
+def _folders(entries: Sequence[str]) -> dict[str, Path | None]:
+    """Return the datasets of `--dataset`; a built-in one has no path."""
     from wcl_core.config.fields import DATASET_NAME, proposed_name  # here, as it takes longer than the rest of `wcl`
 
     folders: dict[str, Path | None] = {}
-    for entry in dataset or ():
+    for entry in entries:
         name, equals, path = entry.partition("=")
         folder = _expanded(path)
         if entry not in _BUILTIN and not (equals and name and path):
@@ -59,8 +100,7 @@ def up(
         if equals and not folder.exists():
             raise typer.BadParameter(f"--dataset {entry}: there is no folder or file {folder}")
         folders[name] = folder if equals else None
-    options = UpOptions(data_dir or data_folder(), host, port or free_port(host), workers, folders)
-    run(options, err.say)
+    return folders
 
 
 def _expanded(path: str) -> Path:
