@@ -7,6 +7,7 @@ option of xdist names another interpreter for its processes, which is `tests/for
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -20,6 +21,8 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -159,4 +162,16 @@ if __name__ == "__main__":
     if standby.MARK not in os.environ:  # room for the variables and command lines of all processes
         command = [sys.executable, "-m", __spec__.name, *sys.argv[1:], standby.ROOM]
         os.execve(sys.executable, command, {**os.environ, standby.MARK: standby.ROOM})  # noqa: S606
-    sys.exit(main(*sys.argv[1:-1]))
+    code: object = 1
+    try:
+        code = main(*sys.argv[1:-1])
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:  # not by `sys.exit`, which takes a million objects apart, for a second of each process
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for other threads
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(code) if isinstance(code, int) else bool(code))
