@@ -681,6 +681,7 @@ class MapFacts(_Model):
         pca, tsne: x and y within -1 and 1; `pca_shares` of the variance, by axis.
         perplexity: that t-SNE used.
         neighbours, cosines: the nearest images of each, nearest first, as places in these lists.
+        files: the path of each image below its folder; None for images from no folder.
     """
 
     version: int = 1
@@ -701,12 +702,13 @@ class MapFacts(_Model):
     perplexity: float
     neighbours: list[list[int]]
     cosines: list[list[float]]
+    files: list[str] | None = None
 
     @model_validator(mode="after")
     def _lists_agree(self) -> Self:
         count = len(self.indices)
         lists: list[Sized] = [self.labels, self.pca, self.tsne, self.neighbours, self.cosines]
-        lists += [] if self.components is None else [self.components]
+        lists += [each for each in (self.components, self.files) if each is not None]
         if any(len(each) != count for each in lists):
             raise ValueError("lists of different lengths")
         if any(not 0 <= place < count for row in self.neighbours for place in row):

@@ -140,7 +140,9 @@ class Shown:
 
     def thumbnail(self, place: int) -> Thumbnail:
         label = self.map.labels[place]
-        return Thumbnail(place, self.map.indices[place], label, None if label is None else self._class_name(label))
+        class_name = None if label is None else self._class_name(label)
+        file = None if self.map.files is None else self.map.files[place]
+        return Thumbnail(place, self.map.indices[place], label, class_name, file)
 
     @cached_property
     def place(self) -> int | None:

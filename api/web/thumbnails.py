@@ -15,12 +15,13 @@ def colour_of(label: int) -> int:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image: its place in the picture, its index in the split, and its class if it has one."""
+    """An image: its place in the picture, its index in the split, and its class and its file if it has them."""
 
     place: int
     index: int | None
     label: int | None
     class_name: str | None
+    file: str | None = None
 
     @property
     def name(self) -> str:

@@ -80,6 +80,7 @@ def test_a_map_and_a_file_of_features_are_made_of_all_images(folder: Path, tmp_p
     facts = json.loads((tmp_path / reporter.of("artifact")[1]["path"]).read_bytes())
     assert (facts["split"], facts["split_images"], set(facts["labels"])) == ("unlabelled", IMAGES, {None})
     assert len(facts["neighbours"]) == len(facts["tsne"]) == IMAGES
+    assert facts["files"] == sorted(str(each.relative_to(folder)) for each in folder.rglob("*.png"))
     (written,) = reporter.of("checkpoint")
     tensors = load_file(tmp_path / written["path"])
     assert len(tensors.pop("unlabelled/paths").numpy().tobytes().splitlines()) == IMAGES

@@ -17,6 +17,7 @@ from torch import Tensor
 from wcl_core import artifacts, checkpoint
 from wcl_core.config import CheckpointFeatures, EvaluateSpec
 from wcl_core.data import ImageData, derived_seed
+from wcl_core.data.layout import shown
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.methods import build_method
@@ -70,6 +71,7 @@ def keep_map(
         indices=index.tolist(),
         labels=[label if label >= 0 else None for label in split.labels[index].tolist()],
         components=components,
+        files=[shown(split.files[place]) for place in index.tolist()] if split.files else None,
         **layout(rows, spec.map.perplexity, spec.seed),
     )
     artifacts.keep(reporter, output_dir, MAP_PICTURE, picture.png)

@@ -47,6 +47,19 @@ def mapped(site: Site, trained: PlayedRun) -> str:
     return f"/jobs/{run.job_id}/map"
 
 
+def test_a_map_of_a_folder_names_the_files(visitor: Visitor, site: Site) -> None:
+    own = site.running("trained on a folder")
+    own.start()
+    own.checkpoint(10)
+    own.end()
+    run = evaluation(site, own, 10, own.job_id)
+    run.map(files=["a/0.png", "a/1.png", "b/2.png", "b/3.png", f"c/{HOSTILE}.png"])
+    run.end()
+    page = visitor.window(f"/jobs/{run.job_id}/map?image=7", scripts=False)
+    expect(page.locator("#image")).to_contain_text("a/1.png · test split")
+    expect(page.locator("#image li").last).to_contain_text(f"{HOSTILE}.png")  # it has no class
+
+
 def test_a_map_can_be_read_without_scripts(visitor: Visitor, mapped: str) -> None:
     page = visitor.window(mapped, scripts=False)
     drawn = page.locator("#map-drawn")

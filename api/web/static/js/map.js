@@ -105,7 +105,8 @@ function drawNeighbours(context, points, chosen, palette) {
 function nameOf(place) {
   const label = facts.labels[place];
   const name = label === null ? "" : `, class ${facts.class_names[label] ?? label}`;
-  return `Image ${facts.indices[place]}${name}`;
+  const file = facts.files ? `, ${facts.files[place]}` : "";
+  return `Image ${facts.indices[place]}${name}${file}`;
 }
 
 function point(place) {
