@@ -44,6 +44,7 @@ class Cause(StrEnum):
 
 # No worker of today can run the job, so its place in the queue would say nothing.
 _WITHOUT_PLACE = (Cause.TOO_FEW_GPUS, Cause.TOO_FEW_WORKERS, Cause.DATASET_ABSENT, Cause.SPEC_VERSION_UNKNOWN)
+_WITHOUT_START = (*_WITHOUT_PLACE, Cause.NO_WORKER, Cause.WORKERS_UNABLE)
 
 # The end of each phase of a run, for which a request waits.  A cancel waits for no step and no checkpoint.
 _ENDS = {
@@ -73,6 +74,11 @@ class Waiting:
     position: int | None = None
     until: int | None = None
     needs: tuple[str, ...] = ()
+
+    @property
+    def can_start(self) -> bool:
+        """Whether the job starts by waiting alone, with the workers of today."""
+        return self.cause not in _WITHOUT_START
 
 
 def explain(session: Session, job: Job) -> Waiting | None:

@@ -16,7 +16,7 @@ _ID_LENGTH = 36
 _ID = re.compile("[0-9a-f-]{4,36}")
 _DIGEST = re.compile("[0-9a-f]{64}")
 _EXPECTED = "expected an id, four or more characters at the beginning or the end of an id, {}or `last`"
-_NEWEST = 200  # jobs that a part of an id, or a name, is compared with
+_MOST_SIMILAR = 200  # jobs whose id or name has the reference in it
 _MOST_LISTED = 8
 
 
@@ -37,9 +37,9 @@ def find_job(client: WclClient, reference: str, kind: JobKind | None = None) -> 
     if reference == "last":
         jobs = client.jobs(kind=kind, limit=1)
     else:
-        jobs = client.jobs(archived="all", limit=_NEWEST) if _ID.fullmatch(reference) else []
-        jobs = [job for job in jobs if _matches(job["id"], reference)]
-        named = [job for job in client.jobs(archived="all", q=reference, limit=_NEWEST) if job.get("name") == reference]
+        similar = client.jobs(archived="all", q=reference, limit=_MOST_SIMILAR)
+        jobs = [job for job in similar if _ID.fullmatch(reference) and _matches(job["id"], reference)]
+        named = [job for job in similar if job.get("name") == reference]
         named = [job for job in named if job["kind"] == kind] or named
         jobs = list({job["id"]: job for job in (*jobs, *named)}.values())
     expected = _EXPECTED.format("the name of one job, ")

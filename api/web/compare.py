@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
@@ -13,12 +15,14 @@ from api.web.picture import drawings
 from api.web.render import page, picture
 from jobs import curves, queries
 from jobs.comparisons import MAX_CONFIGURATIONS, MAX_JOBS, chosen_jobs, comparison
-from jobs.configurations import configurations_of
+from jobs.configurations import Configuration, configurations_of
 from jobs.database import database_time
+from jobs.models import Job
 
 router = APIRouter(include_in_schema=False)
 
 CHOICES = 40
+_BEGUN = ("running", "succeeded", "failed", "cancelled")  # the others rarely have a curve
 _PICTURE_POINTS = 1000
 _Ids = Annotated[list[str], Query(max_length=MAX_JOBS)]
 
@@ -31,20 +35,39 @@ def compare_page(
     job: _Ids = [],  # noqa: B006 (FastAPI copies it)
     group: _Ids = [],  # noqa: B006
     twin: bool = False,
+    q: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    """Return the comparison of jobs and seed groups; without any, the newest jobs to choose from.
+    """Return the comparison of jobs and seed groups; without any, the newest jobs that have begun, to choose from.
 
     With `twin`, the other seeds of each job are added, and its twin.
     """
     with database.read() as session:
         shown = comparison(session, job, group, with_twin=twin)
-        choices = [] if shown.configurations else queries.list_jobs(session, kind="pretrain", limit=CHOICES).items
+        choices = [] if shown.configurations else _choices(session, q)
         now = database_time(session)
-    metrics = sorted({name for job in shown.jobs for name in job.latest_metrics or {}})
-    may_submit = "submit" in reader.scopes
     return page(
-        request, "compare.html", comparison=shown, choices=choices, metrics=metrics, now=now, may_submit=may_submit
+        request,
+        "compare.html",
+        comparison=shown,
+        knn={each.number: _latest_knn(each) for each in shown.configurations},
+        choices=choices,
+        q=q,
+        metrics=sorted({name for job in shown.jobs for name in job.latest_metrics or {}}),
+        now=now,
+        may_submit="submit" in reader.scopes,
     )
+
+
+def _choices(session: Session, q: str) -> list[Job]:
+    """Return the newest training jobs that have begun and whose name, id or dataset has this text."""
+    return queries.list_jobs(session, kind="pretrain", status=_BEGUN, q=q, limit=CHOICES).items
+
+
+def _latest_knn(configuration: Configuration) -> float | None:
+    """Return the mean over its jobs of the kNN accuracy that the training measured last."""
+    latest = [(job.latest_metrics or {}).get("eval/knn_top1") for job in configuration.jobs]
+    values = [value for value in latest if value is not None]
+    return fmean(values) if values else None
 
 
 @router.get("/compare/curve.svg")

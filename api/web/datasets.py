@@ -150,7 +150,8 @@ def _counted(entry: Mapping[str, Any]) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    first = text.split(maxsplit=1)[:1]
+    return text if first and "/" in first[0] else text[:1].upper() + text[1:]  # a path stays as it is
 
 
 @dataclass(frozen=True)

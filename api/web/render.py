@@ -17,6 +17,7 @@ from api.http.idempotency import one_time_key
 from api.http.problems import Problem, Unauthenticated, shown
 from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
+from api.web.forms.labels import LABELS
 from api.web.markdown import markdown
 from jobs.errors import FieldError, Invalid, NotFound
 from wcl_core.metrics import METRICS
@@ -31,15 +32,18 @@ _TEMPLATES = Environment(
     auto_reload=False,
 )
 _TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS | {"markdown": markdown})
-_TEMPLATES.globals |= {"one_time_key": one_time_key, "metric_table": METRICS}
+_TEMPLATES.globals |= {"one_time_key": one_time_key, "metric_table": METRICS, "setting_labels": LABELS}
 _TITLES = {
     400: "Invalid request",
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     409: "Not possible in this state",
-    500: "Internal error",
-    503: "Database unavailable",
+}
+_ADVICE = {
+    403: "An administrator can create a key with this scope.",
+    500: "Running jobs are not affected. If the error stays, give the number of the error to the administrator.",
+    503: "Running jobs continue, and deliver their results later.",
 }
 _HEADERS = {"Allow", "Retry-After"}  # of problems, on pages too
 # Templates and views write addresses without the root path; `page` adds it.  Escaped text holds no quotation mark, so
@@ -99,7 +103,8 @@ def error_response(request: Request, error: Exception) -> Response:
         title = _TITLES.get(problem.status, problem.title)
         text = "; ".join(map(_for_a_person, error.errors)) if isinstance(error, Invalid) else problem.detail
         detail = shown(text[:1].upper() + text[1:])
-        words = {"code": problem.status, "title": title, "detail": detail}
+        words = {"code": problem.status, "title": title, "detail": detail.removesuffix(".")}
+        words |= {"advice": _ADVICE.get(problem.status, ""), "again": _again(request, problem.status)}
         response = page(request, "error.html", problem.status, **words, back=_back(request, error))
     for name in _HEADERS & problem.headers.keys():
         response.headers[name] = problem.headers[name]
@@ -110,6 +115,14 @@ def _for_a_person(error: FieldError) -> str:
     """Return an error with the name of its field; a page has no use for the place in the request."""
     names = [part for part in error.pointer.split("/") if part and not part.isdigit()]
     return f"{names[-1].replace('_', ' ')}: {error.detail}" if names else error.detail
+
+
+def _again(request: Request, status: int) -> str:
+    """Return the address to try again after a failure of the server; empty for other errors, and for a form."""
+    if status < 500 or request.method != "GET":
+        return ""
+    query = request.url.query
+    return route_path(request.scope) + (f"?{query}" if query else "")
 
 
 def _back(request: Request, error: Exception) -> tuple[str, str]:

@@ -64,6 +64,7 @@ def test_the_requirement_that_no_worker_meets_is_named(
 
     assert result.cause is cause
     assert result.position == (1 if cause in (Cause.NO_WORKER, Cause.ABOUT_TO_START) else None)
+    assert result.can_start == (cause is Cause.ABOUT_TO_START)
     assert words in result.message
 
 

@@ -172,6 +172,17 @@ def test_the_error_for_an_absent_object_names_it_and_the_expected_form(server: S
             CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
+def test_a_part_of_an_id_stands_for_a_job_that_many_newer_ones_follow(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wcl_client.references._MOST_SIMILAR", 1)
+    oldest = submit("--name", "the oldest")
+    for _ in range(2):
+        submit()
+
+    assert wcl("show", oldest[-12:]).stdout.startswith("the oldest")
+
+
 def test_workers_are_listed_and_drained_by_name_or_id(server: Served) -> None:
     for number in (1, 2, 3):
         facts = rows.worker(id=f"00000000-0000-7000-8000-00000000000{number}", name=f"box-{number // 2}")

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from api.web.published import references
-from jobs import submission, workers
+from jobs import submission, transitions, workers
 from jobs.database import new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
@@ -74,9 +74,27 @@ def test_seeds_are_one_configuration_with_mean_and_interval(visitor: Visitor, si
     assert "No difference shown: theirs 5.0 points ahead of ours, interval ± 7.0" in cells
     assert "65.0%1 seed" in cells
     fields = page.locator("#specs tbody th").all_text_contents()
-    assert fields == ["method"]
+    assert fields == ["Method method"]  # the label, then the name in the spec
     warnings = page.locator(".notice").all_text_contents()
     assert [text.strip() for text in warnings] == ["Only one seed: theirs. Differences may be noise."]
+
+
+def test_jobs_to_compare_are_those_that_have_begun_and_match(visitor: Visitor, site: Site) -> None:
+    for name in ("chosen once", "chosen twice"):
+        trained(site, name)
+    waiting = submit(site, "chosen, but waits")
+    page = visitor.window("/compare")
+    page.get_by_role("searchbox").fill("chosen")
+    page.get_by_role("button", name="Find").click()
+
+    expect(page.locator(".choose label")).to_have_count(2)
+    assert "waits" not in page.locator(".choose").inner_text()
+    assert page.locator(".choose .number").all_text_contents() == ["kNN 50.0%"] * 2
+    for box in page.get_by_role("checkbox").all():
+        box.check()
+    page.get_by_role("button", name="Compare").click()
+    assert "50.0% kNN accuracy" in page.locator(".configurations").inner_text()
+    site.database.write(lambda session: transitions.cancel(session, waiting))  # the next test claims the first job
 
 
 def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Site) -> None:
