@@ -1,4 +1,4 @@
-"""axe-core finds no serious problem on any page in either theme; vendored files are the published ones."""
+"""axe-core finds no problem on any page in either theme, and Tab reaches every control."""
 
 from __future__ import annotations
 
@@ -20,8 +20,30 @@ HERE = Path(__file__).parent
 AXE = HERE / "vendor" / "axe"
 STATIC = HERE.parents[2] / "api" / "web" / "static"
 _RUN = """async () => (await axe.run({ resultTypes: ["violations"] })).violations
-    .filter(({ impact }) => impact === "serious" || impact === "critical")
     .flatMap(({ id, nodes }) => nodes.map(({ html, failureSummary }) => [id, html.slice(0, 160), failureSummary]))"""
+
+
+_CONTROLS = """a[href], button, input:not([type="hidden"]), select, textarea, summary, [tabindex="0"]"""
+_WATCH = """() => {
+    window.reached = new Set();
+    window.unmarked = [];
+    document.addEventListener("focusin", ({ target }) => {
+        window.reached.add(target);
+        const label = target.closest("label");
+        const marks = [target, ...(label ? [label, ...label.querySelectorAll("*")] : [])];
+        const isMarked = marks.some((mark) => getComputedStyle(mark).outlineStyle !== "none");
+        if (!isMarked) window.unmarked.push(target.outerHTML);
+    });
+}"""
+# Of radio buttons with one name, Tab reaches one; arrow keys reach the others.
+_UNREACHED = """(controls) => {
+    const names = new Set([...window.reached].filter(({ type }) => type === "radio").map(({ name }) => name));
+    return [...document.querySelectorAll(controls)]
+        .filter((control) => !control.disabled && control.tabIndex >= 0)
+        .filter((control) => control.checkVisibility({ visibilityProperty: true }))
+        .filter((control) => !window.reached.has(control) && !(control.type === "radio" && names.has(control.name)))
+        .map(({ outerHTML }) => outerHTML.slice(0, 160));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +79,7 @@ def paths(site: Site) -> list[str]:
         *(page.address.format(**ids) for page in PAGES),
         *(f"/jobs/{job_id}" for job_id in (running.job_id, failed.job_id, evaluation, waiting)),
         "/?q=nothing-like-this",
+        "/compare?q=nothing-like-this",
         "/deleted",
         f"/?sort=name&open={done.job_id}&open={sweep_id}",
         f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102",
@@ -68,7 +91,7 @@ def paths(site: Site) -> list[str]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious(visitor: Visitor, paths: list[str], theme: str) -> None:
+def test_axe_finds_nothing(visitor: Visitor, paths: list[str], theme: str) -> None:
     page = visitor.window(theme=theme)
     problems_by_path = {}
     for path in paths:
@@ -77,7 +100,8 @@ def test_axe_finds_nothing_serious(visitor: Visitor, paths: list[str], theme: st
         if problems := violations(page):
             problems_by_path[path] = problems
     page.set_viewport_size({"width": 390, "height": 844})
-    for path in ("/", next(path for path in paths if path.startswith("/jobs/")), paths[-3]):  # list, run, comparison
+    run = next(path for path in paths if path.startswith("/jobs/"))
+    for path in ("/", run, paths[-3], "/checkpoints"):  # list, run, comparison; a table that becomes cards
         page.goto(path)
         page.locator("#menu > summary").click()
         if problems := violations(page):
@@ -99,6 +123,19 @@ def violations(page: Page) -> list[Any]:
     page.evaluate((AXE / "axe.min.js").read_text(encoding="utf-8"))
     problems: list[Any] = page.evaluate(_RUN)
     return problems
+
+
+def test_tab_reaches_every_control_and_shows_where_it_is(visitor: Visitor, paths: list[str]) -> None:
+    page = visitor.window()
+    run = next(path for path in paths if path.startswith("/jobs/"))
+    for path in ("/", run, paths[-3], "/compare", "/submit", next(path for path in paths if "/map" in path)):
+        page.goto(path)
+        page.wait_for_load_state("load")
+        page.evaluate(_WATCH)
+        for _ in range(page.locator(_CONTROLS).count() + 2):
+            page.keyboard.press("Tab")
+        unreached, unmarked = page.evaluate(_UNREACHED, _CONTROLS), page.evaluate("window.unmarked")
+        assert (path, unreached, unmarked) == (path, [], [])
 
 
 def test_axe_would_find_something(visitor: Visitor, site: Site) -> None:
