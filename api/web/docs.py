@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from api.http.auth import Reader
@@ -16,4 +18,14 @@ def docs_page(request: Request, reader: Reader) -> Response:
     """Return the OpenAPI document as a page."""
     openapi = document(request.app)
     schemas = {name: body for name, body in openapi["components"]["schemas"].items() if "properties" in body}
-    return page(request, "docs.html", document=openapi, schemas=schemas, type_of=type_of)
+    return page(
+        request, "docs.html", document=openapi, parts=_parts(openapi["paths"]), schemas=schemas, type_of=type_of
+    )
+
+
+def _parts(paths: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the routes by the noun that their addresses begin with."""
+    parts: dict[str, dict[str, Any]] = {}
+    for path, methods in paths.items():
+        parts.setdefault(path.removeprefix("/v1").split("/")[1], {})[path] = methods
+    return parts
