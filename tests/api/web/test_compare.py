@@ -93,7 +93,7 @@ def test_jobs_to_compare_are_those_that_have_begun_and_match(visitor: Visitor, s
     for box in page.get_by_role("checkbox").all():
         box.check()
     page.get_by_role("button", name="Compare").click()
-    assert "50.0% kNN accuracy" in page.locator(".configurations").inner_text()
+    expect(page.locator(".configurations li").first).to_contain_text("50.0% kNN accuracy")
     site.database.write(lambda session: transitions.cancel(session, waiting))  # the next test claims the first job
 
 
