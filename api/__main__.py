@@ -34,6 +34,7 @@ from jobs.faults import describe
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
+from jobs.version import VERSION
 from jobs.wake_up import WakeUpSender
 from jobs.webhooks.sender import Sender
 from wcl_core import failpoints
@@ -167,7 +168,7 @@ def _unusable(data_dir: Path, error: OSError) -> StartError:
 
 def _migrate(database: Database) -> None:
     try:
-        database.migrate()
+        database.migrate(lambda text: log.info("%s", text))
     except DBAPIError as error:
         if not is_outage(error):
             raise
@@ -208,6 +209,7 @@ def _announce(settings: Settings, database: Database, url: str) -> None:
         log.warning("clients cannot find this server by its data folder: %s", error.strerror)
     with contextlib.suppress(OSError):  # the log file may be on the full disk
         write_line(f"Serving {url}")
+    log.info("version %s serves %s", VERSION, url)
     if sys.stdout.isatty() and hosts.is_loopback(settings.host):
         # Only on a terminal: a file with the output would keep the token.
         write_line(f"Open    {_sign_in_link(settings, database, url)}")

@@ -20,6 +20,7 @@ from jobs.errors import JobsError
 from jobs.faults import describe
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
+from jobs.version import VERSION
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import Arguments, write_error, write_line
 
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check(database)
         if options.command == "backup":
             return _backup(database, LocalStorage(settings.checkpoints_dir), options)
+        if options.command == "migrate":
+            database.migrate(write_line)
+            write_line(f"the schema is {schema.newest()}, of version {VERSION}")
+            return 0
         database.migrate()
         if options.command == "create-key":
             scopes = options.scopes.split(",")

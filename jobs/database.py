@@ -206,8 +206,8 @@ class Database:
         file = self.engine.url.database if self.url.startswith("sqlite") else None
         return None if file in (None, "", ":memory:") else _Changes(Path(str(file)))
 
-    def migrate(self) -> None:
-        """Upgrade the schema to the newest version; several processes may call this at once.
+    def migrate(self, say: Callable[[str], None] = lambda _text: None) -> None:
+        """Upgrade the schema to the newest version, as `schema.upgrade`; several processes may call this at once.
 
         Raises:
             Unusable: its folder cannot be made, or it is damaged, of another program,
@@ -219,7 +219,7 @@ class Database:
             except OSError as error:
                 reason = error.strerror or str(error)
                 raise schema.Unusable(f"the folder of the database {file} cannot be made: {reason}") from error
-        schema.upgrade(self)
+        schema.upgrade(self, say)
 
     def is_migrated(self) -> bool:
         """Return whether the schema is at the newest version; raise if the database does not respond."""

@@ -457,6 +457,7 @@ class Worker(Base):
     memory_bytes: Mapped[int | None]  # of the machine, as far as the worker may use it
     has_compiler: Mapped[bool | None]  # for compiled steps; None: of an older version
     pid: Mapped[int]
+    version: Mapped[str | None] = mapped_column(_String(32))  # of the service; None: of an older version
     address: Mapped[str | None] = mapped_column(_String(64))  # for jobs of several nodes; None while it takes none
     takes_one: Mapped[bool] = mapped_column(server_default=false())  # it ends after one job
     datasets: Mapped[dict[str, Any]]  # name -> digest

@@ -7,12 +7,17 @@ beside the files of another one.
 
 from __future__ import annotations
 
+import glob
 import re
+import sqlite3
 import time
+from collections.abc import Callable
+from contextlib import closing
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from sqlalchemy import Connection, column, inspect, select, table
 from sqlalchemy.exc import DBAPIError
@@ -73,18 +78,71 @@ def check(database: Database) -> None:
         raise Unusable(_refusal(database, state, revision))
 
 
-def upgrade(database: Database) -> None:
+def upgrade(database: Database, say: Callable[[str], None] = lambda _text: None) -> None:
     """Upgrade the schema to the newest version; several processes may call this at once.
 
+    A SQLite file is copied before its upgrade.  All migrations are one transaction, so a stop leaves the old schema.
+
+    Args:
+        database: of any version.
+        say: gets a line on each step; nothing if the schema is the newest one.
+
     Raises:
-        Unusable, DBAPIError: as `check`.
+        Unusable, DBAPIError: as `check`; also if there is no room for the copy.
     """
     from alembic import command
 
     check(database)
+    file = _file_of(database)
+    if file is None or (file.exists() and file.stat().st_size):
+        with database.engine.connect() as connection:
+            state, before = _state(connection)
+        if state is _State.OLDER and before is not None:
+            steps = _following(before)
+            say(f"{_name_of(database)}: schema {before}; {len(steps)} migrations follow: {', '.join(steps)}")
+            say("no copy is made here; `wcl backup` makes one" if file is None else f"kept: {_keep_copy(file, before)}")
     config = _alembic_config()
     config.attributes["database"] = database
     command.upgrade(config, "head")
+
+
+def _keep_copy(file: Path, before: str) -> Path:
+    """Copy a SQLite file before its upgrade, and return the place; older copies are removed.
+
+    Another process may upgrade the file meanwhile: then its own copy is the one that stays.
+
+    Raises:
+        Unusable: the copy cannot be made.
+    """
+    from jobs.backups import BackupError, copy_sqlite  # it imports this module
+
+    place, new = file.with_name(f"{file.name}.{before}"), file.with_name(f".{file.name}.{uuid4().hex}")
+    try:
+        copy_sqlite(file, new)
+        with closing(sqlite3.connect(f"{new.absolute().as_uri()}?mode=ro", uri=True)) as copy:
+            (its,) = copy.execute(f"SELECT version_num FROM {_VERSION_TABLE}").fetchone()  # noqa: S608 (a constant)
+        if its == before:
+            new.replace(place)
+    except (BackupError, OSError) as error:
+        raise Unusable(
+            f"{file} is not upgraded, because it cannot be copied before: {error}. Make room beside it for a copy"
+        ) from error
+    finally:
+        new.unlink(missing_ok=True)
+    for older in file.parent.glob(f"{glob.escape(file.name)}.[0-9][0-9][0-9][0-9]_*"):
+        if older != place:
+            older.unlink()
+    return place
+
+
+def _following(revision: str) -> list[str]:
+    """Return the revisions after one, oldest first."""
+    next_of = {before: each for each, before in _revisions().items()}
+    steps: list[str] = []
+    current: str | None = revision
+    while (current := next_of.get(current)) is not None:
+        steps.append(current)
+    return steps
 
 
 def problem(database: Database) -> str | None:
@@ -108,7 +166,7 @@ def awaited(database: Database) -> str | None:
         return None
     if state in (_State.NEW, _State.OLDER):
         its = f"{state.value} ({revision})" if revision else state.value
-        return f"the database has {its}, and this version needs {_newest()}; run `python -m jobs migrate`"
+        return f"the database has {its}, and this version needs {newest()}; run `python -m jobs migrate`"
     raise Unusable(_refusal(database, state, revision))
 
 
@@ -126,7 +184,7 @@ def is_supported(revision: str) -> bool:
 
 def _state(connection: Connection) -> tuple[_State, str | None]:
     its = revision(connection)
-    if its == _newest():
+    if its == newest():
         return _State.CURRENT, its
     names = set(inspect(connection).get_table_names())
     if its is None:
@@ -142,7 +200,7 @@ def _refusal(database: Database, state: _State, revision: str | None) -> str:
         return f"{_name_of(database)} holds tables of another program. Name another database (WCL_DATABASE_URL)."
     return (
         f"{_name_of(database)} was upgraded by a newer version of this service: its schema is {revision}, and this "
-        f"version knows {_newest()}. Install the newer version, or restore the backup from before the upgrade."
+        f"version knows {newest()}. Install the newer version, or restore the backup from before the upgrade."
     )
 
 
@@ -175,7 +233,8 @@ def _name_of(database: Database) -> str:
     return str(_file_of(database) or f"the database {url.database} on {url.host or 'this machine'}")
 
 
-def _newest() -> str:
+def newest() -> str:
+    """Return the revision of this version's schema."""
     (newest,) = _revisions().keys() - _revisions().values()
     return newest
 

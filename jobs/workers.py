@@ -17,6 +17,7 @@ from jobs.devices import Device, working
 from jobs.eligibility import WorkerFacts
 from jobs.errors import Conflict, existing
 from jobs.models import Worker
+from jobs.version import VERSION
 from jobs.webhooks import outbox
 from wcl_core.text import without_paths
 
@@ -61,6 +62,7 @@ def register(
             memory_bytes=memory_bytes,
             has_compiler=has_compiler,
             pid=pid,
+            version=VERSION,
             takes_one=worker.takes_one,
             datasets=dict(worker.datasets),
             pending_datasets=list(pending),

@@ -203,7 +203,9 @@ def _weak_labels(job: Job) -> str | None:
 
 def workers_table(workers: Sequence[Worker]) -> Rows:
     """Return a table with a row for each worker; its state shows a requested drain, or that it takes no jobs."""
-    table = Rows("id", "name", "pool", "gpus", "state", "job", "datasets", "seen", cut=("name", "datasets", "state"))
+    table = Rows(
+        "id", "name", "pool", "gpus", "state", "job", "datasets", "version", "seen", cut=("name", "datasets", "state")
+    )
     for worker in workers:
         drains = worker["is_live"] and worker["drain_requested_at"]
         is_unable = worker["is_live"] and worker.get("unable")
@@ -215,6 +217,7 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
             worker["state"] + (", draining" if drains else "") + (", takes no jobs" if is_unable else ""),
             (worker["job_id"] or "")[-12:],
             ", ".join(sorted(worker["datasets"])),
+            worker.get("version") or "",
             age(worker["seen_at"]),
         )
     return table

@@ -246,6 +246,7 @@ class Worker(TypedDict, total=False):
     pending_datasets: list[str]
     refused_datasets: dict[str, str]
     spec_versions: list[str]
+    version: str | None
     started_at: str
     seen_at: str
     drain_requested_at: str | None

@@ -32,6 +32,7 @@ from jobs.faults import describe
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
+from jobs.version import VERSION
 from jobs.wake_up import WakeUpSender
 from wcl_core import addresses, orphans
 from wcl_core.config import SPEC_VERSIONS
@@ -136,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _repeat(register, FaultLog(log, "the registration of this worker"), draining)
     if draining.is_set():
         return 0
+    log.info("worker %s of version %s is registered", facts.name, VERSION)
     standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
     supervisor = Supervisor(
         database, storage, settings, sources, draining, storage_check.watch, machine, standby, network

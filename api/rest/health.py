@@ -16,15 +16,17 @@ from api.rest.responses import Response
 from jobs import queries, schema
 from jobs.models import LIVE_STATES
 from jobs.status import HELD
+from jobs.version import VERSION
 from jobs.webhooks import subscriptions
 
 router = APIRouter(tags=["service"])
 
 
 class Health(Response):
-    """The server is healthy."""
+    """The server is healthy; `version` is the one of the service."""
 
     status: str
+    version: str
 
 
 class Readiness(Health):
@@ -36,7 +38,7 @@ class Readiness(Health):
 @router.get("/healthz")
 async def healthz() -> Health:
     """Return `ok` if the process runs."""
-    return Health(status="ok")
+    return Health(status="ok", version=VERSION)
 
 
 @router.get("/readyz", response_model_exclude_defaults=True)
@@ -44,7 +46,7 @@ def readyz(request: Request, database: TheDatabase) -> Readiness:
     """Return `ok` if the database is reachable and has this version's schema; a storage that is away is a problem."""
     if (problem := schema.problem(database)) is not None:
         raise Unready(problem)
-    return Readiness(status="ok", problems=tuple(_problems(request)))
+    return Readiness(status="ok", version=VERSION, problems=tuple(_problems(request)))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -61,6 +63,7 @@ def metrics(request: Request, principal: Reader, database: TheDatabase) -> str:
     streams = request.app.state.streams.count
     return "".join(
         (
+            _gauge("wcl_build_info", "1; the version of this server.", "version", {VERSION: 1}),
             _gauge("wcl_jobs", "Jobs that have not ended, by status.", "status", jobs),
             _gauge("wcl_workers", "Workers that run, by state.", "state", states),
             _gauge("wcl_workers_unable", "Workers that run and take no jobs, by reason.", "reason", unable),

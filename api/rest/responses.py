@@ -561,6 +561,7 @@ class WorkerResponse(Response):
     `address` is where runs of other workers reach its runs, null while it takes no job of several nodes.
 
     `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
+    `version` is the one of the service that it runs, null for a worker of an older version.
     `unable` is the reason why a live worker takes no jobs now, such as storage_unavailable, and `unable_message` is
     the same for people; both are null for a worker that takes jobs.
     """
@@ -580,6 +581,7 @@ class WorkerResponse(Response):
     pending_datasets: Annotated[list[str], BeforeValidator(lambda value: value or [])]
     refused_datasets: Annotated[dict[str, str], BeforeValidator(lambda value: value or {})]
     spec_versions: list[str]
+    version: str | None
     started_at: Time
     seen_at: Time
     drain_requested_at: Time | None

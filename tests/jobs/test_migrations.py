@@ -15,6 +15,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import JSON, event, inspect, select, text, type_coerce
 
+from jobs import backups, schema
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.models import DEFAULT_PROJECT, Base, Job, Project
@@ -177,6 +178,53 @@ def test_specs_of_the_versions_between_two_releases_get_their_versions(empty_url
     assert {name: (version, spec) for name, version, spec in stored} == {
         name: (int(name), stored_spec(spec)) for name, spec in full.items()
     }
+    database.dispose()
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the names in a folder without SQLite's journals, which stay empty."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith("-journal"))
+
+
+def test_an_upgrade_of_a_file_says_what_it_does_and_keeps_a_copy(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'wcl.sqlite3'}")
+    migrate_to(database, "0028_kept_devices")
+    database.dispose()
+    (tmp_path / "wcl.sqlite3.0001_tables").write_bytes(b"the copy of an earlier upgrade")
+    lines: list[str] = []
+
+    database.migrate(lines.append)
+
+    kept = tmp_path / "wcl.sqlite3.0028_kept_devices"
+    assert "schema 0028_kept_devices; " in lines[0]
+    assert "migrations follow: 0029_notes, 0030_references" in lines[0]
+    assert lines[1:] == [f"kept: {kept}"]
+    assert files_of(tmp_path) == ["wcl.sqlite3", kept.name]
+    copy = Database(f"sqlite:///{kept}")
+    assert "0028_kept_devices" in (schema.problem(copy) or "")
+    assert schema.problem(database) is None
+    database.migrate(lines.append)
+    assert len(lines) == 2, "nothing is left to do"
+    database.dispose()
+    copy.dispose()
+
+
+def test_without_room_for_the_copy_nothing_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'wcl.sqlite3'}")
+    migrate_to(database, "0028_kept_devices")
+    database.dispose()
+    before = (tmp_path / "wcl.sqlite3").read_bytes()
+
+    def fail(_source: Path, _target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(backups, "copy_sqlite", fail)
+        with pytest.raises(schema.Unusable, match=r"not upgraded.*No space left"):
+            database.migrate()
+
+    assert (tmp_path / "wcl.sqlite3").read_bytes() == before
+    assert files_of(tmp_path) == ["wcl.sqlite3"]
     database.dispose()
 
 

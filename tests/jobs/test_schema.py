@@ -84,7 +84,7 @@ def test_a_newer_schema_is_refused(database: Database) -> None:
         assert "newer version" in (schema.problem(database) or "")
         assert not database.is_migrated()
     finally:
-        newest = schema._newest()
+        newest = schema.newest()
         database.write(lambda s: s.execute(text("UPDATE alembic_version SET version_num = :n"), {"n": newest}) and None)
     assert schema.problem(database) is None
 

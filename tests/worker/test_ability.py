@@ -82,7 +82,7 @@ def test_an_error_of_a_check_reaches_the_caller() -> None:
 def test_a_worker_waits_for_the_upgrade_of_an_older_schema(
     sqlite_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    newest = schema._newest()
+    newest = schema.newest()
     set_version(sqlite_database, "0001")
     waiting = threading.Thread(target=_wait_for_schema, args=(sqlite_database, threading.Event()))
     waiting.start()
@@ -107,7 +107,7 @@ def test_a_worker_refuses_a_newer_schema_in_one_line(sqlite_database: Database, 
         worker.send(signal.SIGKILL)  # nothing if it has ended
     (line,) = [line for line in worker.whole_log().splitlines() if line.startswith("error: ")]
     assert "Traceback" not in worker.whole_log()
-    assert f"its schema is 9999, and this version knows {schema._newest()}" in line
+    assert f"its schema is 9999, and this version knows {schema.newest()}" in line
     with sqlite_database.read() as session:
         assert session.execute(select(Worker)).first() is None
 

@@ -12,6 +12,7 @@ from jobs import transitions, workers
 from jobs.database import Database
 from jobs.datasets import DatasetFacts
 from jobs.models import Dataset, DatasetVersion
+from jobs.version import VERSION
 from tests.api.served import SPEC, Served
 from tests.jobs import rows
 from wcl_client.api import WclClient
@@ -216,13 +217,14 @@ def test_gauges(served: Served) -> None:
     assert 'wcl_jobs{status="queued"} 1\n' in text
     assert 'wcl_workers{state="idle"} 1\n' in text
     assert "wcl_streams 0\n" in text
+    assert f'wcl_build_info{{version="{VERSION}"}} 1\n' in text
 
 
 def test_health_and_readiness_are_public(served: Served) -> None:
     client = served.bare()
 
-    assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"status": "ok"}
+    assert client.get("/healthz").json() == {"status": "ok", "version": VERSION}
+    assert client.get("/readyz").json() == {"status": "ok", "version": VERSION}
 
 
 @pytest.mark.parametrize(

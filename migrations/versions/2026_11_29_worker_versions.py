@@ -1,0 +1,15 @@
+"""The version of the service that a worker runs."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0031_worker_versions"
+down_revision = "0030_references"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("workers", sa.Column("version", sa.String(32), nullable=True))
