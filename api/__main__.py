@@ -69,9 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         serve(read_settings())
-    except (StartError, InvalidSettings) as error:
+    except InvalidSettings as error:
+        for problem in error.problems:
+            write_error(problem)
+        return os.EX_CONFIG
+    except StartError as error:
         write_error(str(error))
-        return os.EX_CONFIG if isinstance(error, Misconfigured | InvalidSettings) else 1
+        return os.EX_CONFIG if isinstance(error, Misconfigured) else 1
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.reasons import EXPLANATIONS
+from jobs.settings_help import table
 
 DOCS = Path(__file__).parent
 
@@ -22,7 +23,10 @@ def reasons() -> str:
     return "\n" + "\n".join(sections)
 
 
-PARTS = {"troubleshooting.md": ("<!-- from jobs/reasons.py by docs/tables.py -->\n", reasons)}
+PARTS = {
+    "troubleshooting.md": ("<!-- from jobs/reasons.py by docs/tables.py -->\n", reasons),
+    "operating.md": ("<!-- from jobs/settings_help.py by docs/tables.py -->\n", lambda: "\n" + table()),
+}
 
 
 def page(name: str) -> str:

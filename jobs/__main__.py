@@ -1,11 +1,12 @@
 """Commands for operators that work on the database directly.
 
-python -m jobs migrate | create-key NAME | audit | check | adopt-storage | backup DIR | restore DIR
+python -m jobs migrate | create-key NAME | audit | check | adopt-storage | settings | backup DIR | restore DIR
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from jobs.database import Database, is_outage
 from jobs.errors import JobsError
 from jobs.faults import describe
 from jobs.settings import InvalidSettings, Settings, read_settings
+from jobs.settings_help import settings_in_use
 from jobs.storage import LocalStorage, StorageUnavailable
 from jobs.version import VERSION
 from wcl_core.files import PRIVATE_UMASK
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = read_settings()
+        if options.command == "settings":
+            return _print_settings(settings, options.json)
         if options.command == "restore":
             return _restore(settings, options)
         database = Database(settings.resolved_database_url)
@@ -52,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _audit(database, LocalStorage(settings.checkpoints_dir))
         if options.command == "adopt-storage":
             write_line(storage_id.adopt(database, LocalStorage(settings.checkpoints_dir)))
-    except (JobsError, InvalidSettings, StorageUnavailable) as error:
+    except InvalidSettings as error:
+        for problem in error.problems:
+            write_error(problem)
+        return 1
+    except (JobsError, StorageUnavailable) as error:
         write_error(str(error))
         return 1
     except DBAPIError as error:
@@ -63,6 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         write_error(f"{error.filename or 'the machine'}: {error.strerror or error}")
         return 1
+    return 0
+
+
+def _print_settings(settings: Settings, as_json: bool) -> int:
+    """Print every setting: its value with passwords as stars, where it comes from, and its meaning."""
+    every = list(settings_in_use(settings))
+    if as_json:
+        for line in json.dumps([each._asdict() for each in every], indent=2).splitlines():
+            write_line(line)
+        return 0
+    width = max(len(each.variable) for each in every)
+    for each in every:
+        value = each.value if each.is_set else each.default or each.value
+        write_line(f"{each.variable:{width}}  {value or '-'}  ({'environment' if each.is_set else 'default'})")
+        write_line(f"{'':{width}}  {each.meaning}")
     return 0
 
 
@@ -163,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         help="declare that the folder `checkpoints` in WCL_DATA_DIR holds this database's files, as after a restored "
         "backup",
     )
+    listed = commands.add_parser("settings", help="print every setting, its value, where it comes from and its meaning")
+    listed.add_argument("--json", action="store_true", help="print JSON")
     backup = commands.add_parser("backup", help="write a backup of database and files while jobs run")
     backup.add_argument("folder", metavar="DIR", help="folder of backups; files of earlier ones are not copied again")
     backup.add_argument("--keep", type=_count, metavar="N", help="keep the newest N backups, and remove older ones")

@@ -18,11 +18,21 @@ _MOST_SECONDS = 1e9  # longer waits than any clock of the system takes are mista
 
 
 class InvalidSettings(Exception):  # noqa: N818 (named as the state of the settings)
-    """Environment variables have wrong values; the message names each in one line."""
+    """Environment variables have wrong values.
+
+    Attributes:
+        problems: a line for each variable.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class Settings(BaseSettings):
     """Settings; the defaults are for one machine: SQLite, no broker, loopback.  URLs select everything else.
+
+    `jobs.settings_help` has the meaning of each.
 
     `WCL_DATASETS` is a JSON object from dataset name to image folder or packed file, `WCL_LABEL_LISTS` one from dataset
     name to objects from a list's name to its file; only workers read them.
@@ -30,134 +40,86 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WCL_", frozen=True, extra="ignore", allow_inf_nan=False)
 
-    data_dir: Path = Field(default=Path("wcl-data"), description="Database, attempts, checkpoints, exports, key file.")
-    database_url: Secret | None = Field(default=None, description="sqlite:///… or postgresql://…; default in data_dir.")
-    database_password: Secret | None = Field(
-        default=None, description="Password for database_url, as it is; a password in the URL must be encoded."
-    )
+    data_dir: Path = Field(default=Path("wcl-data"))
+    database_url: Secret | None = Field(default=None)
+    database_password: Secret | None = Field(default=None)
     database_connections: int = Field(
         default=5,
         ge=1,
         le=10_000,
-        description="The most connections to PostgreSQL that a process opens; callers wait for one.",
     )
-    broker_url: Secret = Field(default=Secret("memory://localhost"), description="memory://localhost or redis://…")
+    broker_url: Secret = Field(default=Secret("memory://localhost"))
     host: str = Field(default="127.0.0.1", min_length=1, max_length=255)
     port: int = Field(default=8000, ge=0, le=65535)
-    allowed_hosts: list[str] = Field(default=[], description="Further host names that requests may use.")
-    trusted_proxies: list[IPvAnyNetwork] = Field(
-        default=[], description="Addresses and networks of reverse proxies whose X-Forwarded-* headers count."
-    )
-    root_path: str = Field(
-        default="", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$", description="Path below which a proxy shows the service."
-    )
+    allowed_hosts: list[str] = Field(default=[])
+    trusted_proxies: list[IPvAnyNetwork] = Field(default=[])
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$")
 
     worker_name: str = Field(default_factory=socket.gethostname)
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    gpus: int | None = Field(
-        default=None, ge=0, le=1_024, description="GPUs that this worker offers; by default all visible ones."
-    )
+    gpus: int | None = Field(default=None, ge=0, le=1_024)
     devices: int | None = Field(
         default=None,
         ge=0,
         le=1_024,
-        description="Stand-ins that this worker offers in place of GPUs, for tests and trials: runs train on the CPU.",
     )
-    cpu_slots: int = Field(
-        default=1, ge=0, le=1_024, description="Attempts without GPUs that this worker runs at once, beside its GPUs."
-    )
+    cpu_slots: int = Field(default=1, ge=0, le=1_024)
     node_address: str | None = Field(
         default=None,
         min_length=1,
         max_length=64,
-        description="Address or interface through which this worker trains with others; unset, it takes no such job.",
     )
     node_wait_seconds: float = Field(
         default=600,
         ge=0,
         le=_MOST_SECONDS,
-        description="Time for which a worker with --once waits for the other workers of a job of several nodes.",
     )
     hold_seconds: float = Field(
         default=60,
         ge=0,
         le=_MOST_SECONDS,
-        description="Time for which smaller jobs may pass a job that needs more GPUs than are free.",
     )
-    datasets: dict[str, Path] = Field(default={}, description="Image folders and packed files by dataset name.")
-    dataset_roots: list[Path] = Field(
-        default=[Path("/")], description="Folders whose files administrators may add as datasets while the worker runs."
-    )
-    datasets_without_labels: list[str] = Field(
-        default=[], description="Names of folders and lists that are read without classes."
-    )
-    label_lists: dict[str, dict[str, Path]] = Field(
-        default={}, description="Fixed lists of labelled train images, by dataset and by their own names."
-    )
-    cache_dir: Path | None = Field(
-        default=None, description="Decoded images of folders; on a local disk, by default in data_dir."
-    )
-    cache_bytes: int | None = Field(
-        default=None, ge=0, description="Limit of that folder; 0 keeps nothing, by default a quarter of its disk."
-    )
-    run_environment: list[str] = Field(
-        default=[], description="Further environment variables that training and describing processes get, by name."
-    )
+    datasets: dict[str, Path] = Field(default={})
+    dataset_roots: list[Path] = Field(default=[Path("/")])
+    datasets_without_labels: list[str] = Field(default=[])
+    label_lists: dict[str, dict[str, Path]] = Field(default={})
+    cache_dir: Path | None = Field(default=None)
+    cache_bytes: int | None = Field(default=None, ge=0)
+    run_environment: list[str] = Field(default=[])
     standby: bool = Field(
         default=True,
-        description="Keep a process that has imported PyTorch and forks each run; it holds about 500 MB. Linux only.",
     )
-    builtin_datasets: list[str] = Field(default=["digits"], description="digits; fetched: cifar10, cifar100, stl10.")
+    builtin_datasets: list[str] = Field(default=["digits"])
 
-    lease_seconds: float = Field(
-        default=60, gt=0, le=_MOST_SECONDS, description="An attempt that is not renewed for this long is declared lost."
-    )
+    lease_seconds: float = Field(default=60, gt=0, le=_MOST_SECONDS)
     look_seconds: float = Field(
         default_factory=lambda given: given["lease_seconds"] / 12,
         gt=0,
         le=_MOST_SECONDS,
-        description="Pause between two polls of a reconciler; by default a twelfth of the lease.",
     )
-    claim_seconds: float | None = Field(
-        default=None, gt=0, le=_MOST_SECONDS, description="Pause between two polls of an idle worker for a job."
-    )
-    stall_seconds: float = Field(
-        default=3600, gt=0, le=_MOST_SECONDS, description="A run that reports nothing for this long is killed."
-    )
-    drain_seconds: float = Field(
-        default=25, gt=0, le=_MOST_SECONDS, description="Time that a stopping worker gives its run to save."
-    )
-    max_failures: int = Field(
-        default=3, ge=1, le=1_000_000, description="Number of infrastructure failures that ends a job."
-    )
+    claim_seconds: float | None = Field(default=None, gt=0, le=_MOST_SECONDS)
+    stall_seconds: float = Field(default=3600, gt=0, le=_MOST_SECONDS)
+    drain_seconds: float = Field(default=25, gt=0, le=_MOST_SECONDS)
+    max_failures: int = Field(default=3, ge=1, le=1_000_000)
 
     scrub_mib_per_second: float = Field(
         default=8,
         ge=0,
         le=1_000_000,
-        description="Pace at which a worker re-reads registered checkpoints; 0 switches this off.",
     )
-    scrub_days: float = Field(default=7, ge=0, le=36_500, description="Days within which no checkpoint is re-read.")
+    scrub_days: float = Field(default=7, ge=0, le=36_500)
 
     public_url: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s/?#@]+(/[A-Za-z0-9._~/-]*)?$",
-        description="Address under which people open the service, for links in messages; by default the one it serves.",
     )
-    webhook_networks: list[IPvAnyNetwork] = Field(
-        default=[], description="Addresses and networks that webhooks may reach although they are not public."
-    )
-    webhook_hosts: list[str] = Field(
-        default=[], description="Host names that webhooks may reach at any address, also at a private one."
-    )
-    webhook_log_days: float = Field(
-        default=30, gt=0, le=36_500, description="Days for which delivered and failed messages of webhooks are kept."
-    )
+    webhook_networks: list[IPvAnyNetwork] = Field(default=[])
+    webhook_hosts: list[str] = Field(default=[])
+    webhook_log_days: float = Field(default=30, gt=0, le=36_500)
     restore_days: float = Field(
         default=7,
         ge=0,
         le=36_500,
-        description="Days for which an administrator can restore a deleted job; then its files and rows are removed.",
     )
 
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)
@@ -281,7 +243,7 @@ def read_settings() -> Settings:
             for each in error.errors(include_url=False, include_input=False)
             if each["type"] != "default_factory_not_called"  # it depends on a variable that is wrong
         ]
-        raise InvalidSettings("; ".join(wrong)) from None  # the cause holds the values
+        raise InvalidSettings(*wrong) from None  # the cause holds the values
     except RecursionError as error:
         raise InvalidSettings("a variable WCL_* holds JSON that is nested too deeply") from error
 

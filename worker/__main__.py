@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings()
     except InvalidSettings as error:
-        write_error(str(error))
+        for line in error.problems:
+            write_error(line)
         return os.EX_CONFIG
     if problem := _time_problem(options.max_seconds, settings):
         parser.error(problem)

@@ -103,6 +103,7 @@ def test_operating_describes_every_setting() -> None:
     described = re.findall(r"^\| `(WCL_\w+)` \|", text, re.MULTILINE)
 
     assert sorted(described) == sorted(f"WCL_{name.upper()}" for name in Settings.model_fields)
+    assert (ROOT / "docs" / "operating.md").read_text() == tables.page("operating.md"), "run: python docs/tables.py"
 
 
 def test_troubleshooting_describes_every_cause_and_reason() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from sqlalchemy import make_url
 
+from jobs.__main__ import main
 from jobs.database import Database
 from jobs.settings import InvalidSettings, Settings, read_settings
 from wcl_core.text import Secret
@@ -145,3 +147,36 @@ def test_how_often_an_idle_worker_polls() -> None:
     assert Settings().poll_seconds == 1
     assert Settings(database_url="postgresql://host/wcl").poll_seconds == 10
     assert Settings(claim_seconds=3).poll_seconds == 3
+
+
+def test_the_command_shows_every_setting_and_no_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WCL_DATABASE_URL", "postgresql://wcl:hidden@db.example/wcl")
+    monkeypatch.setenv("WCL_DATABASE_PASSWORD", "hidden")
+    monkeypatch.setenv("WCL_PORT", "8001")
+
+    assert main(["settings", "--json"]) == 0
+
+    text = capsys.readouterr().out
+    settings = {each["variable"]: each for each in json.loads(text)}
+    assert settings.keys() == set(VARIABLES)
+    assert "hidden" not in text
+    assert settings["WCL_DATABASE_URL"]["value"] == "postgresql://wcl:***@db.example/wcl"
+    assert (settings["WCL_PORT"]["value"], settings["WCL_PORT"]["is_set"]) == ("8001", True)
+    assert settings["WCL_HOST"]["is_set"] is False
+    assert all(each["meaning"] for each in settings.values())
+
+
+def test_each_wrong_setting_is_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("WCL_PORT", "x")
+    monkeypatch.setenv("WCL_LEASE_SECONDS", "-1")
+
+    assert main(["settings"]) == 1
+
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["WCL_PORT", "WCL_LEASE_SECONDS"]
+    assert not (tmp_path / "data").exists()

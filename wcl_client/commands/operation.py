@@ -1,4 +1,4 @@
-"""Commands for operators on the server's machine: backup, restore.
+"""Commands for operators on the server's machine: backup, restore, settings.
 
 They work on the database directly, also while no server runs, so they start `python -m jobs` with the same settings.
 """
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from wcl_client.address import data_folder
-from wcl_client.commands.shared import SERVICE
+from wcl_client.commands.shared import SERVICE, AsJson
 from wcl_client.processes import module_environment
 
 app = typer.Typer()
@@ -58,6 +58,16 @@ def restore(
     """
     options = [option for option, is_set in (("--check", check), ("--replace", replace), ("--files", files)) if is_set]
     _run("restore", *options, *([f"--backup={name}"] if name else []), "--", folder)
+
+
+@app.command(rich_help_panel=SERVICE)
+def settings(as_json: AsJson = False) -> None:
+    """Print every setting of server and workers.
+
+    Each has its value in this environment, where it comes from, and its meaning.  Passwords are stars.  A wrong value
+    is one line, and the exit code is 1.
+    """
+    _run("settings", *(["--json"] if as_json else []))
 
 
 def _run(*words: str) -> None:

@@ -1,0 +1,138 @@
+"""The meaning of each setting, and what an unset one stands for: the only home of both.
+
+`wcl settings` prints them with the present values, and docs/tables.py writes the table of docs/operating.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from sqlalchemy import make_url
+
+from jobs.settings import Settings
+from wcl_core.text import Secret
+
+
+class Setting(NamedTuple):
+    """A setting as users see it.
+
+    Attributes:
+        variable: of the environment.
+        value: with passwords as stars; empty for an unset one.
+        is_set: whether the environment sets it.
+        default: what holds while it is unset.
+    """
+
+    variable: str
+    value: str
+    is_set: bool
+    default: str
+    meaning: str
+
+
+# name -> what holds while it is unset, and the meaning; both in Markdown
+TEXTS: Final[dict[str, tuple[str, str]]] = {
+    "data_dir": ("`wcl-data`", "the data folder"),
+    "database_url": ("a file in the data folder", "`sqlite:///…` or `postgresql://…`"),
+    "database_password": ("none", "password for `WCL_DATABASE_URL`, as it is; in the URL it must be encoded"),
+    "database_connections": (
+        "5",
+        "most connections to PostgreSQL that a process opens; a request waits up to 10 s for one",
+    ),
+    "broker_url": ("`memory://localhost`", "`redis://…` for many machines"),
+    "host": ("`127.0.0.1`", "address of the server"),
+    "port": ("`8000`", "port of the server"),
+    "allowed_hosts": ("`[]`", "JSON list of further host names"),
+    "trusted_proxies": (
+        "`[]`",
+        "JSON list of addresses and networks of reverse proxies; `X-Forwarded-*` headers count only from them",
+    ),
+    "root_path": ("", "path below which a proxy shows the service, such as `/wcl`"),
+    "worker_name": ("the machine's name", "name of the worker"),
+    "pool": ("`default`", "the worker's pool; a job names the pool that it runs in"),
+    "gpus": (
+        "those that it sees",
+        "number of GPUs that the worker offers; required for GPUs that NVML, the library of "
+        "NVIDIA's driver, does not list",
+    ),
+    "devices": ("none", "number of stand-ins that the worker offers in place of GPUs; jobs on them train on the CPU"),
+    "hold_seconds": (
+        "60",
+        "time for which smaller jobs may pass a job that needs more GPUs than are free; then a "
+        "worker keeps its GPUs for it",
+    ),
+    "node_address": (
+        "none",
+        "address or interface of this machine for jobs on several machines; without it the worker takes none",
+    ),
+    "node_wait_seconds": ("600", "time for which a worker with `--once` waits for the other workers of such a job"),
+    "cpu_slots": ("1", "number of jobs without GPUs that the worker runs at once, beside those with GPUs"),
+    "datasets": ("`{}`", "JSON object from dataset name to image folder, list, archive or packed file"),
+    "datasets_without_labels": ("`[]`", "names of those that are read without classes"),
+    "dataset_roots": ('`["/"]`', "folders whose files administrators may add as datasets while the worker runs"),
+    "builtin_datasets": ('`["digits"]`', "JSON list of `digits`, `cifar10`, `cifar100`, `stl10` and plugins"),
+    "label_lists": ("`{}`", "JSON object from dataset name to an object from list name to file"),
+    "cache_dir": (
+        "`cache` in the data folder",
+        "folder of decoded images; on a local disk of each machine, shared by its workers",
+    ),
+    "cache_bytes": (
+        "a quarter of the disk",
+        "limit of that folder, with `compiler/` in it; 0 keeps no images, and each run decodes its folder",
+    ),
+    "run_environment": (
+        "`[]`",
+        "JSON list of further environment variables that runs and plugins get; by default those of "
+        "the system, of Python and of libraries that compute",
+    ),
+    "standby": (
+        "`on`",
+        "the worker keeps a process that has imported PyTorch and forks its runs from it; the "
+        "process holds about 500 MB; Linux only",
+    ),
+    "lease_seconds": ("60", "an attempt that is not renewed for so long is declared lost"),
+    "look_seconds": ("a twelfth of the lease", "time between two passes of the reconciler"),
+    "claim_seconds": ("1 with SQLite, else 10", "time between two polls of an idle worker"),
+    "stall_seconds": ("3600", "a run that reports nothing for so long is killed"),
+    "drain_seconds": ("25", "time that a stopping worker gives its run"),
+    "max_failures": ("3", "infrastructure failures after which a job fails"),
+    "scrub_mib_per_second": ("8", "pace at which a worker re-reads checkpoints; 0 switches this off"),
+    "scrub_days": ("7", "days within which no checkpoint is read again"),
+    "restore_days": ("7", "days for which a deleted job can be restored; then a server removes its files and rows"),
+    "max_body_bytes": ("1000000", "largest body of a request"),
+    "idempotency_hours": ("24", "time for which the server keeps an `Idempotency-Key`"),
+    "public_url": ("of the server", "address under which people open the service, for links in messages of webhooks"),
+    "webhook_networks": (
+        "`[]`",
+        "JSON list of addresses and networks that webhooks may reach although they are not public, "
+        'such as `["10.0.0.0/8"]`',
+    ),
+    "webhook_hosts": ("`[]`", "JSON list of host names that webhooks may reach at any address"),
+    "webhook_log_days": ("30", "days for which delivered and failed messages of webhooks are kept"),
+}
+
+
+def settings_in_use(settings: Settings) -> Iterator[Setting]:
+    """Yield every setting with its present value."""
+    for name, (default, meaning) in TEXTS.items():
+        variable = f"WCL_{name.upper()}"
+        value = _shown(name, getattr(settings, name))
+        is_set = any(each.upper() == variable for each in os.environ)
+        yield Setting(variable, value, is_set, default.replace("`", ""), meaning.replace("`", ""))
+
+
+def table() -> str:
+    """Return the table of the documentation."""
+    rows = [f"| `WCL_{name.upper()}` | {default} | {meaning} |" for name, (default, meaning) in TEXTS.items()]
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, Secret):
+        return "***" if name == "database_password" else make_url(value.reveal()).render_as_string(hide_password=True)
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, default=str)
