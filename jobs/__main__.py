@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         write_error(describe(error))
         return 1
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         write_error(f"{error.filename or 'the machine'}: {error.strerror or error}")
         return 1

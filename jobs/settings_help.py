@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from sqlalchemy import make_url
@@ -133,6 +134,6 @@ def table() -> str:
 def _shown(name: str, value: object) -> str:
     if isinstance(value, Secret):
         return "***" if name == "database_password" else make_url(value.reveal()).render_as_string(hide_password=True)
-    if value is None or isinstance(value, str):
-        return value or ""
+    if value is None or isinstance(value, str | Path):
+        return str(value or "")
     return json.dumps(value, default=str)
