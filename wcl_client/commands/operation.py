@@ -72,7 +72,9 @@ def settings(as_json: AsJson = False) -> None:
 
 def _run(*words: str) -> None:
     """Run a command of `python -m jobs`, which writes to the same terminal; exit with its code."""
-    environment = module_environment() | {"WCL_DATA_DIR": str(data_folder())}
+    environment = module_environment()
+    if "WCL_DATA_DIR" in environment:  # an empty one names the default, as for other commands
+        environment["WCL_DATA_DIR"] = str(data_folder())
     done = subprocess.run([sys.executable, "-m", "jobs", *words], env=environment)
     if done.returncode:
         raise typer.Exit(min(abs(done.returncode), 2))
