@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0031_worker_versions"
-down_revision = "0030_references"
+revision = "0032_worker_versions"
+down_revision = "0031_shares"
 branch_labels = None
 depends_on = None
 
