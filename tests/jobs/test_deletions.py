@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from jobs import audit, checkpoints, deletions, lineage, listing, queries, submission, transitions
+from jobs import audit, checkpoints, deletions, keys, lineage, listing, queries, shares, submission, transitions
 from jobs.database import Database, new_id
 from jobs.deletions import Extent
 from jobs.errors import Conflict, Invalid, NotFound
@@ -334,8 +334,11 @@ def test_a_job_can_be_deleted_and_restored_again(database: Database) -> None:
 
 
 def test_a_purge_leaves_no_row_and_no_file(database: Database, storage: LocalStorage) -> None:
+    key, _ = database.write(lambda session: keys.create(session, "ada", ["submit"]))
     before = {table.name: count(database, table) for table in Base.metadata.sorted_tables}
     job_id = trained(database)
+    ada = Principal(key.id, "ada", frozenset({"submit"}))
+    database.write(lambda session: shares.create(session, [job_id], 7, ada))
     evaluation = evaluated(database, checkpoint_of(database, job_id).id)
     submit(database, after=(job_id,), tags=("keep",))
     dependent = submit(database, after=(job_id,), tags=("keep",))
@@ -350,14 +353,60 @@ def test_a_purge_leaves_no_row_and_no_file(database: Database, storage: LocalSto
     assert purge(database, storage) == 4
 
     after = {table.name: count(database, table) for table in Base.metadata.sorted_tables}
-    assert after.pop("deletions") == 4
-    before.pop("deletions")
+    assert (after.pop("deletions"), after.pop("shares")) == (4, 1)
+    before = {name: number for name, number in before.items() if name in after}
     assert after == before
     assert list(storage.job_ids()) == []
     with pytest.raises(NotFound):
         restore(database, dependent)
     report = audit.audit(database, storage)
     assert (report.deletions, report.findings) == (4, [])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_500_deletions_beside_running_jobs_leave_their_records_only(
+    postgres_database: Database, storage: LocalStorage
+) -> None:
+    database = postgres_database
+    key, _ = database.write(lambda session: keys.create(session, "ada", ["submit"]))
+    ada = Principal(key.id, "ada", frozenset({"submit"}))
+    runs = [Run(database, running(database)) for _ in range(3)]
+    for run in runs:
+        run.deliver(rows.started())
+    ended = [trained(database) for _ in range(10)]
+    for job_id in ended:
+        write_files(database, storage, job_id)
+    database.write(lambda session: shares.create(session, ended[:2], 7, ada))
+    job_ids = ended + [submit(database) for _ in range(490)]
+    is_over = threading.Event()
+
+    def deliver() -> int:
+        step = 0
+        while not is_over.is_set():
+            step += 1
+            for run in runs:
+                run.deliver(rows.metrics(step, loss=1.0))
+            is_over.wait(0.05)
+        return step
+
+    with rows.in_background(deliver) as delivered:
+        try:
+            for first in range(0, len(job_ids), deletions.AT_ONCE):
+                assert not delete(database, *job_ids[first : first + deletions.AT_ONCE]).refused
+            assert purge(database, storage) == 500
+        finally:
+            is_over.set()
+        steps = delivered.result()
+
+    for run in runs:
+        run.end("succeeded")
+    left = {table.name: count(database, table) for table in Base.metadata.sorted_tables}
+    assert (left["jobs"], left["deletions"], left["points"], left["share_jobs"]) == (3, 500, 3 * steps, 0)
+    assert left["checkpoints"] == left["artifacts"] == left["logs"] == 0
+    assert list(storage.job_ids()) == []
+    report = audit.audit(database, storage)
+    assert (report.jobs, report.deletions, report.findings) == (3, 500, [])
 
 
 def test_files_of_a_deleted_job_are_no_garbage(database: Database) -> None:
