@@ -28,7 +28,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quot
 MARKER = "storage-id"  # the file that holds the storage's id
 _CHUNK_BYTES = 1 << 20
 OWNER = "storage-owner"  # the file that holds the place of the database that the files belong to
-_KEEPING = "storage-lock"  # the file whose lock a backup holds while it needs all files
+KEEPING = "storage-lock"  # the file whose lock a backup holds while it needs all files
 
 
 class StorageUnavailable(OSError):  # noqa: N818
@@ -219,7 +219,7 @@ class LocalStorage:
     def keeps_files(self) -> Iterator[None]:
         """Keep all files: no process removes one meanwhile.  The lock ends with this process, however that ends."""
         self.check()
-        with (self.root / _KEEPING).open("ab") as file:
+        with (self.root / KEEPING).open("ab") as file:
             with suppress(OSError):  # a file system without locks; the backup names files that vanish
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -233,7 +233,7 @@ class LocalStorage:
         """
         with ExitStack() as held:
             try:
-                file = held.enter_context((self.root / _KEEPING).open("ab"))
+                file = held.enter_context((self.root / KEEPING).open("ab"))
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise KeptFiles("a backup is under way, so no file is removed") from error

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from jobs import transitions
 from jobs.database import Database
 from jobs.settings import Settings
-from jobs.storage import MARKER, OWNER, LocalStorage
+from jobs.storage import KEEPING, MARKER, OWNER, LocalStorage
 from tests.jobs import rows
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
@@ -36,7 +36,9 @@ def spool(database: Database, tmp_path: Path) -> Spool:
 
 def stored(spool: Spool) -> list[str]:
     return sorted(
-        path.name for path in spool.storage.root.rglob("*") if path.is_file() and path.name not in (MARKER, OWNER)
+        path.name
+        for path in spool.storage.root.rglob("*")
+        if path.is_file() and path.name not in (MARKER, OWNER, KEEPING)
     )
 
 
