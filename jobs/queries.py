@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import Select, func, or_, select, tuple_, union_all
+from sqlalchemy import Select, case, func, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
+from jobs.database import now_ms
 from jobs.errors import FieldError, Invalid, NotFound, existing
 from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, JobEvaluation, Log, Tag, Worker
 from jobs.status import TERMINAL
@@ -16,6 +17,9 @@ from jobs.status import TERMINAL
 T = TypeVar("T")
 Archived = Literal["", "only", "all"]
 _MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with a value outside its type
+
+_LISTED_MS = 7 * 86_400_000  # for which a worker that has ended is listed
+_MOST_WORKERS = 200
 
 
 @dataclass(frozen=True)
@@ -252,12 +256,11 @@ def evaluations(session: Session, job_id: str) -> list[Evaluation]:
 
 
 def workers(session: Session, *, alive_only: bool = False) -> list[Worker]:
-    """Return workers: live ones first, then newest first."""
-    statement = select(Worker).order_by(Worker.id.desc())
-    if alive_only:
-        statement = statement.where(Worker.is_live)
-    rows = list(session.execute(statement.limit(200)).scalars())
-    return sorted(rows, key=lambda worker: not worker.is_live)
+    """Return workers: live ones first, then newest first; those that stopped or were lost a week ago are left out."""
+    is_listed = Worker.is_live if alive_only else or_(Worker.is_live, Worker.seen_at > now_ms() - _LISTED_MS)
+    is_gone = case((Worker.is_live, 0), else_=1)
+    statement = select(Worker).where(is_listed).order_by(is_gone, Worker.id.desc())
+    return list(session.execute(statement.limit(_MOST_WORKERS)).scalars())
 
 
 def datasets(session: Session) -> list[Dataset]:

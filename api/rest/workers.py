@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/workers")
 
 
 class Workers(Response):
-    """Running workers first, then newest first."""
+    """Running workers first, then newest first; those that ended a week ago are left out."""
 
     items: list[WorkerResponse]
 

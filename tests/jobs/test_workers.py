@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, select, type_coerce
+from sqlalchemy import JSON, insert, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from jobs import queries, transitions, waiting, workers
@@ -65,6 +65,35 @@ def test_workers_that_announce_at_once_all_register(database: Database) -> None:
     with database.read() as session:
         assert len(queries.workers(session)) == 6
         assert [dataset.name for dataset in queries.datasets(session)] == [dataset.name for dataset in datasets]
+
+
+def test_a_worker_that_ended_a_week_ago_leaves_the_list_and_no_live_one_does(database: Database) -> None:
+    live, ended, old = (register(database) for _ in range(3))
+    for worker_id in (ended, old):
+        database.write(lambda session, worker_id=worker_id: workers.stop(session, worker_id))  # type: ignore[misc]
+    long_ago = update(Worker).where(Worker.id.in_((live, old))).values(seen_at=1)
+    database.write(lambda session: session.execute(long_ago) and None)
+
+    with database.read() as session:
+        assert [row.id for row in queries.workers(session)] == [live, ended]
+
+
+def test_many_ended_workers_hide_no_live_one(sqlite_database: Database) -> None:
+    """Each job of a batch system may leave one."""
+    live = register(sqlite_database)
+    rows_of_ended = [{"id": new_id(), "state": "stopped"} for _ in range(250)]
+    with sqlite_database.read() as session:
+        facts = {
+            column.name: getattr(session.get_one(Worker, live), column.key)
+            for column in Worker.__table__.columns
+            if column.name != "beats"
+        }
+    sqlite_database.write(
+        lambda session: session.execute(insert(Worker.__table__), [facts | each for each in rows_of_ended]) and None
+    )
+
+    with sqlite_database.read() as session:
+        assert queries.workers(session)[0].id == live
 
 
 def test_a_heartbeat_records_the_workers_job(database: Database) -> None:
