@@ -195,15 +195,29 @@ def _rates(house: Theatre, count: int) -> list[Measured]:
     rows = []
     for num_workers in WORKERS:
         with _served(house, f"rate-{num_workers}", "postgres", num_workers) as (stage, submit):
-            began = time.monotonic()
+            began, before = time.monotonic(), _cpu_by_part(stage)
             for first in range(0, count, _GROUP):
                 submit(*range(first, min(count, first + _GROUP)))
             while _num_open(stage.database):
                 time.sleep(0.05)
             rate = count / (time.monotonic() - began)
+            after = _cpu_by_part(stage)
+        of_job = ", ".join(f"{part} {1000 * (after[part] - before[part]) / count:.0f}" for part in after)
         name = f"stand-in jobs a second, {num_workers} worker{'s' if num_workers > 1 else ''}, PostgreSQL and Redis"
-        rows.append((name, "the same", f"{rate:.1f}", f"{RATES[num_workers]}"))
+        rows.append((name, "the same", f"{rate:.1f} (ms of CPU a job: {of_job})", f"{RATES[num_workers]}"))
     return rows
+
+
+def _cpu_by_part(stage: Stage) -> dict[str, float]:
+    """Return the CPU time of the server, of the workers with their runs, and of PostgreSQL, in seconds."""
+    server, *workers = [node.pid for node in stage.nodes]
+    assert stage.postgres is not None
+    assert stage.postgres._process is not None
+    return {
+        "server": _cpu_seconds(server),
+        "workers and runs": sum(map(_cpu_seconds, workers)),
+        "PostgreSQL": _cpu_seconds(stage.postgres._process.pid),
+    }
 
 
 def _num_open(database: Database) -> int:
@@ -240,15 +254,15 @@ def _up_once(folder: Path, photos: int, source: Path | None, standby: str) -> li
         for is_over in (lambda: _is_accepted(service), lambda: _has_read_all(client)):
             while not is_over():
                 time.sleep(0.05)
-            times.append((time.monotonic() - began, _cpu_seconds(service)))
+            times.append((time.monotonic() - began, _cpu_seconds(service.pid)))
         return times
     finally:
         service.stop()
 
 
-def _cpu_seconds(service: Service) -> float:
-    """Return the CPU time of `wcl up` and all its processes, also of those that have ended."""
-    top, times = psutil.Process(service.pid), []
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and of all those below it, also of those that have ended."""
+    top, times = psutil.Process(pid), []
     for each in [top, *top.children(recursive=True)]:
         with suppress(psutil.Error):
             times.append(sum(each.cpu_times()[:4]))
