@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from api.app import create_app
 from api.http.auth import classification
 from api.web.pages import PAGES
-from jobs import deletions, sweeps, workers
+from jobs import deletions, keys, shares, submission, sweeps, workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
@@ -230,7 +230,8 @@ NO_PAGES = {
     "/jobs/{job_id}/live",
     "/sweeps/{sweep_id}/live",
 }
-NO_PAGES |= {"/jobs/{job_id}/curve.svg", "/compare/curve.svg"}
+NO_PAGES |= {"/jobs/{job_id}/curve.svg", "/compare/curve.svg", "/shared/{secret}/curve.svg"}
+NO_PAGES |= {"/shared/{secret}/jobs/{job_id}/metrics"}
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +254,19 @@ def addresses(site: Site) -> dict[str, str]:
     run.checkpoint(1, {longest: 0.5})
     run.end("failed", longest[:64], longest * 20)
     evaluation = site.submit_evaluation(site.checkpoints(run.job_id)[0].id, longest)
+    note = "\n\n".join(PAYLOADS)[:10_000]
+    site.database.write(lambda session: submission.change(session, run.job_id, note=note, starred=True))
+    key, _ = site.database.write(lambda session: keys.create(session, "ada", ["submit"]))
+    author = Principal(key.id, longest, frozenset({"submit"}))
+    link = site.database.write(lambda session: shares.create(session, [run.job_id], 7, author))
+    assert link is not None
     ids = {"job_id": run.job_id, "sweep_id": sweep_id, "name": "digits"}
     return {page.address: page.address.format(**ids) for page in PAGES} | {
         "/jobs/{job_id}/map": f"/jobs/{evaluation}/map",
         "/delete": f"/delete?job={run.job_id}",
         "/deleted": "/deleted",
+        "/shares": f"/shares?job={run.job_id}",
+        "/shared/{secret}": f"/shared/{link[1]}",
         "/compare": f"/compare?job={run.job_id}&job={evaluation}",
         "/submit": f"/submit?source={run.job_id}",
         "/sweeps/new": f"/sweeps/new?source={run.job_id}",
