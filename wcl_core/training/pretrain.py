@@ -357,8 +357,9 @@ class _Run:
 
     def _is_accuracy_due(self, epoch: int) -> bool:
         every = self.config.knn_every_epochs
-        is_measurable = self._accuracy == VIEW_TOP1 or self._knn_k >= 1
-        return bool(every and (epoch % every == 0 or epoch in self.config.ends) and is_measurable)
+        if not every or not (epoch % every == 0 or epoch in self.config.ends):
+            return False
+        return self._accuracy == VIEW_TOP1 or self._knn_k >= 1
 
     @property
     def _knn_k(self) -> int:
