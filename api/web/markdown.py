@@ -25,6 +25,8 @@ class _Renderer(RendererHTML):
     def link_open(
         self, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
     ) -> str:
+        if not tokens[index].attrGet("href"):  # `[a]()` is no link: it would lead to the page itself
+            tokens[index].attrs.pop("href", None)
         tokens[index].attrSet("rel", "nofollow noopener noreferrer")
         return self.renderToken(tokens, index, options, env)
 

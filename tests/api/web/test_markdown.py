@@ -53,7 +53,7 @@ PARTS = (
 
 
 class Inert(HTMLParser):
-    """Checks that a document has listed elements and attributes only, and links to the web, server or page."""
+    """Checks that a document has listed elements and attributes only, and links to the web or to this server."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag in ELEMENTS, tag
@@ -61,7 +61,7 @@ class Inert(HTMLParser):
             assert name in ATTRIBUTES.get(tag, set()), (tag, name)
             if name == "href":
                 lower = (value or "").lower()
-                assert not lower or lower.startswith(("https://", "http://", "mailto:", "/", "#")), value
+                assert lower.startswith(("https://", "http://", "mailto:", "/", "#")), value
                 assert not lower.startswith(("//", "/\\")), value
 
     def handle_decl(self, decl: str) -> None:
@@ -105,3 +105,8 @@ def test_markdown_is_shown_as_people_know_it() -> None:
 def test_nothing_is_loaded_from_elsewhere_and_hidden_characters_are_visible() -> None:
     assert "<img" not in markdown("![a](https://example.org/x.png)")
     assert markdown("a\u202eb") == "<p>a\\u202eb</p>\n"
+
+
+def test_a_link_without_an_address_leads_nowhere() -> None:
+    assert "href" not in markdown("[a]()")
+    assert "href" not in markdown("[a](<>)")
