@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
@@ -60,17 +61,7 @@ def _lines(database: Database, filters: Filters) -> Iterator[str]:
     cursor: str | None = None
     while True:
         with database.read() as session:
-            page = queries.list_jobs(
-                session,
-                status=filters.status,
-                kind=filters.kind,
-                tag=filters.tag,
-                q=filters.q,
-                archived=filters.archived,
-                starred=filters.starred,
-                cursor=cursor,
-                limit=_PAGE,
-            )
+            page = queries.list_jobs(session, **asdict(filters), cursor=cursor, limit=_PAGE)
             rows = _rows(session, page.items)
         yield _written(rows)
         if (cursor := page.next_cursor) is None:

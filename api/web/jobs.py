@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Final, get_args
 from urllib.parse import parse_qs, urlencode
 
@@ -256,17 +256,7 @@ def _flat(session: Session, view: View) -> tuple[list[Line], str | None]:
     if view.sort:
         part = listing.sorted_jobs(session, filters, view.sort, view.descending, cursor, PAGE_SIZE)
     else:
-        part = queries.list_jobs(
-            session,
-            status=filters.status,
-            kind=filters.kind,
-            tag=filters.tag,
-            q=filters.q,
-            archived=filters.archived,
-            starred=filters.starred,
-            cursor=cursor,
-            limit=PAGE_SIZE,
-        )
+        part = queries.list_jobs(session, **asdict(filters), cursor=cursor, limit=PAGE_SIZE)
     return [Line(Entry(job.id, job), job.name) for job in part.items], part.next_cursor
 
 
