@@ -94,18 +94,18 @@ def _print_settings(settings: Settings, as_json: bool) -> int:
 
 def _backup(database: Database, storage: LocalStorage, options: argparse.Namespace) -> int:
     """Make a backup and print what it holds; return 1 if a file is damaged or missing that no row is marked for."""
-    made = backups.make_backup(database, storage, Path(options.folder), options.keep)
-    manifest = made.manifest
-    size, copied = _size(manifest.database.size), _size(made.copied_bytes)
+    backup = backups.make_backup(database, storage, Path(options.folder), options.keep)
+    manifest = backup.manifest
+    size, copied = _size(manifest.database.size), _size(backup.copied_bytes)
     write_line(
         f"{Path(options.folder) / manifest.name}: {manifest.counts['jobs']:,} jobs; database {size}; "
-        f"{len(manifest.files):,} files, {made.num_copied:,} of them copied now ({copied})"
+        f"{len(manifest.files):,} files, {backup.num_copied:,} of them copied now ({copied})"
     )
-    if marked := len(manifest.flaws) - len(made.new_flaws):
+    if marked := len(manifest.flaws) - len(backup.new_flaws):
         write_line(f"{marked:,} files are not in it: they are marked as damaged or missing", sys.stderr)
-    for flaw in made.new_flaws:
+    for flaw in backup.new_flaws:
         write_line(f"not in it: {flaw.storage_key}: {flaw.reason}", sys.stderr)
-    return 1 if made.new_flaws else 0
+    return 1 if backup.new_flaws else 0
 
 
 def _restore(settings: Settings, options: argparse.Namespace) -> int:

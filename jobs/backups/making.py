@@ -88,8 +88,7 @@ def make_backup(database: Database, storage: LocalStorage, root: Path, keep: int
                 files, counts = registered(connection), _counts(connection)
                 revision = schema.revision(connection)
             failpoint("backup.after_dump")
-            made = _copy(backups, storage, files)
-        held, flaws, num_copied, copied_bytes = made
+            held, flaws, num_copied, copied_bytes = _copy(backups, storage, files)
         failpoint("backup.before_manifest")
         manifest = Manifest(
             name=folder.name,

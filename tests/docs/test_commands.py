@@ -102,8 +102,8 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(service: DocsService,
     shown = (tmp_path / "shown.txt").read_text()
     for words in ("from a notebook</a>", "succeeded", "<polyline", "train/loss", "eval/knn_top1", "kNN", "conv1"):
         assert words in shown, shown
-    kept = [cell for cell in json.loads(cells)["cells"] if cell.get("outputs") or cell.get("execution_count")]
-    assert kept == [], "the file holds results of somebody's run"
+    with_results = [cell for cell in json.loads(cells)["cells"] if cell.get("outputs") or cell.get("execution_count")]
+    assert with_results == [], "the file holds the results of a run"
 
 
 def _has_browser() -> bool:

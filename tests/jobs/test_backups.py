@@ -132,10 +132,10 @@ def test_no_file_that_the_dump_names_is_removed_before_it_is_copied(
 
     monkeypatch.setattr(making, "failpoint", remove)
 
-    made = back_up(service, folder)
+    backup = back_up(service, folder)
 
-    assert made.manifest.flaws == ()
-    assert list(folder.flaws(made.manifest)) == []
+    assert backup.manifest.flaws == ()
+    assert list(folder.flaws(backup.manifest)) == []
     assert place.exists()
     collect_garbage(service.database, service.storage, [service.run.job_id])
     assert not place.exists(), "it stays garbage for the next collection"
@@ -153,12 +153,12 @@ def test_a_backup_while_others_write_is_one_state(service: Service, folder: Back
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        made = [back_up(service, folder) for _ in range(3)]
+        three = [back_up(service, folder) for _ in range(3)]
     finally:
         stop.set()
         writer.join()
 
-    counts = [each.manifest.counts for each in made]
+    counts = [each.manifest.counts for each in three]
     assert counts[0]["jobs"] < counts[-1]["jobs"], "the writer wrote meanwhile"
     assert [each["events"] - each["jobs"] for each in counts] == [counts[0]["events"] - counts[0]["jobs"]] * 3
 
@@ -168,10 +168,10 @@ def test_a_damaged_file_is_not_in_the_backup_and_is_named(service: Service, fold
     service.checkpoint(2).unlink()
     service.checkpoint(3)
 
-    made = back_up(service, folder)
+    backup = back_up(service, folder)
 
-    assert ["damaged" in flaw.reason or "missing" in flaw.reason for flaw in made.new_flaws] == [True, True]
-    assert len(made.manifest.files) == 1
+    assert ["damaged" in flaw.reason or "missing" in flaw.reason for flaw in backup.new_flaws] == [True, True]
+    assert len(backup.manifest.files) == 1
     first = every(service.database, Checkpoint)[0].id
     damage.verify(service.database, service.storage, first)
     assert len(back_up(service, folder).new_flaws) == 1, "the other one is marked"
@@ -221,8 +221,8 @@ def test_an_interrupted_backup_is_never_restored_and_the_next_one_removes_it(
         folder.read()
     with pytest.raises(BackupError, match="was interrupted"):
         folder.read(interrupted)
-    made = back_up(service, folder)
-    assert [path.name for path in folder.root.glob("2*")] == [made.manifest.name]
+    backup = back_up(service, folder)
+    assert [path.name for path in folder.root.glob("2*")] == [backup.manifest.name]
 
 
 @pytest.mark.parametrize("part", ["dump", "file", "manifest"])
@@ -509,8 +509,8 @@ def test_the_commands_say_what_they_did(
         environment.delenv("WCL_DATABASE_URL", raising=False)
         environment.setenv("WCL_DATA_DIR", str(tmp_path))
         assert main(["backup", str(folder.root), "--keep", "3"]) == 0
-        assert "1 jobs" in (made := capsys.readouterr().out)
-        assert "1 files, 1 of them copied now" in made
+        assert "1 jobs" in (printed := capsys.readouterr().out)
+        assert "1 files, 1 of them copied now" in printed
         assert main(["restore", str(folder.root), "--check"]) == 0
         assert "1 files read, 0 of them damaged or missing" in capsys.readouterr().out
         assert main(["restore", str(folder.root)]) == 1
