@@ -1,10 +1,13 @@
-"""Waiting for other processes, without longer sleeps than necessary."""
+"""Waiting for other processes, without longer sleeps than necessary, and clocks that a test sets."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from types import ModuleType, SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -18,3 +21,8 @@ def eventually(look: Callable[[], T], what: str = "it", seconds: float = 90.0) -
         assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
         time.sleep(_LOOK_SECONDS)
     return value
+
+
+def patch_clock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **functions: Callable[..., Any]) -> None:
+    """Replace functions of `time` for one module; a patch of `time` itself would reach every thread of this process."""
+    monkeypatch.setattr(module, "time", SimpleNamespace(**vars(time) | functions))

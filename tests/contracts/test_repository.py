@@ -130,6 +130,12 @@ def test_no_file_names_a_package_registry() -> None:
     assert matches == []
 
 
+def test_no_test_patches_a_clock_that_other_threads_use() -> None:
+    patch = re.compile(r"""setattr\((?:"[\w.]*\btime\.|time,|[\w.]+\.time,)""")
+
+    assert [path for path in tracked_files() if path.suffix == ".py" and patch.search(path.read_text())] == []
+
+
 def test_every_locked_requirement_is_pinned_and_hashed() -> None:
     text = (ROOT / "requirements.lock").read_text()
     blocks = re.split(r"\n(?=[a-zA-Z0-9])", text.strip())

@@ -20,6 +20,7 @@ from jobs.database import Database, is_outage, new_id, now_ms
 from jobs.models import Dataset
 from tests import servers
 from tests.jobs.rows import add_dataset, at_once, in_background, until_a_statement_waits_for_a_lock
+from tests.waiting import patch_clock
 from wcl_core.protocol import storable
 
 # --- time and ids --------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def test_a_busy_write_is_run_again(database: Database, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_BUSY_TIMEOUT_MS", 20)
     busy = Database(database.url)
     tries = threading.Semaphore(0)
-    monkeypatch.setattr("jobs.database.time.sleep", lambda seconds: tries.release())
+    patch_clock(monkeypatch, module, sleep=lambda seconds: tries.release())
     other.execute("BEGIN IMMEDIATE")
     with in_background(lambda: busy.write(lambda session: rename(session, "at last"))) as writing:
         assert tries.acquire(timeout=30)  # the database was busy at least once

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import wcl_client.download
+from tests.waiting import patch_clock
 from wcl_client.api import WclClient
 from wcl_client.errors import NotFoundError, TransferError
 
@@ -73,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    monkeypatch.setattr(wcl_client.download.time, "sleep", lambda seconds: None)
+    patch_clock(monkeypatch, wcl_client.download, sleep=lambda seconds: None)
     served = FileServer()
     handler = type("Handler", (_Handler,), {"file_server": served})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -21,6 +21,7 @@ from jobs.database import Database
 from tests import servers
 from tests.api.served import Served
 from tests.jobs import rows
+from tests.waiting import patch_clock
 from wcl_client import trackers
 from wcl_client.api import WclClient
 from wcl_client.cli import app
@@ -92,7 +93,7 @@ def test_a_job_is_followed_to_its_end(server: Served, tmp_path: Path, monkeypatc
     run.deliver(rows.progress(6))
     polled = threading.Event()
     monkeypatch.setattr(trackers, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(trackers.time, "sleep", lambda _seconds: polled.set())
+    patch_clock(monkeypatch, trackers, sleep=lambda _seconds: polled.set())
 
     def go_on() -> None:
         assert polled.wait(60)

@@ -14,6 +14,7 @@ from jobs.datasets import DatasetFacts
 from tests.api.rest.test_datasets import FLOWERS
 from tests.api.served import Served
 from tests.jobs import rows
+from tests.waiting import patch_clock
 from tests.wcl_client.test_operations import wcl
 from wcl_client import registration
 from wcl_client.api import WclClient
@@ -37,7 +38,7 @@ def test_submit_waits_while_a_worker_reads_the_dataset(
 ) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
     worker_id = register(server, "flowers")
-    monkeypatch.setattr(registration.time, "sleep", lambda _: settle(server, worker_id, "flowers", FLOWERS))
+    patch_clock(monkeypatch, registration, sleep=lambda _: settle(server, worker_id, "flowers", FLOWERS))
     done = wcl("submit", str(tmp_path / "spec.yaml"))
     assert done.exit_code == 0, done.output
     assert "waiting for the registration of datasets (flowers)" in done.stderr
@@ -47,8 +48,10 @@ def test_submit_waits_for_the_first_worker_of_a_service_that_has_just_started(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
-    monkeypatch.setattr(
-        registration.time, "sleep", lambda _: settle(server, register(server, "flowers"), "flowers", FLOWERS)
+    patch_clock(
+        monkeypatch,
+        registration,
+        sleep=lambda _: settle(server, register(server, "flowers"), "flowers", FLOWERS),
     )
     done = wcl("submit", str(tmp_path / "spec.yaml"))
     assert done.exit_code == 0, done.output
@@ -60,7 +63,7 @@ def test_submit_gives_up_at_once_where_nothing_is_read(
 ) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
     settle(server, register(server, "flowers"), "flowers", "it has 5 images and no class folders")
-    monkeypatch.setattr(registration.time, "sleep", lambda _: pytest.fail("it waits"))
+    patch_clock(monkeypatch, registration, sleep=lambda _: pytest.fail("it waits"))
     done = wcl("submit", str(tmp_path / "spec.yaml"))
     assert "worker florist refuses it: it has 5 images and no class folders" in str(done.exception)
 

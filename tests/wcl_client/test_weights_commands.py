@@ -13,8 +13,10 @@ from jobs import weights as stored_weights
 from jobs.models import Job
 from tests.api.served import Served
 from tests.jobs import rows
+from tests.waiting import patch_clock
 from tests.wcl_client.test_operations import printed_json, submit, wcl
 from tests.weight_files import TINY, weight_file
+from wcl_client import connection
 from wcl_client.api import WclClient
 from wcl_client.commands import weights as commands
 from wcl_client.doctor import verify_files
@@ -78,7 +80,7 @@ def test_an_import_survives_a_server_that_starts_again(
             return real(request, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(client._http, "send", broken)
-        monkeypatch.setattr("wcl_client.connection.time.sleep", pauses.append)
+        patch_clock(monkeypatch, connection, sleep=pauses.append)
         file = tmp_path / "number-0"
         file.write_bytes(CONTENT)
         sent: list[int] = []

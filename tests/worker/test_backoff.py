@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+from tests.waiting import patch_clock
+from worker import backoff as module
 from worker.backoff import Backoff, DrainableBackoff, KeepSpool
 
 
@@ -39,8 +41,12 @@ def test_a_success_resets_the_pauses() -> None:
 
 def test_retries_end_soon_when_the_worker_drains(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("worker.backoff.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("worker.backoff.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    patch_clock(
+        monkeypatch,
+        module,
+        monotonic=lambda: now[0],
+        sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+    )
     draining = threading.Event()
     draining.set()
     backoff = DrainableBackoff(draining, 60.0)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.waiting import patch_clock
 from tests.wcl_core import small
 from tests.wcl_core.small import EPOCHS, STEPS_PER_EPOCH, TOTAL_STEPS
 from wcl_core import checkpoint
@@ -531,7 +532,7 @@ def test_progress_starts_at_the_first_step_and_ends_at_the_last(tmp_path: Path) 
 
 def test_the_clock_counts_training_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(run_metrics.time, "monotonic", lambda: now[0])
+    patch_clock(monkeypatch, run_metrics, monotonic=lambda: now[0])
     clock = run_metrics.Clock(step=10, batch_size=8)
     assert clock.images_per_second(10) is None
     now[0] += 2

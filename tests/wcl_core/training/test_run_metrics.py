@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.waiting import patch_clock
 from tests.wcl_core import small
 from tests.wcl_core.small import few_digits
 from wcl_core.reporter import MemoryReporter
+from wcl_core.training import run_metrics
 from wcl_core.training.pretrain import pretrain
 from wcl_core.training.run_metrics import HARDWARE_SECONDS, Hardware
 
@@ -25,8 +26,7 @@ class Time:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.used = 100.0, 7.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(time, "process_time", lambda: self.used)
+        patch_clock(monkeypatch, run_metrics, monotonic=lambda: self.now, process_time=lambda: self.used)
 
 
 def test_the_processor_is_measured_between_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
