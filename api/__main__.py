@@ -147,7 +147,8 @@ class _Server(uvicorn.Server):
 
 
 def _run(app: FastAPI, listener: socket.socket, stop: threading.Event) -> None:
-    threading.Thread(target=app.state.storage_watch.run, args=[stop], daemon=True, name="storage").start()
+    for name, watch in (("storage", app.state.storage_watch), ("broker", app.state.broker_watch)):
+        threading.Thread(target=watch.run, args=[stop], daemon=True, name=name).start()
     # No access log: the address of a sign-in link holds its token.
     config = connections.config(app, timeout_graceful_shutdown=_GRACE_SECONDS, backlog=_BACKLOG)
     importlib.import_module("anyio._backends._asyncio")  # the first request would load it: too late without descriptors

@@ -16,8 +16,9 @@ from api import rest, streams, web
 from api.http.auth import Failures, KeyUses, Routes, classification, session_cookie
 from api.http.dependencies import heavy_slots
 from api.http.middleware import Middleware
+from api.http.monitoring import Monitoring
 from api.http.uploads import upload_slots
-from api.rest.stored_files import StorageWatch
+from api.http.watch import StorageWatch, broker_watch
 from api.streams.responses import Streams
 from api.web.pages import NAVIGATION
 from api.web.render import error_response
@@ -44,6 +45,8 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
     app.state.database = database
     app.state.storage = storage or LocalStorage(settings.checkpoints_dir)
     app.state.storage_watch = StorageWatch(database, app.state.storage)
+    app.state.broker_watch = broker_watch(settings)
+    app.state.monitoring = Monitoring()
     place = None
     with suppress(FileNotFoundError):  # before the first migration
         place = database.place()

@@ -147,6 +147,7 @@ class Job(Hideable, Base):
     __table_args__ = (
         Index("ix_jobs_claim", "status", "pool", "priority", "queue_place"),
         Index("ix_jobs_created", "created_at", "id"),
+        Index("ix_jobs_ended", "ended_at"),
         Index("ix_jobs_origin", "parent_id", "origin", unique=True),
         Index("ix_jobs_sweep", "sweep_id", "origin", unique=True),
         Index("ix_jobs_dataset", "dataset_name", "id"),
@@ -227,6 +228,7 @@ class Deletion(Base):
 
 class Attempt(Base):
     __tablename__ = "attempts"
+    __table_args__ = (Index("ix_attempts_ended", "ended_at"),)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     token: Mapped[str | None] = mapped_column(_String(32))  # random; None: claimed by a worker of an older version
@@ -459,6 +461,7 @@ class Worker(Base):
     pid: Mapped[int]
     version: Mapped[str | None] = mapped_column(_String(32))  # of the service; None: of an older version
     address: Mapped[str | None] = mapped_column(_String(64))  # for jobs of several nodes; None while it takes none
+    disk_free_bytes: Mapped[int | None]  # of the fuller of the disks that its runs write to
     takes_one: Mapped[bool] = mapped_column(server_default=false())  # it ends after one job
     datasets: Mapped[dict[str, Any]]  # name -> digest
     pending_datasets: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # that it still reads

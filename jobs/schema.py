@@ -8,6 +8,7 @@ beside the files of another one.
 from __future__ import annotations
 
 import glob
+import os
 import re
 import sqlite3
 import time
@@ -24,6 +25,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jobs.errors import JobsError
 from jobs.faults import Fault, describe, fault_of
+from wcl_core.files import MIN_FREE_BYTES, free_bytes
 
 if TYPE_CHECKING:
     from jobs.database import Database
@@ -151,6 +153,24 @@ def problem(database: Database) -> str | None:
         return awaited(database)
     except Unusable as error:
         return str(error)
+
+
+def write_problem(database: Database) -> str | None:
+    """Return why the database takes no changes, a sentence without a full stop; None if it does.
+
+    Raises:
+        DBAPIError: the database does not respond.
+    """
+    file = _file_of(database)
+    if file is None:
+        with database.engine.connect() as connection:
+            is_read_only = connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on"
+        return f"{_name_of(database)} takes no changes: it is read-only" if is_read_only else None
+    if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+        return "the database takes no changes: its file or folder is read-only"
+    if free_bytes(file.parent) < MIN_FREE_BYTES:
+        return "the database takes no changes: its disk is full"
+    return None
 
 
 def awaited(database: Database) -> str | None:

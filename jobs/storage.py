@@ -22,7 +22,7 @@ from typing import BinaryIO, Protocol
 from jobs.attempts import AttemptRef
 from jobs.checked_files import CheckedFiles, Damaged, Missing, compare_size
 from wcl_core.failpoints import failpoint
-from wcl_core.files import sync_folder, write_bytes, write_whole
+from wcl_core.files import free_bytes, sync_folder, write_bytes, write_whole
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the disk, a quota, a limit on a file's size
 MARKER = "storage-id"  # the file that holds the storage's id
@@ -74,6 +74,9 @@ class Storage(Protocol):
         Raises:
             StorageUnavailable: it is absent, or another one.
         """
+
+    def free_bytes(self) -> int | None:
+        """Return the free bytes; None where they are unknown."""
 
     def owner(self) -> str | None:
         """Return the `Database.place` that the files belong to; None if it is not noted or this folder is a copy."""
@@ -140,6 +143,11 @@ class LocalStorage:
 
     def mark(self, storage_id: str) -> None:
         write_bytes(self.root / MARKER, f"{storage_id}\n".encode("ascii"))
+
+    def free_bytes(self) -> int | None:
+        with suppress(OSError):
+            return free_bytes(self.root)
+        return None
 
     def owner(self) -> str | None:
         try:

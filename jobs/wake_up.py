@@ -73,6 +73,19 @@ def send(settings: Settings, pool: str) -> None:
     failpoint("wake_up.after_publish", error=ConnectionError)
 
 
+def problem(settings: Settings) -> str | None:
+    """Return why the broker cannot be reached, a sentence without a full stop; None if it can."""
+    if settings.is_memory_broker:
+        return None
+    try:
+        with _producer(settings.broker_url.reveal()).connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
+    except Exception as error:  # brokers raise what their clients raise
+        log.debug("the broker does not respond: %s", error)
+        return "the broker does not respond; workers poll for jobs meanwhile, so jobs start some seconds later"
+    return None
+
+
 def send_where_needed(database: Database, settings: Settings, faults: FaultLog | None = None) -> None:
     """Send wake-ups to pools that have a due job and a worker with room for it, at most one for each such worker.
 

@@ -130,6 +130,7 @@ def heartbeat(
     unable: Unable | None = None,
     devices: Sequence[Device] | None = None,
     address: str | None = None,
+    disk_free_bytes: int | None = None,
 ) -> bool:
     """Record that the worker is alive, busy with a job or idle; a worker that was declared lost is live again.
 
@@ -140,6 +141,7 @@ def heartbeat(
         unable: why it takes no further job; None if it does.
         devices: as they are now; None leaves those of the row.
         address: for jobs of several nodes; None while it takes none.
+        disk_free_bytes: of the fuller of the disks that runs write to; None leaves the number of the row.
 
     Returns:
         Whether a user has requested that the worker drains.
@@ -148,6 +150,8 @@ def heartbeat(
     values = {"heartbeats": Worker.heartbeats + 1, "seen_at": now_ms(), "state": state, "job_id": job_id}
     values |= {"address": address}
     values |= _ability(unable)
+    if disk_free_bytes is not None:
+        values |= {"disk_free_bytes": disk_free_bytes}
     if devices is not None:
         values |= {"devices": [device.as_json() for device in devices], "gpus": len(working(devices))}
     session.execute(update(Worker).where(Worker.id == worker_id).values(values))

@@ -7,18 +7,20 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wcl_client.api import WclClient
 from wcl_client.errors import NotFoundError, Unreachable, WclError
-from wcl_client.output import unable_workers
+from wcl_client.output import size, unable_workers
 from wcl_client.processes import module_environment
 from wcl_client.registration import pending, refusals
+from wcl_client.responses import Worker
 
 _ALL = 1 << 31  # jobs
+_LEAST_BYTES = 1 << 30
 _CHECK_SECONDS = 60.0
 _NO_DATASET = "none; a worker announces them when it starts"
 _NO_WORKER = "none is running; start one with `wcl worker`"
@@ -35,7 +37,11 @@ class Finding:
 
 def examine(client: WclClient, data_dir: Path) -> list[Finding]:
     """Run all checks and return their findings: first the machine, then the server."""
-    return [_python(), _torch(), _disk(data_dir), *_cache(data_dir), *_database(data_dir), *_server(client)]
+    of_service = _server(client)
+    # The service may run elsewhere, and a folder that it does not use says nothing about its disks.
+    has_data = data_dir.exists() or not of_service[0].is_ok
+    here = [_disk(data_dir), *_cache(data_dir), *_database(data_dir)] if has_data else []
+    return [_python(), _torch(), *here, *of_service]
 
 
 def verify_files(client: WclClient) -> Iterator[Finding]:
@@ -109,9 +115,9 @@ def _disk(data_dir: Path) -> Finding:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     problems = [] if os.access(folder, os.W_OK) else ["not writable; choose another one with WCL_DATA_DIR"]
-    if free <= 1 << 30:
+    if free < _LEAST_BYTES:
         problems.append("at least 1 GiB is needed")
-    return Finding("Data folder", not problems, "; ".join([f"{data_dir}: {free / (1 << 30):.1f} GiB free", *problems]))
+    return Finding("Data folder", not problems, "; ".join([f"{data_dir}: {size(free)} free", *problems]))
 
 
 def _cache(data_dir: Path) -> list[Finding]:
@@ -154,8 +160,8 @@ def _server(client: WclClient) -> list[Finding]:
         workers, datasets = client.workers(), client.datasets()
     except WclError as error:
         return [*findings, Finding("Key", False, str(error))]
-    live = ", ".join(worker["name"] for worker in workers if worker["is_live"])
-    unable = unable_workers(workers)
+    live = ", ".join(map(_with_room, filter(lambda worker: worker["is_live"], workers)))
+    unable = [*unable_workers(workers), *_nearly_full(workers)]
     names, refused = ", ".join(dataset["name"] for dataset in datasets), refusals(workers)
     reading = [f"a worker is still reading {name}" for name in pending(workers)]
     return [
@@ -163,4 +169,20 @@ def _server(client: WclClient) -> list[Finding]:
         Finding("Key", True, "accepted"),
         Finding("Workers", bool(live) and not unable, "; ".join([live, *unable] if live else [_NO_WORKER])),
         Finding("Datasets", bool(names) and not refused, "; ".join([names or _NO_DATASET, *refused, *reading])),
+    ]
+
+
+def _with_room(worker: Worker) -> str:
+    free = worker.get("disk_free_bytes")
+    return worker["name"] if free is None else f"{worker['name']} ({size(free)} free)"
+
+
+def _nearly_full(workers: Sequence[Worker]) -> list[str]:
+    """Return a sentence for each live worker whose disk has little room; one that takes no jobs has its own."""
+    able = [worker for worker in workers if worker["is_live"] and not worker.get("unable")]
+    rooms = [(worker["name"], worker.get("disk_free_bytes")) for worker in able]
+    return [
+        f"the disk of {name} is nearly full: at least 1 GiB is needed"
+        for name, free in rooms
+        if free is not None and free < _LEAST_BYTES
     ]

@@ -227,6 +227,7 @@ class Worker(TypedDict, total=False):
 
     `gpus` is the number of its working devices, `cpu_slots` the number of jobs without GPUs that it runs at once.
 
+    `disk_free_bytes` is of the fuller of the disks that its runs write to.
     `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
     `unable` is the reason why it takes no jobs now, and `unable_message` the same for people; None if it takes jobs.
     """
@@ -242,6 +243,7 @@ class Worker(TypedDict, total=False):
     cpu_slots: int | None
     address: str | None
     cpu_job_ids: list[str]
+    disk_free_bytes: int | None
     datasets: dict[str, str]
     pending_datasets: list[str]
     refused_datasets: dict[str, str]

@@ -21,6 +21,7 @@ Step = Literal["fsync", "rename", "sync_folder"]
 _Written = TypeVar("_Written")
 
 
+MIN_FREE_BYTES: Final = 1 << 20  # a disk with less is full
 PRIVATE_UMASK: Final = 0o077  # of the service's processes: other accounts of the machine read none of their files
 
 
@@ -127,3 +128,9 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of a folder's disk; 0 without a free inode."""
+    disk = os.statvfs(folder)
+    return 0 if disk.f_files and not disk.f_favail else disk.f_bavail * disk.f_frsize

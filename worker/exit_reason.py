@@ -22,8 +22,8 @@ from jobs.storage import StorageUnavailable, is_full
 from wcl_core import limits
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.config.memory import advice
+from wcl_core.files import MIN_FREE_BYTES, free_bytes
 from wcl_core.protocol import FAILURE_FILES, LOST_PEER_FILES, PEER_LOST_EXIT, Failure, Outcome, RunFile
-from worker.room import MIN_FREE_BYTES, free_bytes
 
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 

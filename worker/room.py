@@ -11,8 +11,8 @@ from pathlib import Path
 from jobs.settings import Settings
 from jobs.status import HELD, Reason
 from jobs.workers import Unable
+from wcl_core.files import MIN_FREE_BYTES, free_bytes
 
-MIN_FREE_BYTES = 1 << 20  # a disk with less is full
 _FIRST_PAUSE_SECONDS = 4.0
 _LONGEST_PAUSE_SECONDS = 600.0
 _MORE_ROOM_BYTES = 16 << 20  # ends the pause after a full disk early
@@ -31,11 +31,15 @@ class RoomCheck:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        free: bytes of the disk with the least room, as of the last check; None before it.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._folders = (settings.attempts_dir, settings.checkpoints_dir)
         self._clock = clock
+        self.free: int | None = None
         self._num_faults = 0  # ends in a row
         self._fault_at = -math.inf  # the last of them
         self._pause: tuple[Reason, float] | None = None  # the reason and the end
@@ -59,7 +63,9 @@ class RoomCheck:
 
     def __call__(self) -> Unable | None:
         """Return why no attempt should start now."""
-        for folder in map(_existing, self._folders):
+        folders = [_existing(folder) for folder in self._folders]
+        self.free = min(map(free_bytes, folders))
+        for folder in folders:
             if not os.access(folder, os.W_OK):
                 return Unable(Reason.STORAGE_UNAVAILABLE, f"it cannot write to {folder.name} in its data folder")
             if free_bytes(folder) < MIN_FREE_BYTES:
@@ -83,9 +89,3 @@ class RoomCheck:
 def _existing(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes of a folder's disk; 0 without a free inode."""
-    disk = os.statvfs(folder)
-    return 0 if disk.f_files and not disk.f_favail else disk.f_bavail * disk.f_frsize

@@ -99,6 +99,11 @@ class Slots:
         is_over = self._facts.takes_one and self._has_begun
         return self._facts.address if self.is_open() and not self._draining.is_set() and not is_over else None
 
+    @property
+    def disk_free_bytes(self) -> int | None:
+        """The free bytes of the fuller of the disks that runs write to, as of the last check; None before it."""
+        return self._room.free
+
     def free(self) -> Free:
         """Return the working devices and the CPU slots that no attempt of this worker uses."""
         with self._changed:

@@ -82,7 +82,15 @@ class Ticker:
     def _heartbeat(self) -> None:
         unable, devices = self._slots.ability.check(), self._slots.machine.read()
         must_drain = self._database.write(
-            lambda s: workers.heartbeat(s, self._worker_id, self._slots.job_id, unable, devices, self._slots.address)
+            lambda session: workers.heartbeat(
+                session,
+                self._worker_id,
+                self._slots.job_id,
+                unable,
+                devices,
+                self._slots.address,
+                self._slots.disk_free_bytes,
+            )
         )
         if must_drain and not self.has_drained:
             log.info("a user has requested that this worker drains")

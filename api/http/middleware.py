@@ -7,6 +7,7 @@ On the way back it adds security headers to every response and turns exceptions 
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import anyio.to_thread
@@ -49,8 +50,12 @@ class Middleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            public = self._proxies.public(scope)
-            await self._handle(public, receive, _Sender(public, send))
+            public, began = self._proxies.public(scope), time.monotonic()
+            sender = _Sender(public, send)
+            try:
+                await self._handle(public, receive, sender)
+            finally:
+                self._note_response(public, sender, began)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -75,6 +80,10 @@ class Middleware:
             return self._render_error(request, error)
         except Exception as failure:  # such as a text that the page cannot show
             return Problem.of(failure).response()
+
+    def _note_response(self, scope: Scope, sender: _Sender, began: float) -> None:
+        if sender.started_at is not None:
+            scope["app"].state.monitoring.observe(scope, sender.status, sender.started_at - began)
 
     async def _note_use(self, request: Request) -> None:
         """Store the use of the key after the response, so that the client does not wait for it."""
@@ -121,12 +130,17 @@ class _Sender:
         self._must_close = is_ambiguous(scope)
         self._is_private = not route_path(scope).startswith(auth.PUBLIC_FOLDER)
         self._send = send
-        self.has_started = False
+        self.started_at: float | None = None  # monotonic seconds
+        self.status = 0
+
+    @property
+    def has_started(self) -> bool:
+        return self.started_at is not None
 
     async def __call__(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             failpoint("reply")
-            self.has_started = True
+            self.started_at, self.status = time.monotonic(), message["status"]
             headers = MutableHeaders(scope=message)
             if "Location" in headers:
                 headers["Location"] = rooted(headers["Location"])

@@ -1,25 +1,30 @@
-"""Liveness, readiness, and gauges for Prometheus."""
+"""Liveness, readiness, and the metrics for Prometheus."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.http.problems import Unready
 from api.rest.responses import Response
-from jobs import queries, schema
-from jobs.models import LIVE_STATES
+from jobs import devices, monitoring, schema
+from jobs.models import LIVE_STATES, Worker
+from jobs.monitoring import Snapshot
 from jobs.status import HELD
 from jobs.version import VERSION
-from jobs.webhooks import subscriptions
 
 router = APIRouter(tags=["service"])
+
+
+_Labels = TypeVar("_Labels", bound=tuple[str, ...])
 
 
 class Health(Response):
@@ -43,43 +48,99 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model_exclude_defaults=True)
 def readyz(request: Request, database: TheDatabase) -> Readiness:
-    """Return `ok` if the database is reachable and has this version's schema; a storage that is away is a problem."""
-    if (problem := schema.problem(database)) is not None:
+    """Return `ok` if the database responds, has this version's schema and takes changes.
+
+    A storage that is away or nearly full and a broker that does not respond are problems of a ready server.
+    """
+    if (problem := schema.problem(database) or schema.write_problem(database)) is not None:
         raise Unready(problem)
     return Readiness(status="ok", version=VERSION, problems=tuple(_problems(request)))
 
 
+def _problems(request: Request) -> Iterator[str]:
+    storage, broker = request.app.state.storage_watch, request.app.state.broker_watch
+    yield from filter(None, (storage.problem or storage.shortage, broker.problem))
+
+
 @router.get("/metrics", response_class=PlainTextResponse)
-def metrics(request: Request, principal: Reader, database: TheDatabase) -> str:
-    """Return gauges in the text format of Prometheus."""
+def metrics(request: Request, principal: Reader, database: TheDatabase) -> PlainTextResponse:
+    """Return the metrics of the service and of this process in the text format of Prometheus."""
     with database.read() as session:
-        jobs = queries.counts_by_status(session)
-        workers = queries.workers(session, alive_only=True)
-        deliveries = subscriptions.counts_by_state(session)
+        snapshot = monitoring.snapshot(session)
+    families = (*_of_process(request), *_of_queue(snapshot), *_of_workers(snapshot.workers))
+    text = generate_latest(_Families(families)) + generate_latest(request.app.state.monitoring.registry)
+    return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
+
+
+class _Families:
+    """Metrics of one moment, in the form that `generate_latest` takes."""
+
+    def __init__(self, families: Sequence[GaugeMetricFamily]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[GaugeMetricFamily]:
+        return self._families
+
+
+def _gauge(
+    name: str, meaning: str, values: Mapping[_Labels, float | None], labels: Sequence[str] = ()
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"wcl_{name}", meaning, labels=labels)
+    for of_labels, value in values.items():
+        if value is not None:
+            family.add_metric(of_labels, value)
+    return family
+
+
+def _of_process(request: Request) -> Iterator[GaugeMetricFamily]:
+    state = request.app.state
+    storage, broker = state.storage_watch, state.broker_watch
+    yield _gauge("build_info", "1; the version of this server.", {(VERSION,): 1}, ["version"])
+    yield _gauge("storage_available", "1 if this process can reach the storage.", {(): storage.problem is None})
+    yield _gauge("storage_free_bytes", "Free bytes of the storage.", {(): storage.free_bytes})
+    yield _gauge("broker_available", "1 if this process can reach the broker.", {(): broker.problem is None})
+    yield _gauge("streams", "Open event streams of this process.", {(): state.streams.count})
+
+
+def _of_queue(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
+    yield _gauge("jobs", "Jobs that have not ended, by status.", _by(snapshot.jobs), ["status"])
+    yield _gauge("jobs_paused", "Paused jobs, by reason.", _by(snapshot.paused), ["reason"])
+    waiting = snapshot.oldest_due_seconds
+    yield _gauge("oldest_due_seconds", "Waiting time of the oldest job that could start.", _by(waiting), ["pool"])
+    ended = "Jobs that ended in the last hour, by status and reason."
+    yield _gauge("jobs_ended_last_hour", ended, snapshot.jobs_ended, ["status", "reason"])
+    started = "Attempts that began in the last hour."
+    yield _gauge("attempts_started_last_hour", started, {(): snapshot.attempts_started})
+    ended = "Attempts that ended in the last hour, by reason."
+    yield _gauge("attempts_ended_last_hour", ended, _by(snapshot.attempts_ended), ["reason"])
+    meaning = "Messages of webhooks in the log, by state."
+    yield _gauge("webhook_deliveries", meaning, _by(snapshot.deliveries), ["state"])
+    yield _gauge("workers_lost_last_hour", "Workers lost in the last hour.", {(): snapshot.workers_lost})
+
+
+def _of_workers(workers: Sequence[Worker]) -> Iterator[GaugeMetricFamily]:
     states = {state: sum(worker.state == state for worker in workers) for state in LIVE_STATES}
     unable = Counter({str(reason): 0 for reason in HELD})
     unable.update(worker.unable for worker in workers if worker.unable)
-    is_available = not _problems(request)
-    streams = request.app.state.streams.count
-    return "".join(
-        (
-            _gauge("wcl_build_info", "1; the version of this server.", "version", {VERSION: 1}),
-            _gauge("wcl_jobs", "Jobs that have not ended, by status.", "status", jobs),
-            _gauge("wcl_workers", "Workers that run, by state.", "state", states),
-            _gauge("wcl_workers_unable", "Workers that run and take no jobs, by reason.", "reason", unable),
-            _gauge("wcl_storage_available", "1 if this process can reach the storage.", None, {"": int(is_available)}),
-            _gauge("wcl_webhook_deliveries", "Messages of webhooks in the log, by state.", "state", deliveries),
-            _gauge("wcl_streams", "Open event streams of this process.", None, {"": streams}),
-        )
-    )
+    yield _gauge("workers", "Workers that run, by state.", _by(states), ["state"])
+    yield _gauge("workers_unable", "Workers that run and take no jobs, by reason.", _by(unable), ["reason"])
+    rooms = {(worker.name, worker.id): worker.disk_free_bytes for worker in workers}
+    meaning = "Free bytes of the fuller of the disks that a worker's runs write to."
+    yield _gauge("worker_disk_free_bytes", meaning, rooms, ["worker", "worker_id"])
+    labels = ["worker", "device", "uuid"]
+    of_device = {
+        (worker.name, str(each.index), each.uuid): each for worker in workers for each in devices.of_worker(worker)
+    }
+    for name, meaning, field in (
+        ("device_load", "Share of the last second in which a device computed, from 0 to 1.", "load"),
+        ("device_memory_bytes", "Memory of a device.", "memory_bytes"),
+        ("device_memory_used_bytes", "Memory of a device that is in use.", "memory_used"),
+        ("device_temperature_celsius", "Temperature of a device.", "temperature"),
+    ):
+        yield _gauge(name, meaning, {each: getattr(device, field) for each, device in of_device.items()}, labels)
+    broken = {each: device.problem is not None for each, device in of_device.items()}
+    yield _gauge("device_broken", "1 if a device takes no work.", broken, labels)
 
 
-def _problems(request: Request) -> list[str]:
-    problem = request.app.state.storage_watch.problem
-    return [] if problem is None else [problem]
-
-
-def _gauge(name: str, meaning: str, label: str | None, values: Mapping[str, Any]) -> str:
-    lines = [f"# HELP {name} {meaning}", f"# TYPE {name} gauge"]
-    lines += [f'{name}{{{label}="{value}"}} {count}' if label else f"{name} {count}" for value, count in values.items()]
-    return "\n".join(lines) + "\n"
+def _by(values: Mapping[str, float]) -> dict[tuple[str, ...], float | None]:
+    return {(label,): value for label, value in values.items()}

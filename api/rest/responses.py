@@ -559,6 +559,7 @@ class WorkerResponse(Response):
     has run for the longest time.
 
     `address` is where runs of other workers reach its runs, null while it takes no job of several nodes.
+    `disk_free_bytes` is of the fuller of the disks that its runs write to; null before its first heartbeat.
 
     `pending_datasets` are those that it still reads, `refused_datasets` those that it refuses, with the reasons.
     `version` is the one of the service that it runs, null for a worker of an older version.
@@ -577,6 +578,7 @@ class WorkerResponse(Response):
     cpu_slots: int | None
     address: str | None
     cpu_job_ids: list[str]
+    disk_free_bytes: int | None
     datasets: dict[str, str]
     pending_datasets: Annotated[list[str], BeforeValidator(lambda value: value or [])]
     refused_datasets: Annotated[dict[str, str], BeforeValidator(lambda value: value or {})]

@@ -7,65 +7,16 @@ mark.
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from typing import BinaryIO
 
-from sqlalchemy.exc import DBAPIError
-
 from api.http.problems import Gone, Unready
-from jobs import damage, storage_id
+from jobs import damage
 from jobs.checked_files import BadFile
 from jobs.database import Database
 from jobs.models import Artifact, Checkpoint
 from jobs.storage import Storage, StorageUnavailable
 
 log = logging.getLogger(__name__)
-
-_WATCH_SECONDS = 5.0
-_HANG_SECONDS = 15.0
-
-
-class StorageWatch:
-    """The regular check that this server reaches the database's storage; a request never waits for it.
-
-    Args:
-        database, storage: the service.
-    """
-
-    def __init__(self, database: Database, storage: Storage) -> None:
-        self._database, self._storage = database, storage
-        self._problem: str | None = None
-        self._began: float | None = None  # of the check that runs now
-
-    @property
-    def problem(self) -> str | None:
-        """Why the storage cannot be reached, as of the last check; None if it can."""
-        began = self._began
-        if began is not None and time.monotonic() - began > _HANG_SECONDS:
-            return f"the storage folder has not responded for {time.monotonic() - began:.0f} s"
-        return self._problem
-
-    def check(self) -> None:
-        """Compare the storage with the database."""
-        self._began = time.monotonic()
-        before = self._problem
-        try:
-            storage_id.connect(self._database, self._storage)
-            self._problem = None
-        except StorageUnavailable as error:
-            self._problem = str(error)
-        except DBAPIError as error:
-            log.warning("the storage is not checked: %s", error.orig)
-        finally:
-            self._began = None
-        if self._problem is not None and self._problem != before:
-            log.error("%s", self._problem)
-
-    def run(self, stop: threading.Event) -> None:
-        """Check until `stop`; for a thread of its own."""
-        while not stop.wait(_WATCH_SECONDS):
-            self.check()
 
 
 def open_checkpoint(database: Database, storage: Storage, row: Checkpoint) -> BinaryIO:

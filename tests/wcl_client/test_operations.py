@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
 from jobs import workers
+from jobs.database import new_id
 from jobs.models import Job
 from tests.api.rest.test_artifacts import store
 from tests.api.served import Served, native_checkpoint
@@ -209,6 +211,29 @@ def test_workers_that_take_no_jobs_say_why(server: Served) -> None:
 
     assert "idle, takes no jobs" in listed.stdout
     assert "worker takes no jobs: the storage folder [x] is another storage" in " ".join(listed.stderr.split())
+
+
+def test_doctor_looks_at_the_disks_of_the_service(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path / "of no service"))
+    roomy, full = rows.worker(id=new_id(), name="roomy"), rows.worker(id=new_id(), name="full")
+    for facts, free in ((roomy, 5 << 30), (full, 300 << 20)):
+        server.database.write(lambda session, facts=facts: workers.register(session, facts, 1, []))  # type: ignore[misc]
+        server.database.write(
+            lambda session, facts=facts, free=free: workers.heartbeat(session, facts.id, None, disk_free_bytes=free)  # type: ignore[misc]
+        )
+
+    done = wcl("doctor", "--json")
+    seen = {each["name"]: (each["is_ok"], each["detail"]) for each in json.loads(done.stdout)}
+
+    assert done.exit_code == 1
+    assert "Data folder" not in seen
+    is_ok, detail = seen["Workers"]
+    assert not is_ok
+    assert "roomy (5.0 GiB free)" in detail
+    assert "full (300.0 MiB free)" in detail
+    assert "the disk of full is nearly full: at least 1 GiB is needed" in detail
 
 
 def test_doctor_verifies_every_file(server: Served) -> None:

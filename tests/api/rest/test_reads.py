@@ -208,18 +208,6 @@ def test_the_catalog(served: Served) -> None:
     assert all(entry["description"] for entry in listed)
 
 
-def test_gauges(served: Served) -> None:
-    served.database.write(lambda session: workers.register(session, rows.WORKER, 1, [FACTS]))
-    rows.submit(served.database)
-
-    text = served.client("read").get("/metrics").text
-
-    assert 'wcl_jobs{status="queued"} 1\n' in text
-    assert 'wcl_workers{state="idle"} 1\n' in text
-    assert "wcl_streams 0\n" in text
-    assert f'wcl_build_info{{version="{VERSION}"}} 1\n' in text
-
-
 def test_health_and_readiness_are_public(served: Served) -> None:
     client = served.bare()
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.rest.stored_files import StorageWatch
+from api.http.watch import StorageWatch
 from jobs import storage_id
 from jobs.models import Checkpoint
 from tests.api.rest.test_artifacts import store
@@ -224,12 +224,12 @@ def test_another_storage_is_a_server_that_is_not_ready(served: Served, run: rows
     assert ready.status_code == 200
     assert "another storage" in ready.json()["problems"][0]
     assert str(served.settings.data_dir) not in ready.text
-    assert "\nwcl_storage_available 0\n" in served.client("read").get("/metrics").text
+    assert "\nwcl_storage_available 0.0\n" in served.client("read").get("/metrics").text
 
 
 def test_a_storage_that_hangs_holds_up_no_request(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = StorageWatch(small.database, small.app.state.storage)
-    monkeypatch.setattr("api.rest.stored_files._HANG_SECONDS", -1.0)
+    monkeypatch.setattr("api.http.watch._HANG_SECONDS", -1.0)
     seen: list[str | None] = []
     monkeypatch.setattr("jobs.storage_id.connect", lambda *_: seen.append(watch.problem))
 

@@ -132,7 +132,7 @@ def test_a_test_message_arrives_and_is_sent_again_on_request(small: Served, rece
     assert [each["attempts"] for each in send()] == [2]
     assert [each.id for each in receiver.requests] == [delivered["id"]] * 2
     assert receiver.requests[1].is_signed(created["secret"])
-    assert 'wcl_webhook_deliveries{state="delivered"} 1' in client.get("/metrics").text
+    assert 'wcl_webhook_deliveries{state="delivered"} 1.0' in client.get("/metrics").text
 
 
 def test_a_job_that_is_cancelled_over_rest_is_a_message(served: Served) -> None:

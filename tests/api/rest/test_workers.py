@@ -63,8 +63,8 @@ def test_an_unable_worker_says_why_everywhere(served: Served) -> None:
     page = served.browser("read").get("/workers").text
 
     assert (row["unable"], row["unable_message"]) == unable
-    assert 'wcl_workers_unable{reason="storage_unavailable"} 1\n' in metrics
-    assert 'wcl_workers_unable{reason="disk_full"} 0\n' in metrics
+    assert 'wcl_workers_unable{reason="storage_unavailable"} 1.0\n' in metrics
+    assert 'wcl_workers_unable{reason="disk_full"} 0.0\n' in metrics
     assert "Takes no jobs: the storage folder is &lt;another&gt; storage." in page
     assert "1 unable" in page
     with WclClient(served.url, served.key("read")) as wcl:
