@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0034_monitoring"
+revision = "0033_monitoring"
 down_revision = "0032_worker_versions"
 branch_labels = None
 depends_on = None
