@@ -1,13 +1,12 @@
 """`python -I -S tests/forked_python.py SOCKET ARGUMENTS`: as `python ARGUMENTS`, with everything already imported.
 
 The process at the socket, see tests/parallel.py, forks that process and gives it the arguments, the variables, the
-folder and the open files of this one, which waits for its end.
+folder and the open files of this one, which waits for its exit code.
 """
 
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import sys
@@ -35,8 +34,7 @@ request = {
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect(path)
     socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], descriptors)
-    process = int(connection.makefile().readline())
-for descriptor in descriptors:
-    os.close(descriptor)
-with contextlib.suppress(ProcessLookupError):  # it has ended
-    select.select([os.pidfd_open(process)], [], [])
+    for descriptor in descriptors:
+        os.close(descriptor)
+    code = connection.recv(16)
+sys.exit(int(code or 1))  # without a code, the process has ended with the one that forks

@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import shlex
 import shutil
 import signal
@@ -33,6 +34,8 @@ import pytest
 from wcl_core import standby
 
 _VARIABLE = "PYTEST_FORKED_PYTHON"  # the path of the program that stands for the interpreter
+# Read when NumPy is imported: after a fork, each further thread of OpenBLAS begins with a tenth of a second of waiting.
+_NUMPY_THREADS = "OPENBLAS_NUM_THREADS"
 _LAUNCHER = Path(__file__).with_name("forked_python.py")
 _PR_SET_PDEATHSIG = 1
 _MOST_BYTES, _MOST_DESCRIPTORS, _LEAST_FREE = 1 << 20, 64, 256
@@ -53,7 +56,7 @@ class _ImportsAlone:
 def python() -> str:
     """Return the interpreter for a process whose imports no test is about: they are forked below `main`.
 
-    Such a process is no child of the caller, though it has its folder, variables and open files; its exit code is lost.
+    Such a process is no child of the caller, though it has its folder, variables, open files and exit code.
     """
     return os.environ.get(_VARIABLE, sys.executable)
 
@@ -65,6 +68,7 @@ def main(processes: str, *arguments: str) -> int:
     with _silence():
         # Without a capture of the output, so that no module keeps a stream that replaces it for a while
         pytest.main(["--collect-only", "--capture=no", *arguments], plugins=[_ImportsAlone()])
+    os.environ.pop(_NUMPY_THREADS, None)
     standby.use_huge_pages()
     folder = Path(tempfile.mkdtemp(prefix="wcl-tests-"))
     listener = socket.socket(socket.AF_UNIX)
@@ -102,21 +106,32 @@ def _silence() -> Iterator[None]:
 
 
 def _serve(listener: socket.socket, memory: standby.Memory) -> list[str]:
-    """Fork a process for each request; return its arguments in that process."""
+    """Fork a process for each request; return its arguments in that process, and later send its exit code."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the processes
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux forgets them when they end
+    requests: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that shows the end of the process
     while True:
+        ready, _, _ = select.select([listener, *requests], [], [])
+        for end in requests.keys() & ready:
+            process, connection = requests.pop(end)
+            os.close(end)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            with connection, contextlib.suppress(ConnectionError):
+                connection.sendall(b"%d" % code)
+        if listener not in ready:
+            continue
         connection, _ = listener.accept()
         message, descriptors, _, _ = socket.recv_fds(connection, _MOST_BYTES, _MOST_DESCRIPTORS)
         while not message.endswith(b"\n"):
             message += connection.recv(_MOST_BYTES)
-        if os.fork() == 0:
-            connection.sendall(b"%d\n" % os.getpid())
-            connection.close()
-            listener.close()
+        if (process := os.fork()) == 0:
+            for each in (listener, connection, *(other for _, other in requests.values())):
+                each.close()
+            for end in requests:
+                os.close(end)
             return _become(json.loads(message), descriptors, memory)
-        for descriptor in (connection.detach(), *descriptors):
+        requests[os.pidfd_open(process)] = process, connection
+        for descriptor in descriptors:
             os.close(descriptor)
 
 
@@ -124,7 +139,6 @@ def _become(request: dict[str, Any], descriptors: list[int], memory: standby.Mem
     """Let this process go on as a new one with a request's variables, folder and open files; return its arguments."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     wanted = request["descriptors"]
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _LEAST_FREE) for descriptor in descriptors]
     for descriptor in descriptors:
@@ -132,10 +146,12 @@ def _become(request: dict[str, Any], descriptors: list[int], memory: standby.Mem
     for descriptor, number in zip(moved, wanted, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
     arguments: list[str] = request["arguments"]
     memory.write([sys.executable, *arguments], request["environment"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
+    standby._apply(request["environment"])
     os.chdir(request["folder"])
     folders = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [each for each in folders if each not in {"", *sys.path}]
@@ -143,9 +159,15 @@ def _become(request: dict[str, Any], descriptors: list[int], memory: standby.Mem
 
 
 def _run(arguments: list[str]) -> None:
-    """Do as `python ARGUMENTS`, which are options without values, and `-c CODE` or `-m MODULE` with what follows."""
-    place = next(place for place, argument in enumerate(arguments) if argument in {"-c", "-m"})
-    kind, subject, *rest = arguments[place:]
+    """Do as `python ARGUMENTS`: options without values, then `-c CODE`, `-m MODULE` or a file, with what follows."""
+    is_option = [argument.startswith("-") and argument not in {"-c", "-m"} for argument in arguments]
+    kind, *rest = arguments[is_option.index(False) :]
+    if kind not in {"-c", "-m"}:
+        sys.argv = [kind, *rest]
+        sys.path.insert(0, str(Path(kind).resolve().parent))
+        runpy.run_path(kind, run_name="__main__")
+        return
+    subject, *rest = rest
     sys.argv = [kind, *rest]
     if kind == "-m":
         runpy.run_module(subject, run_name="__main__", alter_sys=True)
@@ -161,7 +183,7 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     if standby.MARK not in os.environ:  # room for the variables and command lines of all processes
         command = [sys.executable, "-m", __spec__.name, *sys.argv[1:], standby.ROOM]
-        os.execve(sys.executable, command, {**os.environ, standby.MARK: standby.ROOM})  # noqa: S606
+        os.execve(sys.executable, command, {**os.environ, standby.MARK: standby.ROOM, _NUMPY_THREADS: "1"})  # noqa: S606
     code: object = 1
     try:
         code = main(*sys.argv[1:-1])
@@ -172,6 +194,8 @@ if __name__ == "__main__":
     finally:  # not by `sys.exit`, which takes a million objects apart, for a second of each process
         threading._shutdown()  # type: ignore[attr-defined]  # waits for other threads
         atexit._run_exitfuncs()
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(code) if isinstance(code, int) else bool(code))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import parallel
 from tests.acceptance.service import Service
 from tests.docs.exceptions import IDLE_POOL, SHORT, SHORTENED
 from tests.docs.pages import ROOT, Block
@@ -20,6 +21,11 @@ _VARIABLES = ("JOB", "EVALUATION", "GROUP", "SWEEP", "CHECKPOINT", "KEY", "V1")
 
 # Threads that wait for each other's turn on busy cores would take most of the time of such small runs.
 _CALM = {"WCL_LEASE_SECONDS": "60", "OMP_NUM_THREADS": "1"}
+
+# `wcl` starts processes by itself: `python -m wcl_core` and `python -m worker`
+_WCL = """import runpy, sys
+sys.executable = sys.argv.pop(1)
+runpy.run_module("wcl_client", run_name="__main__", alter_sys=True)"""
 
 
 class DocsService(Service):
@@ -53,7 +59,7 @@ class DocsService(Service):
 
 
 class Reader:
-    """Follows one page in a folder of its own."""
+    """Follows one page in a folder of its own; `wcl` and `python` start without their imports, see `tests.parallel`."""
 
     def __init__(self, folder: Path, service: DocsService) -> None:
         self.folder, self._service = folder, service
@@ -66,6 +72,13 @@ class Reader:
             ("docs", ROOT / "docs"),
         ):
             (folder / name).symlink_to(target)
+        self._programs = folder / ".programs"
+        self._programs.mkdir()
+        python = parallel.python()
+        for name, *command in (("python", python), ("wcl", python, "-c", _WCL, python)):
+            program = self._programs / name
+            program.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+            program.chmod(0o700)
 
     def write(self, block: Block) -> None:
         """Save a block that is a file."""
@@ -107,7 +120,7 @@ class Reader:
 
     def _environment(self) -> dict[str, str]:
         clean = outside()
-        path = os.pathsep.join([str(Path(sys.executable).parent), clean["PATH"]])
+        path = os.pathsep.join([str(self._programs), str(Path(sys.executable).parent), clean["PATH"]])
         return clean | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
 
     def _adapted(self, text: str) -> str:

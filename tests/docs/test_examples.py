@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from jobs.webhooks import messages
+from tests import parallel
 from tests.docs.pages import ROOT
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -24,7 +25,7 @@ def run(script: str, *arguments: str, cwd: Path, path: Path | None = None) -> st
     """Run an example and return what it printed."""
     search = os.pathsep.join([str(ROOT)] + ([] if path is None else [str(path)]))
     done = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
+        [parallel.python(), str(ROOT / script), *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -79,7 +80,7 @@ def test_the_method_plugin_learns(plugin_site: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "spec.yaml").write_text(spec)
     done = subprocess.run(
-        [sys.executable, "-m", "wcl_core", "pretrain", "spec.yaml", "--output", "run"],
+        [parallel.python(), "-m", "wcl_core", "pretrain", "spec.yaml", "--output", "run"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(plugin_site))), "OMP_NUM_THREADS": "1"},
         capture_output=True,

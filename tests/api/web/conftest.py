@@ -16,11 +16,15 @@ _QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-compone
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
+def installed_chromium() -> str | None:
+    """Return the system's browser."""
+    return next(filter(None, map(shutil.which, _NAMES)), None)
+
+
 def find_chromium(playwright: Playwright) -> str | None:
     """Return the system's browser, None for Playwright's own; skip the test if neither exists."""
-    for name in _NAMES:
-        if path := shutil.which(name):
-            return path
+    if path := installed_chromium():
+        return path
     if Path(playwright.chromium.executable_path).exists():
         return None  # Playwright chooses its headless shell by itself
     pytest.skip("NO CHROMIUM: the page was not tested; install chromium (or run `playwright install chromium`)")
