@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import backups, keys, schema, storage_id
+from jobs import activity, backups, keys, schema, storage_id
 from jobs.audit import audit
 from jobs.database import Database, is_outage
 from jobs.errors import JobsError
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         database.migrate()
         if options.command == "create-key":
             scopes = options.scopes.split(",")
-            secret = database.write(lambda session: keys.create(session, options.name, scopes)[1])
+            secret = database.acting_for(activity.OPERATOR).write(
+                lambda session: keys.create(session, options.name, scopes)[1]
+            )
             write_line(secret)
         if options.command == "audit":
             return _audit(database, LocalStorage(settings.checkpoints_dir))

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, exists, null, or_, select, update
 from sqlalchemy.orm import Session
 
+from jobs import access, activity
 from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, existing
+from jobs.events import record
 from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job, Sweep, SweepTrial
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec
@@ -133,9 +135,26 @@ def pin(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
     Raises:
         NotFound: there is no such checkpoint.
     """
-    exists = (Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
-    statement = update(Checkpoint).where(*exists).values(pinned=is_pinned).returning(Checkpoint)
-    return existing(session.execute(statement).scalar_one_or_none(), f"checkpoint {checkpoint_id}")
+    kept = select(Checkpoint).where(Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
+    row = session.execute(kept.with_for_update()).scalar_one_or_none()
+    checkpoint = existing(row, f"checkpoint {checkpoint_id}")
+    _check_owner(session, checkpoint)
+    if checkpoint.pinned == is_pinned:
+        return checkpoint
+    checkpoint.pinned = is_pinned
+    session.flush()
+    _note(session, checkpoint, "pin" if is_pinned else "unpin", "pinned" if is_pinned else "unpinned")
+    return checkpoint
+
+
+def _check_owner(session: Session, checkpoint: Checkpoint) -> None:
+    created_by = session.execute(select(Job.created_by).where(Job.id == checkpoint.job_id)).scalar_one()
+    access.check_owner(session, created_by, f"the job of checkpoint {checkpoint.id}")
+
+
+def _note(session: Session, checkpoint: Checkpoint, action: str, done: str) -> None:
+    record(session, checkpoint.job_id, f"checkpoint_{done}", {"step": checkpoint.step})
+    activity.note(session, f"checkpoint.{action}", checkpoint.id, job=checkpoint.job_id, step=checkpoint.step)
 
 
 def delete(session: Session, checkpoint_id: str) -> Checkpoint:
@@ -149,6 +168,7 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
     checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # a new job that needs it locks it, too
     if checkpoint is None or checkpoint.deleted_at is not None:
         raise NotFound(f"there is no checkpoint {checkpoint_id}")
+    _check_owner(session, checkpoint)
     if checkpoint.pinned:
         raise Conflict("the checkpoint is pinned; unpin it first")
     point = newest(session, checkpoint.job_id)
@@ -165,6 +185,7 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
     if (sweep_id := sweep_from(session, checkpoint.sha256)) is not None:
         raise Conflict(f"sweep {sweep_id} needs the checkpoint")
     session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
+    _note(session, checkpoint, "delete", "deleted")
     return checkpoint
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, weights
+from jobs import access, checkpoints, weights
 from jobs.datasets import is_being_read, why_absent
 from jobs.devices import is_part, of_pool, process_memory
 from jobs.errors import FieldError, Invalid
@@ -45,7 +45,7 @@ def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
     Raises:
         Invalid: all invalid fields, each with its pointer.
     """
-    errors: list[FieldError] = []
+    errors = check_priority(session, new.priority)
     new = completed(session, new, errors)
     dataset = _dataset(session, new.spec.data, "/spec/data", errors)
     if isinstance(new.spec, PretrainSpec):
@@ -58,6 +58,13 @@ def check(session: Session, new: NewJob) -> tuple[NewJob, Dataset]:
         raise Invalid(errors)
     assert dataset is not None
     return new, dataset
+
+
+def check_priority(session: Session, priority: int) -> list[FieldError]:
+    """Return the error of a priority that the transaction's key may not set."""
+    if priority <= 0 or access.may_prioritise(session):
+        return []
+    return [FieldError("/priority", "expected at most 0; a higher one needs a key with the scope `priority`")]
 
 
 def completed(session: Session, new: NewJob, errors: list[FieldError]) -> NewJob:

@@ -7,6 +7,7 @@ A callable passed to `write` may run more than once.
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import sqlite3
@@ -37,6 +38,7 @@ _BUSY_TIMEOUT_MS = 5_000
 _MAX_TRIES = 8
 _DEFAULT_CONNECTIONS = 5
 _CONNECTION_WAIT_SECONDS = 10.0
+_ACTOR = "actor"  # in `Session.info`
 _WAL_SAFE_FROM = (3, 51, 3)
 # A network that drops packets would block a thread for hours; the URL can override these.
 _POSTGRES_CONNECTION = {
@@ -131,6 +133,11 @@ def signal(session: Session, name: Signal) -> None:
     session.info.setdefault(Signal, set()).add(name)
 
 
+def actor_of(session: Session) -> object:
+    """Return whom the database of this session acts for (`Database.acting_for`); None for the service itself."""
+    return session.info.get(_ACTOR)
+
+
 class Database:
     """Short reads and retried writes over one engine.
 
@@ -147,11 +154,18 @@ class Database:
         self._writes = self.engine.execution_options(wcl_begin="write")
         self._single_reads = self.engine.execution_options(wcl_begin="none")
         self._listeners: list[tuple[Signal, Callable[[], None]]] = []
+        self._actor: object = None
+
+    def acting_for(self, actor: object) -> Database:
+        """Return this database for the requests of one actor: `actor_of` of its sessions returns the actor."""
+        database = copy.copy(self)
+        database._actor = actor
+        return database
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Open a session for a few quick queries that see one snapshot; it commits nothing."""
-        with _begun(self._reads) as connection, _session(connection) as session:
+        with _begun(self._reads) as connection, self._session(connection) as session:
             yield session
 
     def read_row(self, statement: Select[Any]) -> Row[Any] | None:
@@ -172,7 +186,7 @@ class Database:
         """
         for attempt in range(1, _MAX_TRIES + 1):
             try:
-                with _begun(self._writes) as connection, _session(connection) as session:
+                with _begun(self._writes) as connection, self._session(connection) as session:
                     result = change(session)
                     failpoint("commit.before", change, _lost_connection)
                     session.commit()
@@ -184,6 +198,11 @@ class Database:
                     raise
             time.sleep(random.uniform(0, 0.02 * 2**attempt))
         raise AssertionError("unreachable")
+
+    def _session(self, connection: Connection) -> JobsSession:
+        """Return a session that commits or ends the transaction of a connection."""
+        info = {_ACTOR: self._actor}
+        return JobsSession(connection, expire_on_commit=False, join_transaction_mode="control_fully", info=info)
 
     def on(self, signal: Signal, act: Callable[[], None]) -> None:
         """Call `act` after each commit of this process that carries the signal, on the thread of the writer.
@@ -259,11 +278,6 @@ class _Changes:
 
 def _lost_connection(text: str) -> OperationalError:
     return OperationalError("COMMIT", None, ConnectionError(text))
-
-
-def _session(connection: Connection) -> JobsSession:
-    """Return a session that commits or ends the transaction of a connection."""
-    return JobsSession(connection, expire_on_commit=False, join_transaction_mode="control_fully")
 
 
 def _begun(engine: Engine) -> Connection:

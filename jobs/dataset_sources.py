@@ -14,7 +14,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs import workers
+from jobs import activity, workers
 from jobs.database import new_id
 from jobs.datasets import unsettled
 from jobs.errors import Conflict, FieldError, Invalid, NotFound
@@ -71,6 +71,7 @@ def add(session: Session, name: str, path: str, has_labels: bool, created_by: st
     row = DatasetSource(name=name, id=new_id(), path=path, has_labels=has_labels, created_by=created_by)
     session.add(row)
     _flush(session, name)
+    activity.note(session, "dataset.add", name)
     return _added(row)
 
 
@@ -100,6 +101,7 @@ def rename(session: Session, name: str, new_name: str) -> Added:
         row.name = new_name
         _flush(session, new_name)
         _drop_from_workers(session, name)
+        activity.note(session, "dataset.rename", new_name, before=name)
     return _added(row)
 
 
@@ -121,6 +123,7 @@ def remove(session: Session, name: str) -> None:
     if not _leave_to_settings(session, name):
         session.execute(delete(DatasetSamples).where(DatasetSamples.dataset_name == name))
         session.execute(delete(Dataset).where(Dataset.name == name))
+    activity.note(session, "dataset.remove", name)
 
 
 def _added(row: DatasetSource) -> Added:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from jobs import activity
 from jobs.database import insert, new_id, now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.models import Dataset, DatasetSamples, DatasetSource, DatasetVersion, Job, Sweep, Worker
@@ -188,6 +189,7 @@ def read_again(session: Session, name: str) -> Dataset:
     if dataset.kind != "folder":
         raise Conflict(f"{name} is {dataset.kind}; only folders are read again")
     dataset.reads_requested += 1
+    activity.note(session, "dataset.read", name)
     return dataset
 
 

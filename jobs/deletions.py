@@ -17,9 +17,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Integer, Select, Update, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import listing, transitions
+from jobs import access, activity, listing, transitions
 from jobs.database import database_time, new_id, now_ms
 from jobs.errors import Conflict, NotFound
+from jobs.events import record
 from jobs.keys import Principal
 from jobs.models import (
     SEES_HIDDEN,
@@ -112,7 +113,7 @@ def delete(session: Session, job_ids: Sequence[str], by: Principal) -> Extent:
     result = _extent(session, family)
     for job in family.members():  # newest first, so that no cancelled job makes one that waits for it fail
         if job.status not in TERMINAL:
-            transitions.cancel(session, job.id)
+            transitions.cancel_below(session, job.id)
     _record(session, family, by)
     _hide(session, [job.id for job in family.members()])
     return result
@@ -145,6 +146,9 @@ def restore(session: Session, job_id: str, by: Principal) -> list[str]:
         _change(session, statement)
     noted = update(Deletion).where(Deletion.id.in_([each.id for each in records]))
     _change(session, noted.values(restored_at=now_ms(), restored_by=by.key_id, restored_by_name=by.name))
+    for each in records:
+        record(session, each.job_id, "restored", {})
+        activity.note(session, "job.restore", each.job_id, each.job_name, by=by)
     return ids
 
 
@@ -198,9 +202,15 @@ def _family(session: Session, job_ids: Sequence[str], before: Collection[str], l
     for root, job_id in below:
         if job_id in jobs:
             family.of_root[root].append(jobs[job_id])
+    for root in [root for root, members in family.of_root.items() if not _is_own(session, members[0])]:
+        family.refuse(root, "it is of another key; only that key or one with `admin` may delete it")
     _refuse_busy(session, family, lock)
     _refuse_needed(session, family, before, lock)
     return family
+
+
+def _is_own(session: Session, job: Job) -> bool:
+    return access.may_change(session, job.created_by)
 
 
 def _jobs(session: Session, ids: Sequence[str], lock: bool) -> dict[str, Job]:
@@ -353,6 +363,7 @@ def _record(session: Session, family: _Family, by: Principal) -> None:
                 deleted_at=at,
             )
         )
+        activity.note(session, "job.delete", job.id, job.name, by=by)
     session.flush()
 
 

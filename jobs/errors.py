@@ -1,6 +1,7 @@
 """Errors of a request, each with its HTTP status.
 
 JobsError ── Invalid       422, a list of wrong fields
+          ├─ Forbidden     403, the key may not do this, or another site sent the request
           ├─ NotFound      404
           └─ Conflict      409, the job is in another state
 
@@ -33,6 +34,11 @@ class JobsError(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+
+class Forbidden(JobsError):  # noqa: N818
+    status_code = 403
+    title = "Not allowed"
 
 
 class NotFound(JobsError):  # noqa: N818 (named after the HTTP response)

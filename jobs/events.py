@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from jobs import access
 from jobs.database import now_ms
 from jobs.models import Event, Job
 from jobs.webhooks import outbox
@@ -14,7 +15,11 @@ from wcl_core.text import without_paths
 
 
 def record(session: Session, job_id: str, kind: str, data: dict[str, Any]) -> None:
-    """Append an event that does not change the status; its message names no path of this machine."""
+    """Append an event that does not change the status, with the name of who caused it.
+
+    Its message names no path of this machine.
+    """
+    data = data | access.by(session)
     if isinstance(message := data.get("message"), str):
         data = data | {"message": without_paths(message)}
     statement = (

@@ -9,32 +9,24 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.orm import Session
 
+from jobs import activity
+from jobs.access import Principal as Principal
 from jobs.database import Database, new_id, now_ms
-from jobs.errors import FieldError, Invalid, NotFound
+from jobs.errors import FieldError, Invalid, existing
 from jobs.models import Key, SignInToken
 from wcl_core.files import write_bytes
 from wcl_core.text import visible
 
-SCOPES = ("read", "submit", "admin")
+SCOPES = ("read", "submit", "priority", "admin")
 LINK_MINUTES = 15
 SESSION_DAYS = 30
 _PREFIX = "wcl_"
-
-
-@dataclass(frozen=True)
-class Principal:
-    """The key behind a request, its scopes, and the browser session that the request belongs to."""
-
-    key_id: str
-    name: str
-    scopes: frozenset[str]
-    session: str = ""  # the hash of the browser session's secret, if the request carries one
 
 
 def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[Key, str]:
@@ -55,6 +47,7 @@ def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[Key, str
     session.add(key)
     session.flush()
     session.refresh(key)
+    activity.note(session, "key.create", key.id, name, scopes=key.scopes)
     return key, secret
 
 
@@ -75,10 +68,12 @@ def revoke(session: Session, key_id: str) -> None:
     Raises:
         NotFound: there is no such key.
     """
-    if session.get(Key, key_id) is None:
-        raise NotFound(f"there is no key {key_id}")
-    session.execute(update(Key).where(Key.id == key_id, Key.revoked_at.is_(None)).values(revoked_at=now_ms()))
+    key = existing(session.get(Key, key_id), f"key {key_id}")
+    if key.revoked_at is not None:
+        return
+    session.execute(update(Key).where(Key.id == key_id).values(revoked_at=now_ms()))
     session.execute(delete(SignInToken).where(SignInToken.key_id == key_id))
+    activity.note(session, "key.revoke", key_id, key.name)
 
 
 def note_use(session: Session, key_id: str) -> None:
@@ -103,7 +98,9 @@ def ended(session: Session, principals: Collection[Principal]) -> set[Principal]
 
 def new_link(session: Session, key_id: str) -> str:
     """Create a sign-in link and return its token, which works once within 15 minutes."""
-    return _new_token(session, "link", key_id, LINK_MINUTES * 60_000)
+    token = _new_token(session, "link", key_id, LINK_MINUTES * 60_000)
+    activity.note(session, "key.link", key_id, session.get_one(Key, key_id).name)
+    return token
 
 
 def is_link(session: Session, token: str) -> bool:
@@ -115,13 +112,13 @@ def redeem(session: Session, token: str) -> str | None:
     """Exchange a link's token for a browser session; return None if the token is unknown, used or expired."""
     statement = delete(SignInToken).where(*_is_token("link", token)).returning(SignInToken.key_id)
     key_id = session.execute(statement).scalar_one_or_none()
-    return None if key_id is None else _new_token(session, "session", key_id, SESSION_DAYS * 86_400_000)
+    return None if key_id is None else _new_session(session, key_id, "link")
 
 
 def sign_in(session: Session, secret: str) -> str | None:
     """Exchange the secret of a key for a browser session; return None if the key is unknown or revoked."""
     principal = find(session, secret)
-    return None if principal is None else _new_token(session, "session", principal.key_id, SESSION_DAYS * 86_400_000)
+    return None if principal is None else _new_session(session, principal.key_id, "key")
 
 
 def by_session(session: Session, token: str) -> Principal | None:
@@ -132,7 +129,10 @@ def by_session(session: Session, token: str) -> Principal | None:
 
 
 def end_session(session: Session, token: str) -> None:
-    session.execute(delete(SignInToken).where(SignInToken.hash == _hash(token)))
+    """End a browser session; a second call changes nothing."""
+    ended = delete(SignInToken).where(SignInToken.hash == _hash(token)).returning(SignInToken.key_id)
+    if (key_id := session.execute(ended).scalar_one_or_none()) is not None:
+        activity.note(session, "session.end", key_id, session.get_one(Key, key_id).name)
 
 
 def expire(session: Session) -> None:
@@ -150,9 +150,18 @@ def ensure_local(database: Database, path: Path) -> str:
         with database.read() as session:
             if find(session, stored):
                 return stored
-    secret = database.write(lambda session: create(session, "local", ("read", "submit", "admin"))[1])
+    own = database.acting_for(activity.SERVER)
+    secret = own.write(lambda session: create(session, "local", ("read", "submit", "admin"))[1])
     write_bytes(path, f"{secret}\n".encode(), mode=0o600)
     return secret
+
+
+def _new_session(session: Session, key_id: str, way: str) -> str:
+    """Begin a browser session of a key; `way` is what it was exchanged for."""
+    key = session.get_one(Key, key_id)
+    principal = Principal(key.id, key.name, frozenset(key.scopes))
+    activity.note(session, "session.begin", key.id, key.name, by=principal, way=way)
+    return _new_token(session, "session", key_id, SESSION_DAYS * 86_400_000)
 
 
 def _new_token(session: Session, kind: str, key_id: str, lifetime_ms: int) -> str:

@@ -16,6 +16,7 @@ Webhook ─┬─ WebhookDelivery   a message to its receiver, and the result of
          └─ WebhookLevel      a metric of a job that is beyond the line of a rule
 Share ── ShareJob       a link that shows jobs without a key
 Deletion                a deleted job: who deleted it, when, and what has become of it
+Activity                what a person or a key did, to which object, and when
 Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
 """
 
@@ -224,6 +225,21 @@ class Deletion(Base):
     restored_at: Mapped[int | None]
     purge_began_at: Mapped[int | None]  # from then on it cannot be restored
     purged_at: Mapped[int | None]
+
+
+class Activity(Base):
+    """An entry of the activity log (jobs.activity); it has no foreign keys, since it stays when its object goes."""
+
+    __tablename__ = "activities"
+    __table_args__ = (Index("ix_activities_object", "object_id", "id"), Index("ix_activities_at", "at"))
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    at: Mapped[int] = mapped_column(default=now_ms())
+    actor_id: Mapped[str] = mapped_column(_Id)  # the key; empty for the server itself and an operator's command
+    actor: Mapped[str] = mapped_column(_String(200))  # the name of the key, at that time
+    action: Mapped[str] = mapped_column(_String(64))
+    object_id: Mapped[str] = mapped_column(_String(200))
+    object_name: Mapped[str] = mapped_column(_String(200))
+    details: Mapped[dict[str, Any] | None]
 
 
 class Attempt(Base):

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
+from jobs import access, activity
 from jobs.database import Signal, new_id, signal
 from jobs.datasets import pinned_digest
 from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Event, Job, Tag
@@ -90,13 +91,15 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest:
         "event_seq": 1,
     }
     job = session.execute(insert(Job).values(**values).returning(Job)).scalar_one()  # the row as it is stored
-    session.add(Event(job_id=job.id, seq=job.event_seq, type="submitted", data={"status": status}))
+    session.add(Event(job_id=job.id, seq=job.event_seq, type="submitted", data={"status": status} | access.by(session)))
     session.add_all(Tag(job_id=job.id, tag=tag) for tag in dict.fromkeys(new.tags))
     session.add_all(
         Dependency(job_id=job.id, needs_job_id=other, until=CHECKPOINT if other in new.after_checkpoint else SUCCESS)
         for other in dict.fromkeys(new.after)
     )
     session.flush()
+    if job.sweep_id is None:  # else the user has submitted the sweep
+        activity.note(session, "job.submit", job.id, job.name, parent=job.parent_id)
     if not waits:
         signal(session, Signal.DUE)
     return job

@@ -11,8 +11,21 @@ from sqlalchemy.orm import Session
 
 from jobs.database import now_ms
 from jobs.errors import FieldError, Invalid, NotFound, existing
-from jobs.models import Artifact, Attempt, Checkpoint, Dataset, Evaluation, Event, Job, JobEvaluation, Log, Tag, Worker
-from jobs.status import TERMINAL
+from jobs.models import (
+    Artifact,
+    Attempt,
+    Checkpoint,
+    Dataset,
+    Evaluation,
+    Event,
+    Job,
+    JobEvaluation,
+    Key,
+    Log,
+    Tag,
+    Worker,
+)
+from jobs.status import TERMINAL, Reason
 
 T = TypeVar("T")
 Archived = Literal["", "only", "all"]
@@ -205,6 +218,21 @@ class Measured:
         """Which checkpoint it is, and whether its training goes on, without a full stop."""
         text = f"the checkpoint of epoch {self.epoch:,} of {self.epochs:,} (step {self.step:,}) of {self.job_name}"
         return text if self.job_status in TERMINAL else f"{text}, which goes on"
+
+
+def owner(session: Session, key_id: str | None) -> str | None:
+    """Return the name of the key that submitted a job or a sweep; None if the row names none."""
+    return None if key_id is None else session.execute(select(Key.name).where(Key.id == key_id)).scalar_one_or_none()
+
+
+def status_by(session: Session, job: Job) -> str | None:
+    """Return who paused or cancelled a job; None for a job in another state, or if no person or key did it."""
+    if job.status_reason != Reason.USER:
+        return None
+    of_status = select(Event.data).where(Event.job_id == job.id, Event.type == job.status)
+    data = session.execute(of_status.order_by(Event.seq.desc()).limit(1)).scalar_one_or_none() or {}
+    name: str | None = data.get("by")
+    return name
 
 
 def measured_checkpoint(session: Session, job: Job) -> Measured | None:

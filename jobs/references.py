@@ -7,7 +7,7 @@ from collections.abc import Collection
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import queries
+from jobs import activity, queries
 from jobs.database import now_ms
 from jobs.errors import Conflict
 from jobs.events import record
@@ -30,6 +30,7 @@ def set_reference(session: Session, job_id: str, is_reference: bool) -> None:
     values = {"reference_at": now_ms() if is_reference else None, "updated_at": now_ms()}
     session.execute(update(Job).where(Job.id == job_id).values(values))
     record(session, job_id, "changed", {"reference": is_reference})
+    activity.note(session, f"job.{'' if is_reference else 'un'}reference", job_id, job.name)
 
 
 def references(session: Session, dataset_names: Collection[str]) -> dict[str, Job]:

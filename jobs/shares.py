@@ -16,6 +16,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, select, true, update
 from sqlalchemy.orm import Session
 
+from jobs import activity
 from jobs.comparisons import comparison
 from jobs.database import database_time, new_id, now_ms
 from jobs.errors import FieldError, Invalid, NotFound
@@ -79,6 +80,7 @@ def create(
     for job_id in sorted(job_ids):
         record(session, job_id, "shared", {"link": share.id, "days": days, "by": by.name})
     session.refresh(share)
+    activity.note(session, "share.create", share.id, by=by, jobs=list(job_ids), days=days)
     return share, secret
 
 
@@ -121,6 +123,7 @@ def revoke(session: Session, share_id: str, by: Principal) -> None:
     shown = select(Job.id).join(ShareJob, ShareJob.job_id == Job.id).where(ShareJob.share_id == share_id)
     for job_id in session.execute(shown.order_by(Job.id)).scalars().all():
         record(session, job_id, "unshared", {"link": share_id, "by": by.name})
+    activity.note(session, "share.revoke", share_id, by=by)
 
 
 def _is_managed(by: Principal) -> ColumnElement[bool]:

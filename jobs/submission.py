@@ -13,13 +13,13 @@ from typing import Any
 from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, listing, queries, weights
+from jobs import access, activity, checkpoints, listing, queries, weights
 from jobs.advice import advice
-from jobs.checks import check, pretraining_count
+from jobs.checks import check, check_priority, pretraining_count
 from jobs.database import new_id, now_ms
 from jobs.datasets import hold, pinned_digest
 from jobs.eligibility import fits, takes_jobs
-from jobs.errors import Conflict
+from jobs.errors import Conflict, Invalid
 from jobs.estimates import estimate, steps_per_epoch
 from jobs.events import record
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
@@ -140,12 +140,15 @@ def change(
         Conflict: the priority of a job that no longer waits.
     """
     job = queries.get_job(session, job_id, lock=True)
+    access.check_owner(session, job.created_by, f"job {job_id}")
     values: dict[str, Any] = {}
     if name is not None:
         values["name"] = name
     if priority is not None:
         if job.status not in (Status.BLOCKED, Status.QUEUED, Status.PAUSED):
             raise Conflict(f"the priority of a job that is {job.status} cannot change")
+        if errors := check_priority(session, priority):
+            raise Invalid(errors)
         values["priority"] = priority
     changed: dict[str, Any] = dict(values)
     if starred is not None:
@@ -161,6 +164,7 @@ def change(
         session.add_all(Tag(job_id=job_id, tag=tag) for tag in dict.fromkeys(tags))
         changed["tags"] = list(tags)
     record(session, job_id, "changed", changed)
+    activity.note(session, "job.change", job_id, job.name, **changed)
     session.refresh(job)
     return job
 
@@ -173,9 +177,11 @@ def archive(session: Session, job_id: str) -> None:
         Conflict: it has not ended.
     """
     job = queries.get_job(session, job_id, lock=True)
+    access.check_owner(session, job.created_by, f"job {job_id}")
     if job.status not in TERMINAL:
         raise Conflict(f"cannot archive a job that is {job.status}; cancel it, or wait for its end")
-    _set_archived(session, job_id, True)
+    if _set_archived(session, job_id, True):
+        activity.note(session, "job.archive", job_id, job.name)
 
 
 def unarchive(session: Session, job_id: str) -> None:
@@ -184,19 +190,23 @@ def unarchive(session: Session, job_id: str) -> None:
     Raises:
         NotFound: there is no such job.
     """
-    queries.get_job(session, job_id, lock=True)
-    _set_archived(session, job_id, False)
+    job = queries.get_job(session, job_id, lock=True)
+    access.check_owner(session, job.created_by, f"job {job_id}")
+    if _set_archived(session, job_id, False):
+        activity.note(session, "job.unarchive", job_id, job.name)
 
 
-def _set_archived(session: Session, job_id: str, is_archived: bool) -> None:
-    """Change the job and the ended evaluations below it, where this is a change."""
+def _set_archived(session: Session, job_id: str, is_archived: bool) -> bool:
+    """Change the job and the ended evaluations below it, where this is a change; return whether it was one."""
     below = listing.evaluations_below([job_id])
     family = or_(Job.id == job_id, and_(Job.id.in_(select(below.c.id)), Job.status.in_(TERMINAL)))
     is_other = Job.archived_at.is_(None) if is_archived else Job.archived_at.is_not(None)
-    for changed in session.execute(select(Job.id).where(family, is_other).order_by(Job.id)).scalars().all():
+    ids = session.execute(select(Job.id).where(family, is_other).order_by(Job.id)).scalars().all()
+    for changed in ids:
         values = {"archived_at": now_ms() if is_archived else None, "updated_at": now_ms()}
         session.execute(update(Job).where(Job.id == changed).values(values))
         record(session, changed, "changed", {"archived": is_archived})
+    return bool(ids)
 
 
 def retry(session: Session, job_id: str, created_by: str | None) -> Job:
@@ -315,5 +325,5 @@ def _copy(
         parent_id=job.id,
         resume_checkpoint_id=resume,
         preset=job.preset,
-        **options_of(job),
+        **options_of(job) | {"priority": access.copied_priority(session, job.priority)},
     )

@@ -24,7 +24,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints
+from jobs import access, activity, checkpoints
 from jobs.checked_files import BadFile
 from jobs.checkpoints import is_good
 from jobs.database import Database
@@ -175,6 +175,7 @@ def _register(session: Session, storage: Storage, fields: dict[str, Any]) -> tup
     is_new = row is None
     if row is None:
         row = add(session, Weights(**fields))
+        activity.note(session, "weights.import", row.sha256, row.name)
     storage.path(storage_key(row.sha256))
     return row, is_new
 
@@ -263,10 +264,13 @@ def remove(database: Database, storage: Storage, sha256: str) -> None:
 
 def remove_row(session: Session, sha256: str) -> None:
     """Remove the row alone; otherwise as `remove`."""
-    existing(session.get(Weights, sha256, with_for_update=True), f"imported weights with the digest {sha256[:100]}")
+    row = session.get(Weights, sha256, with_for_update=True)
+    row = existing(row, f"imported weights with the digest {sha256[:100]}")
+    access.check_owner(session, row.created_by, f"the weights {row.name}")
     needs = select(Job.id).where(Job.status.not_in(TERMINAL), Job.spec["weights"].as_string() == sha256)
     if (job_id := session.execute(needs.limit(1)).scalar_one_or_none()) is not None:
         raise Conflict(f"job {job_id} needs the weights; cancel it, or wait for its end")
     if (sweep_id := checkpoints.sweep_from(session, sha256)) is not None:
         raise Conflict(f"sweep {sweep_id} needs the weights; cancel it, or wait for its end")
     session.execute(delete(Weights).where(Weights.sha256 == sha256))
+    activity.note(session, "weights.remove", sha256, row.name)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from jobs import activity
 from jobs.database import Signal, now_ms, signal
 from jobs.datasets import DatasetFacts, announce
 from jobs.devices import Device, working
@@ -185,6 +186,7 @@ def drain(session: Session, worker_id: str) -> Worker:
     if worker.drain_requested_at is None:
         session.execute(update(Worker).where(Worker.id == worker_id).values(drain_requested_at=now_ms()))
         session.refresh(worker)
+        activity.note(session, "worker.drain", worker.id, worker.name)
     return worker
 
 

@@ -16,6 +16,7 @@ from wcl_client.download import Downloaded, checked, download
 from wcl_client.errors import WclError
 from wcl_client.responses import (
     TERMINAL,
+    Activity,
     Artifact,
     Audit,
     Checkpoint,
@@ -542,6 +543,28 @@ class WclClient(SweepClient):
     def drain_worker(self, worker_id: str) -> Worker:
         """Drain a worker: it saves its job, returns the job to the queue, claims no other job, and ends."""
         return self._json(Worker, "POST", f"/v1/workers/{part(worker_id)}/drain")
+
+    def activity(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        target: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        limit: int = 50,
+    ) -> list[Activity]:
+        """Return the newest entries of the activity log, newest first; only an administrator's key may.
+
+        Args:
+            actor: only those of a person or key, by name or id.
+            action: only an action, such as `job.cancel`, or those of a kind of object, such as `job`.
+            target: only those about an object, by name or id.
+            since, until: times in ISO 8601 with a time zone; `until` is exclusive.
+            limit: the most entries.
+        """
+        times = {"since": since, "until": until}
+        return self._newest("/v1/activity", limit, actor=actor, action=action, target=target, **times)
 
     def audit(self) -> Audit:
         """Replay the events of all jobs and return `jobs`, `events`, `attempts` and `findings`: the differences."""

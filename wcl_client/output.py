@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from wcl_client.responses import Checkpoint, Delivery, Evaluation, Job, Json, WeakGroups, Webhook, Weights, Worker
+from wcl_client.responses import (
+    Activity,
+    Checkpoint,
+    Delivery,
+    Evaluation,
+    Job,
+    Json,
+    WeakGroups,
+    Webhook,
+    Weights,
+    Worker,
+)
 from wcl_client.terminal import Rows, out, status
 
 _PHASES = {
@@ -91,6 +102,8 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
     """
     explanation = _explanation(job)
     reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
+    if job.get("status_by"):
+        reason = f" by {job['status_by']}"
     return [
         ("status", job["status"] + reason),
         ("message", job.get("status_message")),
@@ -141,6 +154,7 @@ def job_table(job: Job, environment: Json | None = None) -> Rows:
         ("learning rate", job.get("schedule")),
         ("preset", _preset(job)),
         ("tags", ", ".join(job.get("tags") or ())),
+        ("owner", job.get("owner")),
         ("created", _when(job.get("created_at"))),
         ("started", _when(job.get("started_at"))),
         ("ended", _when(job.get("ended_at"))),
@@ -480,6 +494,20 @@ def deletions_table(deletions: Sequence[Json]) -> Rows:
         at = each["deleted_at"]
         table.add(each["job_id"], each["job_name"], size(each["size"]), each["deleted_by_name"], at, state)
     return table
+
+
+def activity_table(entries: Sequence[Activity]) -> Rows:
+    """Return a table with a row for each entry of the activity log."""
+    table = Rows("by", "action", "object", "id", "details", "at", cut=("by", "object", "details"))
+    for each in entries:
+        facts = ", ".join(f"{name} {_fact(value)}" for name, value in (each["details"] or {}).items())
+        moment = f"{each['at'][:19].replace('T', ' ')} UTC"
+        table.add(each["actor"], each["action"], each["object_name"], each["object_id"][-12:], facts, moment)
+    return table
+
+
+def _fact(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Rows:

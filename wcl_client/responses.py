@@ -79,6 +79,8 @@ class Job(TypedDict, total=False):
     deviations: list[Json] | None
     resume_checkpoint_id: str | None
     created_by: str | None
+    owner: str | None
+    status_by: str | None
     waiting: Json | None
     verdict: Json | None
     pending: str | None
@@ -273,6 +275,19 @@ class JobOptions(TypedDict, total=False):
     gpus: int | None
     max_seconds: int | None
     preemptible: bool | None
+
+
+class Activity(TypedDict):
+    """An entry of the activity log; `action` is an open string, such as `job.cancel`."""
+
+    id: str
+    at: str
+    actor: str
+    actor_id: str
+    action: str
+    object_id: str
+    object_name: str
+    details: Json | None
 
 
 class Webhook(TypedDict):

@@ -1,8 +1,8 @@
 """Authentication and authorisation: a Bearer key, else the browser's session cookie.
 
 The middleware (api.http.middleware) refuses requests without either one, except for the public paths below.  Each route
-declares the scope that it needs by a parameter: `Reader`, `Submitter`, `Admin` or `AnyKey`; `classification` finds
-routes that do not.
+declares the scope that it needs by a parameter: `Reader`, `Submitter`, `Owner`, `Admin` or `AnyKey`; `classification`
+finds routes that do not.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.http.problems import Forbidden, TooMany, Unauthenticated
+from api.http.problems import TooMany, Unauthenticated
 from api.http.uploads import takes_upload
 from jobs import keys
 from jobs.database import Database
+from jobs.errors import Forbidden
 from jobs.keys import Principal
 
 log = logging.getLogger(__name__)
@@ -131,10 +132,17 @@ ANY_SCOPE = "any"
 
 
 class Scope:
-    """A dependency that rejects keys without a scope, and passes the principal to the route."""
+    """A dependency that rejects keys without a scope, and passes the principal to the route.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of the scope.
+        is_owner: whether the route changes an object that only its owner and an administrator may change; `jobs.access`
+            checks that where the object is read.
+    """
+
+    def __init__(self, name: str, is_owner: bool = False) -> None:
         self.name = name
+        self.is_owner = is_owner
 
     async def __call__(self, request: Request) -> Principal:
         principal = current_principal(request)
@@ -153,6 +161,7 @@ read, submit, admin = Depends(Scope("read")), Depends(Scope("submit")), Depends(
 AnyKey = Annotated[Principal, Depends(Scope(ANY_SCOPE))]
 Reader = Annotated[Principal, read]
 Submitter = Annotated[Principal, submit]
+Owner = Annotated[Principal, Depends(Scope("submit", is_owner=True))]
 Admin = Annotated[Principal, admin]
 
 
@@ -166,6 +175,16 @@ def classification(app: FastAPI) -> dict[str, str]:
             dependant = getattr(route, "dependant", None)
             scopes[f"{method} {path}"] = "public" if public else _scope_of(dependant)
     return scopes
+
+
+def owners_routes(app: FastAPI) -> set[str]:
+    """Return the routes, as `METHOD path`, that only the owner of their object and administrators may use."""
+    return {
+        f"{method} {getattr(route, 'path', '')}"
+        for route in iter_route_contexts(app.routes)
+        if any(scope.is_owner for scope in _scopes_of(getattr(route, "dependant", None)))
+        for method in getattr(route, "methods", None) or ()
+    }
 
 
 def _scope_of(dependant: Dependant | None) -> str:

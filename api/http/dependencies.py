@@ -14,7 +14,9 @@ from jobs.storage import Storage
 
 
 async def _database(request: Request) -> Database:
-    return cast(Database, request.app.state.database)
+    """Return the database; its transactions act for the request's principal."""
+    database = cast(Database, request.app.state.database)
+    return database.acting_for(getattr(request.state, "principal", None))
 
 
 async def _settings(request: Request) -> Settings:

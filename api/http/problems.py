@@ -2,7 +2,6 @@
 
 JobsError (jobs.errors) ── Unreadable        400, the request itself cannot be read
                         ├─ Unauthenticated   401, no key, or an unknown one
-                        ├─ Forbidden         403, the key lacks a scope, or another site sent the request
                         ├─ TooSlow           408
                         ├─ Gone              410, registered, but its file is missing
                         ├─ TooLarge          413
@@ -56,11 +55,6 @@ class Unreadable(JobsError):  # noqa: N818 (named after the response it becomes)
 class Unauthenticated(JobsError):  # noqa: N818
     status_code = 401
     title = "Not signed in"
-
-
-class Forbidden(JobsError):  # noqa: N818
-    status_code = 403
-    title = "Not allowed"
 
 
 class TooSlow(JobsError):  # noqa: N818

@@ -1,6 +1,7 @@
 """The REST interface under /v1, one noun a file."""
 
 from api.rest import (
+    activity,
     audit,
     checkpoints,
     comparisons,
@@ -43,6 +44,7 @@ ROUTERS = tuple(
         presets,
         keys,
         webhooks,
+        activity,
         audit,
         health,
         openapi,

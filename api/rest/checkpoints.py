@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, StrictBool
 
 from api.http import files
-from api.http.auth import Reader, Submitter
+from api.http.auth import Owner, Reader, Submitter
 from api.http.dependencies import HeavySlot, TheDatabase, TheSettings, TheStorage
 from api.http.idempotency import REPLAYED, TheSubmission
 from api.http.problems import Gone, Unready
@@ -48,9 +48,7 @@ def show(checkpoint_id: str, principal: Reader, database: TheDatabase) -> Checkp
 
 
 @router.patch("")
-def change(
-    checkpoint_id: str, body: CheckpointChange, principal: Submitter, database: TheDatabase
-) -> CheckpointResponse:
+def change(checkpoint_id: str, body: CheckpointChange, principal: Owner, database: TheDatabase) -> CheckpointResponse:
     """Pin or unpin a checkpoint."""
     return responses.checkpoint(database.write(lambda session: checkpoints.pin(session, checkpoint_id, body.pinned)))
 
@@ -73,7 +71,7 @@ def evaluate(
 
 @router.delete("", status_code=204)
 def delete(
-    checkpoint_id: str, principal: Submitter, database: TheDatabase, settings: TheSettings, storage: TheStorage
+    checkpoint_id: str, principal: Owner, database: TheDatabase, settings: TheSettings, storage: TheStorage
 ) -> None:
     """Delete a checkpoint and its file; refused while it is pinned, or while an unfinished job needs it."""
     gone = database.write(lambda session: checkpoints.delete(session, checkpoint_id))

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.http.auth import Admin, Submitter
+from api.http.auth import Admin, Owner
 from api.http.dependencies import TheDatabase, TheSettings
 from api.rest import responses
 from api.rest.responses import JobResponse, Response, Time
-from jobs import deletions, queries
+from jobs import access, deletions, queries
 from jobs.database import Database
 from jobs.deletions import AT_ONCE, Extent
 from jobs.errors import Conflict
@@ -109,7 +109,7 @@ class ExtentResponse(Response):
 
 @router.delete("/jobs/{job_id}")
 def delete(
-    job_id: str, principal: Submitter, database: TheDatabase, settings: TheSettings, dry_run: bool = False
+    job_id: str, principal: Owner, database: TheDatabase, settings: TheSettings, dry_run: bool = False
 ) -> ExtentResponse:
     """Delete a job with its checkpoints, artifacts, metrics, logs and evaluations.
 
@@ -118,7 +118,9 @@ def delete(
     With `dry_run`, nothing is deleted, and the response is what would be.
     """
     with database.read() as session:
-        queries.get_job(session, job_id)
+        job = queries.get_job(session, job_id)
+        if not dry_run:
+            access.check_owner(session, job.created_by, f"job {job_id}")
     result = delete_jobs(database, [job_id], principal, dry_run)
     if result.refused and not dry_run:
         raise Conflict(f"job {job_id} is not deleted: {result.refused[0].reason}")
@@ -126,7 +128,7 @@ def delete(
 
 
 @router.post("/jobs/delete")
-def delete_many(body: DeleteBody, principal: Submitter, database: TheDatabase, settings: TheSettings) -> ExtentResponse:
+def delete_many(body: DeleteBody, principal: Owner, database: TheDatabase, settings: TheSettings) -> ExtentResponse:
     """Delete jobs, newest first, at most 1,000 of a filter; those that run or are needed stay, and are in `refused`."""
     ids = [str(job_id) for job_id in body.jobs] if body.filter is None else matching(database, body.filter.filters)
     result = delete_jobs(database, ids, principal, body.dry_run)

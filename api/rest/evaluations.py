@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.http.idempotency import Submission
 from api.rest.job_bodies import checked_spec
-from jobs import queries
+from jobs import access, queries
 from jobs import submission as service
 from jobs.datasets import pinned_digest
 from jobs.errors import Conflict, FieldError, Invalid
@@ -77,7 +77,7 @@ def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, cre
         spec_sent=sent,
         spec=spec,
         name=f"{default_name(spec)}, step {checkpoint.step} of {trained.name}"[:_MAX_NAME],
-        priority=trained.priority,
+        priority=access.copied_priority(session, trained.priority),
         pool=trained.pool,
         gpus=min(1, trained.gpus),  # an evaluation computes on one device
         tags=tuple(queries.tags(session, [trained.id])[trained.id]),
@@ -125,7 +125,9 @@ def create_baselines(submission: Submission, job_id: str) -> list[Job]:
     def create(session: Session) -> Job:
         evaluation = _evaluation_of(session, queries.get_job(session, job_id))
         submitted = _baselines(session, evaluation)
-        return (submitted or [service.submit(session, new) for new in _new_baselines(session, evaluation)])[0]
+        return (
+            submitted or [service.submit(session, new) for new in _new_baselines(session, evaluation, submission.owner)]
+        )[0]
 
     first = submission.create(("baselines", job_id), Job, create)
     with submission.database.read() as session:
@@ -147,7 +149,7 @@ def _baselines(session: Session, evaluation: Job) -> list[Job]:
     return list(session.execute(own).scalars())
 
 
-def _new_baselines(session: Session, evaluation: Job) -> Iterator[NewJob]:
+def _new_baselines(session: Session, evaluation: Job, created_by: str) -> Iterator[NewJob]:
     trained = queries.get_job(session, _trained_id(session, evaluation))
     by_name: dict[str, dict[str, Any]] = {"raw pixels": {"kind": "pixels"}}
     by_name["untrained network"] = {"kind": "untrained", "backbone": trained.spec["backbone"]}
@@ -158,11 +160,11 @@ def _new_baselines(session: Session, evaluation: Job) -> Iterator[NewJob]:
             spec_sent=sent,
             spec=parse_spec("evaluate", sent),
             name=f"{name}, for {trained.name}"[:_MAX_NAME],
-            priority=evaluation.priority,
+            priority=access.copied_priority(session, evaluation.priority),
             pool=evaluation.pool,
             gpus=evaluation.gpus,
             tags=tuple(queries.tags(session, [evaluation.id])[evaluation.id]),
-            created_by=evaluation.created_by,
+            created_by=created_by,
             parent_id=evaluation.id,
             origin=f"{_BASELINE}{features['kind']}",
         )

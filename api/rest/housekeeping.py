@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from api.rest import exports
-from jobs import weights
+from jobs import activity, weights
 from jobs.database import Database
 from jobs.fault_log import FaultLog
 from jobs.purge import purge_due
@@ -26,6 +26,7 @@ def keep_clean(database: Database, storage: Storage, settings: Settings, stop: t
     purging = FaultLog(log, "the removal of deleted jobs")
     sweeping = FaultLog(log, "the removal of exports of deleted checkpoints")
     importing = FaultLog(log, "the removal of half imports of weights")
+    expiring = FaultLog(log, "the removal of old entries of the activity log")
     next_sweep = 0.0
     is_over = False
     while not is_over:
@@ -34,6 +35,7 @@ def keep_clean(database: Database, storage: Storage, settings: Settings, stop: t
             next_sweep = time.monotonic() + _SWEEP_SECONDS
             _try(lambda: exports.sweep(database, settings.exports_dir), sweeping)
             _try(lambda: weights.collect(database, storage), importing)
+            _try(lambda: activity.expire(database, settings.activity_days), expiring)
         is_over = stop.wait(_PURGE_SECONDS)
 
 

@@ -11,7 +11,7 @@ from fastapi import Response as HttpResponse
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
-from api.http.auth import Reader, Submitter
+from api.http.auth import Owner, Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import REPLAYED, TheSubmission
 from api.rest import job_bodies, responses, seed_groups
@@ -116,7 +116,7 @@ def show(job_id: str, principal: Reader, database: TheDatabase) -> JobResponse:
 
 
 @router.patch("/{job_id}")
-def change(job_id: str, body: JobChange, principal: Submitter, database: TheDatabase) -> JobResponse:
+def change(job_id: str, body: JobChange, principal: Owner, database: TheDatabase) -> JobResponse:
     """Change a job's name, tags, star or note, or the priority of a job that still waits."""
     tags = None if body.tags is None else tuple(dict.fromkeys(body.tags))
     job = database.write(
@@ -134,31 +134,31 @@ def change(job_id: str, body: JobChange, principal: Submitter, database: TheData
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+def cancel(job_id: str, principal: Owner, database: TheDatabase) -> JobResponse:
     """Cancel a job: a waiting job ends at once, a running job within 2 s; its checkpoints are kept."""
     return _changed(database, job_id, transitions.cancel)
 
 
 @router.post("/{job_id}/pause")
-def pause(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+def pause(job_id: str, principal: Owner, database: TheDatabase) -> JobResponse:
     """Pause a job until it is resumed; a running job finishes its step and saves a checkpoint first."""
     return _changed(database, job_id, transitions.pause)
 
 
 @router.post("/{job_id}/resume")
-def resume(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+def resume(job_id: str, principal: Owner, database: TheDatabase) -> JobResponse:
     """Resume a paused job: it is queued again, and continues from its last checkpoint."""
     return _changed(database, job_id, transitions.resume)
 
 
 @router.post("/{job_id}/archive")
-def archive(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+def archive(job_id: str, principal: Owner, database: TheDatabase) -> JobResponse:
     """Leave an ended job out of the lists; it stays as it is, and everything of it works as before."""
     return _changed(database, job_id, service.archive)
 
 
 @router.post("/{job_id}/unarchive")
-def unarchive(job_id: str, principal: Submitter, database: TheDatabase) -> JobResponse:
+def unarchive(job_id: str, principal: Owner, database: TheDatabase) -> JobResponse:
     """Show an archived job in the lists again."""
     return _changed(database, job_id, service.unarchive)
 

@@ -24,7 +24,7 @@ class KeyBody(BaseModel):
     )
 
     name: Name
-    scopes: Annotated[list[Literal["read", "submit", "admin"]], Field(min_length=1, max_length=3)]
+    scopes: Annotated[list[Literal["read", "submit", "priority", "admin"]], Field(min_length=1, max_length=4)]
 
 
 class KeyResponse(Response):

@@ -255,6 +255,9 @@ class JobResponse(JobSummary):
     say why a training with this spec hardly learns; none for a cancelled one.
     `note` is a user's text in Markdown.
     `expected_time` is of a training that has yet to report how long it takes; null for other jobs.
+
+    `owner` is the name of the key that submitted the job, `created_by` its id.  `status_by` is the name of the person
+    or key that paused or cancelled it.
     """
 
     spec_version: int
@@ -264,6 +267,8 @@ class JobResponse(JobSummary):
     deviations: list[PresetDeviation] | None
     resume_checkpoint_id: str | None
     created_by: str | None
+    owner: str | None
+    status_by: str | None
     waiting: WaitingResponse | None
     verdict: VerdictResponse | None
     pending: str | None
@@ -294,6 +299,7 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     beside |= {"lineage": lineage.lineage(session, row), "schedule": schedule_of(row.spec)}
     beside |= {"explanation": _explanation(row.status_reason), "expected_time": estimates.expected_time(session, row)}
     beside |= {"warnings": [] if row.status == "cancelled" else advice_of(session, row)}
+    beside |= {"owner": queries.owner(session, row.created_by), "status_by": queries.status_by(session, row)}
     return JobResponse.of(row, **beside, deviations=deviations)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.http.auth import Submitter
+from api.http.auth import Owner, Submitter
 from api.http.dependencies import TheDatabase
 from api.rest.responses import Response, Time
 from jobs import shares
@@ -96,6 +96,6 @@ def _response(link: Link) -> ShareResponse:
 
 
 @router.delete("/{share_id}", status_code=204)
-def revoke(share_id: str, principal: Submitter, database: TheDatabase) -> None:
+def revoke(share_id: str, principal: Owner, database: TheDatabase) -> None:
     """Revoke a link at once."""
     database.write(lambda session: shares.revoke(session, share_id, principal))

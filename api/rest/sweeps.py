@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
-from api.http.auth import Reader, Submitter
+from api.http.auth import Owner, Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import TheSubmission
 from api.rest import sweep_responses
@@ -76,7 +76,7 @@ def show(sweep_id: str, principal: Reader, database: TheDatabase) -> SweepRespon
 
 
 @router.post("/{sweep_id}/cancel")
-def cancel(sweep_id: str, principal: Submitter, database: TheDatabase) -> SweepResponse:
+def cancel(sweep_id: str, principal: Owner, database: TheDatabase) -> SweepResponse:
     """Cancel a sweep: its waiting jobs end at once, running ones after they have saved a checkpoint."""
     database.write(lambda session: sweeps.cancel(session, sweep_id))
     return _shown(database, sweep_id)

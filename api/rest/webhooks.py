@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from api.http.auth import Submitter
+from api.http.auth import Owner, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.job_bodies import Name
 from api.rest.responses import Response, Time
@@ -189,7 +189,7 @@ def get_webhook(webhook_id: str, principal: Submitter, database: TheDatabase) ->
 
 @router.patch("/{webhook_id}")
 def change_webhook(
-    webhook_id: str, body: WebhookChange, principal: Submitter, database: TheDatabase, settings: TheSettings
+    webhook_id: str, body: WebhookChange, principal: Owner, database: TheDatabase, settings: TheSettings
 ) -> WebhookResponse:
     """Change fields of a webhook.  `enabled` switches it off and on; pending messages wait meanwhile."""
     fields = fields_of(body)
@@ -198,13 +198,13 @@ def change_webhook(
 
 
 @router.delete("/{webhook_id}", status_code=204)
-def remove_webhook(webhook_id: str, principal: Submitter, database: TheDatabase) -> None:
+def remove_webhook(webhook_id: str, principal: Owner, database: TheDatabase) -> None:
     """Remove a webhook with its messages; those that are pending are not sent."""
     database.write(lambda session: subscriptions.remove(session, principal, webhook_id))
 
 
 @router.post("/{webhook_id}/test", status_code=202)
-def send_test(webhook_id: str, principal: Submitter, database: TheDatabase) -> DeliveryResponse:
+def send_test(webhook_id: str, principal: Owner, database: TheDatabase) -> DeliveryResponse:
     """Add a test message.  A server sends it within seconds; the list of deliveries shows the result."""
     return database.write(lambda session: DeliveryResponse.of(subscriptions.send_test(session, principal, webhook_id)))
 
@@ -224,7 +224,7 @@ def list_deliveries(
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202)
-def redeliver(webhook_id: str, delivery_id: str, principal: Submitter, database: TheDatabase) -> DeliveryResponse:
+def redeliver(webhook_id: str, delivery_id: str, principal: Owner, database: TheDatabase) -> DeliveryResponse:
     """Send a message again that was delivered or has failed, under the same `webhook-id`."""
     return database.write(
         lambda session: DeliveryResponse.of(subscriptions.redeliver(session, principal, webhook_id, delivery_id))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from fastapi import Response as HttpResponse
 
-from api.http.auth import Reader, Submitter
+from api.http.auth import Owner, Reader, Submitter
 from api.http.dependencies import HeavySlot, TheDatabase, TheSettings, TheStorage
 from api.http.problems import Unready
 from api.http.uploads import BODY, TheUpload
@@ -130,6 +130,6 @@ def verify(
 
 
 @router.delete("/{sha256}", status_code=204)
-def remove(sha256: _Digest, principal: Submitter, database: TheDatabase, storage: TheStorage) -> None:
+def remove(sha256: _Digest, principal: Owner, database: TheDatabase, storage: TheStorage) -> None:
     """Remove imported weights and their file; refused while an unfinished job needs them."""
     weights.remove(database, storage, sha256)

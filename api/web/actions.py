@@ -6,7 +6,7 @@ In browsers with scripts, `static/js/actions.js` sends the same forms to the RES
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import Select, or_, select
 
-from api.http.auth import Admin, Submitter
+from api.http.auth import Admin, Owner, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
 from api.rest.datasets import NewDataset
@@ -27,7 +27,7 @@ from api.web.jobs import filters_of_query
 from jobs import checkpoints, dataset_sources, datasets, queries, references, transitions
 from jobs import submission as service
 from jobs.database import Database
-from jobs.errors import Conflict, FieldError, Invalid, NotFound
+from jobs.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
 from jobs.models import Job
 from jobs.status import TERMINAL
 from wcl_core.config import Protocol
@@ -96,7 +96,7 @@ def go_on(
 
 @router.post("/jobs/cancel")
 def cancel_all(
-    submitter: Submitter,
+    submitter: Owner,
     database: TheDatabase,
     job: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
     group: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
@@ -111,16 +111,14 @@ def cancel_all(
     chosen = _chosen(job, group, matching)
     with database.read() as session:
         job_ids = session.execute(chosen.where(Job.status.not_in(TERMINAL))).scalars().all()
-    for job_id in job_ids:
-        with suppress(Conflict):
-            _request(database, job_id, Verb.CANCEL)
+    _request_all(database, job_ids, Verb.CANCEL)
     return _see("/")
 
 
 @router.post("/jobs/{verb}")
 def archive_all(
     verb: Literal["archive", "unarchive"],
-    submitter: Submitter,
+    submitter: Owner,
     database: TheDatabase,
     job: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
     group: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
@@ -130,10 +128,27 @@ def archive_all(
     ended = _chosen(job, group, matching).where(Job.status.in_(TERMINAL))
     with database.read() as session:
         job_ids = session.execute(ended).scalars().all()
-    for job_id in job_ids:
-        with suppress(NotFound):  # it has just been deleted
-            _request(database, job_id, Verb(verb))
+    _request_all(database, job_ids, Verb(verb))
     return _see("/" if verb == "archive" else "/?archived=only")
+
+
+def _request_all(database: Database, job_ids: Sequence[str], verb: Verb) -> None:
+    """Carry out a request for jobs that the key may change.
+
+    Raises:
+        Forbidden: some of the jobs are of other keys; the request is carried out for the others.
+    """
+    num_refused = 0
+    for job_id in job_ids:
+        try:
+            _request(database, job_id, verb)
+        except (Conflict, NotFound):  # it has just ended, or has just been deleted
+            pass
+        except Forbidden:
+            num_refused += 1
+    if num_refused:
+        advice = f"only these keys or one with `admin` may {verb} them"
+        raise Forbidden(f"{num_refused:,} of {len(job_ids):,} jobs are of other keys; {advice}")
 
 
 def _chosen(job: list[str], group: list[str], matching: str) -> Select[str]:
@@ -144,7 +159,7 @@ def _chosen(job: list[str], group: list[str], matching: str) -> Select[str]:
 
 
 @router.post("/jobs/{job_id}/note")
-def write_note(job_id: str, submitter: Submitter, database: TheDatabase, note: Annotated[str, Form()] = "") -> Response:
+def write_note(job_id: str, submitter: Owner, database: TheDatabase, note: Annotated[str, Form()] = "") -> Response:
     """Set the note of the job, or remove it if the text is empty; redirect to its page."""
     body = body_of(JobChange, {"note": note})
     database.write(lambda session: service.change(session, job_id, note=body.note))
@@ -152,7 +167,7 @@ def write_note(job_id: str, submitter: Submitter, database: TheDatabase, note: A
 
 
 @router.post("/jobs/{job_id}/{verb}")
-def act(job_id: str, verb: Verb, submitter: Submitter, database: TheDatabase) -> Response:
+def act(job_id: str, verb: Verb, submitter: Owner, database: TheDatabase) -> Response:
     """Carry out a request for the job; redirect to its page."""
     _request(database, job_id, verb)
     return _see(f"/jobs/{job_id}")
@@ -170,7 +185,7 @@ def _request(database: Database, job_id: str, verb: Verb) -> None:
 
 
 @router.post("/checkpoints/{checkpoint_id}/{pin}")
-def pin(checkpoint_id: str, pin: Pin, submitter: Submitter, database: TheDatabase) -> Response:
+def pin(checkpoint_id: str, pin: Pin, submitter: Owner, database: TheDatabase) -> Response:
     """Pin or unpin the checkpoint; redirect to the checkpoints of its job."""
     checkpoint = database.write(lambda session: checkpoints.pin(session, checkpoint_id, pin is Pin.PIN))
     return _see(f"/jobs/{checkpoint.job_id}#checkpoints")

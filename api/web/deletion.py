@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import or_, select
 
-from api.http.auth import Admin, Submitter
+from api.http.auth import Admin, Owner, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.deletions import MOST, delete_jobs, matching
 from api.web.jobs import filters_of_query
@@ -41,7 +41,7 @@ def delete_page(
 @router.post("/delete")
 def delete(
     request: Request,
-    submitter: Submitter,
+    submitter: Owner,
     database: TheDatabase,
     settings: TheSettings,
     job: Annotated[list[str], Form(max_length=MOST)] = [],  # noqa: B006

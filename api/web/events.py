@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from api.web.format import file_size, number, words
 from jobs import queries
 from jobs.models import Event
+from jobs.status import Reason
 
 MAX_EVENTS = 500  # per page of a timeline
 
@@ -57,7 +58,12 @@ def _checkpoints(events: list[Event]) -> list[Entry]:
 
 
 def _entry(event: Event) -> Entry:
-    tone, title, detail = _SENTENCES.get(event.type, _unknown)(event.data)
+    data, by = dict(event.data), event.data.get("by")
+    if by and data.pop("by") and data.get("reason") == Reason.USER:
+        del data["reason"]  # the name says it
+    tone, title, detail = _SENTENCES.get(event.type, _unknown)(data)
+    if by:
+        title = f"{title or words(event.type).capitalize()} by {by}"
     other = event.data.get("job") if event.type in _ABOUT_ANOTHER_JOB else None
     return Entry(event.seq, tone, title or words(event.type).capitalize(), detail, event.at, other)
 

@@ -71,6 +71,8 @@ class Run:
     needs: list[tuple[str, str, str]]
     maps: dict[str, str]  # id of the job that made the map, by checkpoint
     lineage: list[Origin]
+    owner: str | None
+    status_by: str | None
     schedule: str | None  # the form of its learning rate
     sweep: tuple[str, str, int] | None
     waiting: Waiting | None
@@ -196,6 +198,8 @@ def run(session: Session, job_id: str) -> Run:
         needs=_needs(session, job_id),
         maps=_maps(session, job_id, checkpoints),
         lineage=lineage(session, job),
+        owner=queries.owner(session, job.created_by),
+        status_by=queries.status_by(session, job),
         schedule=schedule_of(job.spec),
         sweep=_sweep(session, parent if job.kind == "evaluate" else job),
         waiting=explain(session, job),
@@ -362,6 +366,7 @@ def _context(view: Run, reader: Principal) -> dict[str, Any]:
         "run": view,
         "now": view.now,
         "may_submit": "submit" in reader.scopes,
+        "may_change": "submit" in reader.scopes and reader.may_change(view.view.job.created_by),
         "protocols": [name for name in PROTOCOLS if view.note is None or not protocol_facts(name).measures],
         "hardware": hardware(view),
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from api.web import (
+    activity,
     checkpoints,
     compare,
     dataset,
@@ -73,6 +74,7 @@ PAGES = (
     Page("/workers", workers.router, "Workers"),
     Page("/delete", deletion.router),
     Page("/shares", shares.router),
+    Page("/activity", activity.router),
     Page("/docs", docs.router),
     Page("/troubleshooting", troubleshooting.router),
     Page("/sign-in", sign_in.router),

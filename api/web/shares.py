@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.http.auth import Submitter
+from api.http.auth import Owner, Submitter
 from api.http.dependencies import TheDatabase
 from api.rest import responses
 from api.rest.shares import ShareBody, address_of
@@ -66,7 +66,7 @@ def create(
 
 
 @router.post("/shares/{share_id}/revoke")
-def revoke(share_id: str, submitter: Submitter, database: TheDatabase) -> Response:
+def revoke(share_id: str, submitter: Owner, database: TheDatabase) -> Response:
     """Revoke a link; redirect to the page of links."""
     database.write(lambda session: shares.revoke(session, share_id, submitter))
     return RedirectResponse("/shares", status_code=303)

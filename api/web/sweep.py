@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from api.http.auth import Reader, Submitter
+from api.http.auth import Owner, Reader
 from api.http.dependencies import TheDatabase
 from api.web import parallel
 from api.web.evaluations import settings
@@ -239,7 +239,7 @@ def sweep_live(request: Request, sweep_id: str, view: _View, reader: Reader, dat
 
 
 @router.post("/sweeps/{sweep_id}/cancel")
-def cancel(sweep_id: str, submitter: Submitter, database: TheDatabase) -> Response:
+def cancel(sweep_id: str, submitter: Owner, database: TheDatabase) -> Response:
     """Cancel a sweep, from a browser without scripts; redirect to its page."""
     database.write(lambda session: sweeps.cancel(session, sweep_id))
     return RedirectResponse(f"/sweeps/{sweep_id}", status_code=303)
@@ -251,4 +251,5 @@ def _rendered(
     with database.read() as session:
         shown = sweep_view(session, sweep_id, view)
     may_submit = "submit" in reader.scopes
-    return page(request, template, shown=shown, now=shown.now, may_submit=may_submit, text=parallel.text)
+    may = {"may_submit": may_submit, "may_change": may_submit and reader.may_change(shown.sweep.created_by)}
+    return page(request, template, shown=shown, now=shown.now, text=parallel.text, **may)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from jobs import submission
+from jobs import activity, submission
 from jobs.checks import check
 from jobs.database import new_id
 from jobs.datasets import hold, pinned_digest
@@ -152,6 +152,7 @@ def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
     trials = enumerate(design.trials)
     session.add_all(SweepTrial(sweep_id=sweep.id, number=number, settings=settings) for number, settings in trials)
     session.flush()
+    activity.note(session, "sweep.submit", sweep.id, sweep.name)
     take(session, sweep)
     session.refresh(sweep)
     return sweep

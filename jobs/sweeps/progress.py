@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, aliased
 
-from jobs import transitions
+from jobs import access, activity, transitions
 from jobs.checks import completed
 from jobs.database import new_id, now_ms
 from jobs.errors import Conflict, NotFound
@@ -137,11 +137,16 @@ def cancel(session: Session, sweep_id: str) -> None:
         NotFound: there is no such sweep.
         Conflict: it has ended.
     """
+    row = session.execute(select(Sweep.created_by).where(Sweep.id == sweep_id)).one_or_none()
+    if row is not None:
+        access.check_owner(session, row.created_by, f"sweep {sweep_id}")
     if not _end(session, sweep_id, Status.CANCELLED):
         status = session.execute(select(Sweep.status).where(Sweep.id == sweep_id)).scalar_one_or_none()
         if status is None:
             raise NotFound(f"there is no sweep {sweep_id}")
         raise Conflict(f"cannot cancel a sweep that is {status}")
+    name = session.execute(select(Sweep.name).where(Sweep.id == sweep_id)).scalar_one()
+    activity.note(session, "sweep.cancel", sweep_id, name)
     parent = aliased(Job)
     own = select(Job.id).where(Job.sweep_id == sweep_id, Job.status.not_in(TERMINAL))
     measuring = (
@@ -151,4 +156,4 @@ def cancel(session: Session, sweep_id: str) -> None:
     )
     for job_id in sorted({*session.execute(own).scalars(), *session.execute(measuring).scalars()}):
         with suppress(Conflict):  # the job has just ended
-            transitions.cancel(session, job_id)
+            transitions.cancel_below(session, job_id)

@@ -33,7 +33,7 @@ from jobs.transitions.nodes import (
     request_drain,
 )
 from jobs.transitions.observers import has_blocked, has_held, preempt, resume_held, unblock
-from jobs.transitions.requests import cancel, pause, resume
+from jobs.transitions.requests import cancel, cancel_below, pause, resume
 
 __all__ = [
     "Claim",
@@ -42,6 +42,7 @@ __all__ = [
     "announce_rendezvous",
     "begin_node",
     "cancel",
+    "cancel_below",
     "claim",
     "deliver",
     "end_attempt",

@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from jobs import access
 from jobs.database import Signal, now_ms, signal
 from jobs.models import Event, Job
-from jobs.status import TERMINAL, Status
+from jobs.status import TERMINAL, Reason, Status
 from jobs.webhooks import outbox
 from wcl_core.text import without_paths
 
@@ -46,7 +47,7 @@ def move(
     seq = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one_or_none()
     if seq is None:
         return False
-    facts = {"status": after, "reason": reason, "message": message} | (data or {})
+    facts = {"status": after, "reason": reason, "message": message} | (data or {}) | _by(session, job_id, after, reason)
     session.add(Event(job_id=job_id, seq=seq, type=event, data={k: v for k, v in facts.items() if v is not None}))
     session.flush()
     outbox.on_event(session, job_id, seq, event, facts)
@@ -55,6 +56,16 @@ def move(
     elif after in TERMINAL:
         signal(session, Signal.MET)
     return True
+
+
+def _by(session: Session, job_id: str, after: Status, reason: str | None) -> dict[str, str]:
+    """Return who caused the change: of the end of a run, the person or key that requested it."""
+    if (own := access.by(session)) or reason != Reason.USER:
+        return own
+    kind = "cancel_requested" if after is Status.CANCELLED else "pause_requested"
+    newest = select(Event.data).where(Event.job_id == job_id, Event.type == kind).order_by(Event.seq.desc()).limit(1)
+    request = session.execute(newest).scalar_one_or_none() or {}
+    return {"by": request["by"]} if "by" in request else {}
 
 
 def lock(session: Session, job_id: str) -> None:

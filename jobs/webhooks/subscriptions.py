@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from jobs import activity
 from jobs.database import new_id, now_ms
 from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.keys import Principal
@@ -51,6 +52,7 @@ def create(session: Session, principal: Principal, settings: Settings, **fields:
     session.add(row)
     session.flush()
     session.refresh(row)
+    activity.note(session, "webhook.create", row.id, row.name)
     return row, secret
 
 
@@ -74,6 +76,8 @@ def change(session: Session, principal: Principal, settings: Settings, webhook_i
     elif enabled is False:
         disable(session, webhook_id, _DISABLED_BY_USER)
     session.refresh(row)
+    changed = sorted(fields) + ([] if enabled is None else ["enabled"])
+    activity.note(session, "webhook.change", row.id, row.name, fields=changed)  # a value may be a secret
     return row
 
 
@@ -121,7 +125,7 @@ def remove(session: Session, principal: Principal, webhook_id: str) -> None:
     Raises:
         NotFound: there is no such webhook of this key.
     """
-    get(session, principal, webhook_id)
+    activity.note(session, "webhook.remove", webhook_id, get(session, principal, webhook_id).name)
     # Locked first: the transaction of an event that adds a message refers to the row, and commits before or fails.
     session.execute(select(Webhook.id).where(Webhook.id == webhook_id).with_for_update())
     session.execute(delete(WebhookLevel).where(WebhookLevel.webhook_id == webhook_id))
@@ -145,6 +149,7 @@ def send_test(session: Session, principal: Principal, webhook_id: str) -> Webhoo
     webhook = get(session, principal, webhook_id)
     if webhook.disabled_at is not None:
         raise Conflict("the webhook is disabled; enable it first")
+    activity.note(session, "webhook.test", webhook.id, webhook.name)
     return outbox.add_test(session, webhook)
 
 
@@ -155,7 +160,7 @@ def redeliver(session: Session, principal: Principal, webhook_id: str, delivery_
         NotFound: there is no such message of a webhook of this key.
         Conflict: it is still pending.
     """
-    get(session, principal, webhook_id)
+    webhook = get(session, principal, webhook_id)
     of_webhook = (WebhookDelivery.id == delivery_id, WebhookDelivery.webhook_id == webhook_id)
     row = existing(
         session.execute(select(WebhookDelivery).where(*of_webhook)).scalar_one_or_none(), f"delivery {delivery_id}"
@@ -167,6 +172,7 @@ def redeliver(session: Session, principal: Principal, webhook_id: str, delivery_
     moved = session.execute(again.returning(WebhookDelivery.id), execution_options={"synchronize_session": False})
     if moved.scalar_one_or_none() is None:
         raise Conflict("the message is pending; it is sent without a request")
+    activity.note(session, "webhook.redeliver", webhook.id, webhook.name, delivery=delivery_id)
     session.refresh(row)
     return row
 

@@ -26,6 +26,7 @@ RESPONSES = {
     "Dataset": "DatasetResponse",
     "Worker": "WorkerResponse",
     "Device": "DeviceResponse",
+    "Activity": "ActivityResponse",
     "Audit": "Audit",
     "Webhook": "WebhookResponse",
     "NewWebhook": "NewWebhook",

@@ -55,6 +55,9 @@ def answer(path: str, text: Callable[[], str]) -> Any:
     if path == "/v1/deletions":
         by = {"deleted_by_name": text(), "deleted_at": TIME, "restored_at": None, "purged_at": None}
         return {"items": [{"job_id": ID, "job_name": text(), "size": 10, "purge_began_at": None} | by]}
+    if path == "/v1/activity":
+        entry = {"id": ID, "at": TIME, "actor": text(), "actor_id": ID, "action": text(), "object_id": text()}
+        return {"items": [entry | {"object_name": text(), "details": {text(): text()}}], "next_cursor": None}
     if path == "/v1/sweeps":
         return {"items": [sweep(text)], "next_cursor": None}
     if path.startswith("/v1/sweeps/"):
@@ -108,6 +111,8 @@ def job(text: Callable[[], str]) -> dict[str, Any]:
         "status": "failed",
         "status_reason": text(),
         "status_message": text(),
+        "owner": text(),
+        "status_by": text(),
         "waiting": {"message": text(), "cause": text(), "position": 3, "until": text()},
         "verdict": {"sentence": text()},
         "warnings": [text()],

@@ -1,4 +1,4 @@
-"""Commands for the whole service: start, open, demo, list datasets, check, audit."""
+"""Commands for the whole service: start, open, demo, list datasets, check, activity, audit."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import re
 import webbrowser
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wcl_client import unit
+from wcl_client import output, unit
 from wcl_client.address import data_folder
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import SERVICE, AsJson
@@ -175,6 +176,35 @@ def doctor(
         out.say(mark, "  ", bold(finding.name), f"  {finding.detail}")
     if not all(finding.is_ok for finding in findings):
         raise typer.Exit(1)
+
+
+_Time = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="In UTC.")]
+
+
+@app.command(rich_help_panel=SERVICE)
+def activity(
+    actor: Annotated[str | None, typer.Option("--by", help="Only of a person or key, by name or id.")] = None,
+    action: Annotated[
+        str | None, typer.Option(help="Only an action, such as job.cancel, or those of a kind: job, key, worker.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--of", help="Only about an object, by name or id.")] = None,
+    since: _Time = None,
+    until: _Time = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum number of entries.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List who did what, newest first.
+
+    This needs an administrator's key.  With `--json` and a high limit it exports the log.
+    """
+    with WclClient.connect() as client:
+        times = {"since": _utc(since), "until": _utc(until)}
+        entries = client.activity(actor=actor, action=action, target=target, limit=limit, **times)
+    print_json(entries) if as_json else out.show(output.activity_table(entries))
+
+
+def _utc(time: datetime | None) -> str | None:
+    return None if time is None else time.replace(tzinfo=UTC).isoformat()
 
 
 @app.command(rich_help_panel=SERVICE)

@@ -18,6 +18,7 @@ from api.http.hosts import is_loopback
 from api.http.problems import TooMany
 from jobs import keys
 from jobs.database import Database, new_id
+from tests.api.route_cases import CASES, OF_SESSIONS
 from tests.api.served import SPEC, Served, assert_problem
 from tests.jobs import rows
 
@@ -38,6 +39,8 @@ ADMIN = {
     "POST /datasets",
     "POST /v1/workers/{worker_id}/drain",
     "POST /workers/{worker_id}/drain",
+    "GET /v1/activity",
+    "GET /activity",
     "GET /v1/audit",
     "GET /v1/deletions",
     "POST /v1/jobs/{job_id}/restore",
@@ -64,6 +67,12 @@ def test_every_route_has_a_scope(small: Served) -> None:
     assert {route for route, scope in scopes.items() if scope == "any"} == OF_ANY_KEY
     changing = {route for route, scope in scopes.items() if scope == "read" and not route.startswith(("GET", "HEAD"))}
     assert changing == set()
+
+
+def test_every_route_that_changes_something_has_a_case(small: Served) -> None:
+    changing = {route for route in classification(small.app) if not route.startswith(("GET", "HEAD", "ANY"))}
+
+    assert changing == CASES.keys() | OF_SESSIONS
 
 
 def test_an_application_with_an_unclassified_route_does_not_start() -> None:

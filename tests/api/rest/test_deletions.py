@@ -8,6 +8,7 @@ import pytest
 
 from api.http.auth import classification
 from jobs.database import new_id
+from tests.api.route_cases import Member
 from tests.api.served import SPEC, Served, assert_problem
 from tests.jobs import rows
 from tests.jobs.rows import Run
@@ -15,16 +16,17 @@ from tests.jobs.rows import Run
 JOB = {"kind": "pretrain", "spec": SPEC}
 
 
-def trained(served: Served) -> str:
-    run = Run(served.database, rows.running(served.database))
+def trained(served: Served, created_by: str | None = None) -> str:
+    run = Run(served.database, rows.running(served.database, created_by=created_by))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0), rows.checkpoint(1))
     run.end("succeeded")
     return run.job_id
 
 
 def test_a_deletion_is_planned_then_done_then_undone(served: Served) -> None:
-    client, submitter = served.client(), served.client("read", "submit")
-    job_id = trained(served)
+    client, member = served.client(), Member.of(served, "test")
+    submitter = member.client
+    job_id = trained(served, member.key_id)
 
     plan = submitter.delete(f"/v1/jobs/{job_id}?dry_run=true").json()
     assert (plan["num_checkpoints"], plan["size"], plan["restorable_days"]) == (1, 10, 7)
@@ -87,7 +89,7 @@ def test_a_wrong_selection_is_refused(shared: Served, body: dict[str, object]) -
 
 
 def test_many_are_deleted_beside_a_running_job(served: Served) -> None:
-    client = served.client("read", "submit")
+    client = served.client()
     run = Run(served.database, rows.running(served.database, tags=("trial",)))
     for _ in range(250):
         rows.submit(served.database, tags=("trial",))
@@ -135,7 +137,7 @@ def test_a_key_of_a_deleted_job_creates_no_other_job(small: Served) -> None:
 
 
 def test_jobs_are_archived_over_rest_and_in_the_list(small: Served) -> None:
-    client, browser = small.client("read", "submit"), small.browser()
+    client, browser = small.client(), small.browser()
     headers = {"Origin": small.url}
     done, waiting = trained(small), rows.submit(small.database, name="still waiting")
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from tests.api.route_cases import Member
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
 
 
 def test_a_star_and_a_note_are_written_shown_and_removed(small: Served) -> None:
-    client = small.client("read", "submit")
-    job_id, other = rows.submit(small.database), rows.submit(small.database)
+    member = Member.of(small, "test")
+    client = member.client
+    job_id, other = rows.submit(small.database, created_by=member.key_id), rows.submit(small.database)
 
     changed = client.patch(f"/v1/jobs/{job_id}", json={"starred": True, "note": "# Why\r\n**best** so far\n"}).json()
     assert changed["starred_at"]
@@ -21,6 +23,7 @@ def test_a_star_and_a_note_are_written_shown_and_removed(small: Served) -> None:
     assert [event.data for event in rows.events(small.database, job_id)][-1] == {
         "starred": True,
         "note": "21 characters",
+        "by": "test",
     }
 
     changed = client.patch(f"/v1/jobs/{job_id}", json={"starred": False, "note": " "}).json()

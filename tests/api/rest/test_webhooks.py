@@ -143,7 +143,7 @@ def test_a_job_that_is_cancelled_over_rest_is_a_message(served: Served) -> None:
     ).json()
     other = rows.submit(served.database)
     for job_id in (own["id"], other):
-        assert client.post(f"/v1/jobs/{job_id}/cancel").is_success
+        assert served.client().post(f"/v1/jobs/{job_id}/cancel").is_success
 
     items = client.get(f"/v1/webhooks/{created['id']}/deliveries").json()["items"]
     assert [(each["type"], each["job_id"]) for each in items] == [("job.cancelled", own["id"])]

@@ -1,0 +1,64 @@
+"""The page of the activity log: who did what, and when."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from api.http.auth import Admin
+from api.http.dependencies import TheDatabase
+from api.web.format import words
+from api.web.render import page
+from jobs import activity
+from jobs.database import database_time
+from jobs.models import Activity
+
+router = APIRouter(include_in_schema=False)
+
+_MOST = 100  # entries of a page
+_Text = Annotated[str, Query(max_length=200)]
+
+
+@router.get("/activity")
+def activity_page(
+    request: Request,
+    admin: Admin,
+    database: TheDatabase,
+    actor: _Text = "",
+    action: _Text = "",
+    target: _Text = "",
+    cursor: Annotated[str, Query(max_length=36)] = "",
+) -> Response:
+    """Return the entries of the log, newest first."""
+    actor, action, target = actor.strip(), action.strip(), target.strip()
+    filters = {"actor": actor, "action": action, "target": target}
+    with database.read() as session:
+        rows = activity.entries(
+            session, actor=actor, action=action, target=target, before=cursor or None, limit=_MOST + 1
+        )
+        now = database_time(session)
+    older = rows[_MOST - 1].id if len(rows) > _MOST else None
+    lines = [(row, _address(row), _details(row)) for row in rows[:_MOST]]
+    return page(request, "activity.html", lines=lines, filters=filters, older=older, is_first=not cursor, now=now)
+
+
+def _address(row: Activity) -> str | None:
+    """Return the page of the entry's object; None where there is none, or none any more."""
+    kind = row.action.split(".")[0]
+    if row.action == "job.delete":
+        return "/deleted"
+    pages = {"job": f"/jobs/{row.object_id}", "sweep": f"/sweeps/{row.object_id}"}
+    if kind == "checkpoint" and (job := (row.details or {}).get("job")):
+        return f"/jobs/{job}#checkpoints"
+    return pages.get(kind)
+
+
+def _details(row: Activity) -> str:
+    facts = {name: value for name, value in (row.details or {}).items() if name != "job"}
+    return ", ".join(f"{words(name)} {_text(value)}" for name, value in facts.items())
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

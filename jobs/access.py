@@ -1,0 +1,72 @@
+"""Who makes a request, and what it may change.
+
+A key with `submit` changes its own jobs, sweeps, checkpoints and weights: those that it has submitted, and evaluations
+that follow from them.  A key with `admin` changes those of all.  A priority above 0 needs the scope `priority` or
+`admin`.  Workers and reconcilers act for no principal, and no rule stops them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from jobs.database import actor_of
+from jobs.errors import Forbidden
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The key behind a request, its scopes, and the browser session that the request belongs to."""
+
+    key_id: str
+    name: str
+    scopes: frozenset[str]
+    session: str = ""  # the hash of the browser session's secret, if the request carries one
+
+    def may_change(self, created_by: str | None) -> bool:
+        """Return whether it may change what a key has created."""
+        return "admin" in self.scopes or created_by == self.key_id
+
+    def may_prioritise(self) -> bool:
+        """Return whether its jobs may have a priority above 0."""
+        return not self.scopes.isdisjoint(("admin", "priority"))
+
+
+def principal_of(session: Session) -> Principal | None:
+    """Return the principal that the transaction acts for; None for a worker or a reconciler."""
+    actor = actor_of(session)
+    return actor if isinstance(actor, Principal) else None
+
+
+def by(session: Session) -> dict[str, str]:
+    """Return the part of an event's data that names the person or key that caused it; nothing if none did."""
+    principal = principal_of(session)
+    return {} if principal is None else {"by": principal.name}
+
+
+def may_change(session: Session, created_by: str | None) -> bool:
+    """Return whether the transaction may change what a key has created; None for a key that no row names."""
+    principal = principal_of(session)
+    return principal is None or principal.may_change(created_by)
+
+
+def check_owner(session: Session, created_by: str | None, name: str) -> None:
+    """Check that the transaction may change an object.
+
+    Raises:
+        Forbidden: it is of another key, and the transaction acts for none with `admin`.
+    """
+    if not may_change(session, created_by):
+        raise Forbidden(f"{name} is of another key; only that key or one with `admin` may change it")
+
+
+def may_prioritise(session: Session) -> bool:
+    """Return whether jobs of the transaction may have a priority above 0."""
+    principal = principal_of(session)
+    return principal is None or principal.may_prioritise()
+
+
+def copied_priority(session: Session, priority: int) -> int:
+    """Return the priority of a copy of a job, such as a retry: at most 0 for a key that may not set a higher one."""
+    return priority if may_prioritise(session) else min(priority, 0)

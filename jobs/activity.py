@@ -1,0 +1,106 @@
+"""The activity log: who did what, to which object, and when.
+
+Each change that a person or a key requests adds an entry in its own transaction, so there is no change without an entry
+and no entry without a change.  Changes by workers and reconcilers add none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.access import Principal, principal_of
+from jobs.database import Database, new_id, now_ms
+from jobs.models import Activity
+
+OPERATOR: Final = Principal("", "an operator's command", frozenset())  # of `python -m jobs`
+SERVER: Final = Principal("", "the server at its start", frozenset())
+_MOST_FACTS = 1_000  # characters of one value
+
+
+def note(
+    session: Session,
+    action: str,
+    object_id: str,
+    name: str = "",
+    /,
+    *,
+    by: Principal | None = None,
+    **facts: Any,
+) -> None:
+    """Add an entry, if a person or a key causes the change.
+
+    Args:
+        session: the transaction of the change.
+        action: the object's kind and what happens to it, such as `job.cancel`.
+        object_id: of the object; a name where that is its id.
+        name: of the object, at this time.
+        by: the principal; by default that of the transaction.
+        **facts: what else the entry holds, without those that are None; no secret.
+    """
+    principal = by or principal_of(session)
+    if principal is None:
+        return
+    details = {
+        each: value[:_MOST_FACTS] if isinstance(value, str) else value
+        for each, value in facts.items()
+        if value is not None
+    }
+    row = Activity(
+        id=new_id(),
+        actor_id=principal.key_id,
+        actor=principal.name,
+        action=action,
+        object_id=object_id,
+        object_name=name,
+        details=details or None,
+    )
+    session.add(row)
+
+
+def entries(
+    session: Session,
+    *,
+    actor: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+    since: int | None = None,
+    until: int | None = None,
+    before: str | None = None,
+    limit: int = 100,
+) -> Sequence[Activity]:
+    """Return entries, newest first.
+
+    Args:
+        session: a reading transaction.
+        actor: the name or the id of the person or key.
+        action: an action, or its first part, such as `job`.
+        target: the id or the name of the object.
+        since, until: milliseconds since 1970; `until` is exclusive.
+        before: the id of an entry; only older ones.
+        limit: the most entries.
+    """
+    statement = select(Activity).order_by(Activity.id.desc()).limit(limit)
+    if actor:
+        statement = statement.where(or_(Activity.actor == actor, Activity.actor_id == actor))
+    if action:
+        family = Activity.action.startswith(f"{action}.", autoescape=True)
+        statement = statement.where(or_(Activity.action == action, family))
+    if target:
+        statement = statement.where(or_(Activity.object_id == target, Activity.object_name == target))
+    if since is not None:
+        statement = statement.where(Activity.at >= since)
+    if until is not None:
+        statement = statement.where(Activity.at < until)
+    if before is not None:
+        statement = statement.where(Activity.id < before)
+    return session.execute(statement).scalars().all()
+
+
+def expire(database: Database, days: float) -> None:
+    """Delete entries that are older than some days."""
+    old = delete(Activity).where(Activity.at < now_ms() - int(days * 86_400_000))
+    database.write(lambda session: session.execute(old))

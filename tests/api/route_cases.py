@@ -1,0 +1,304 @@
+"""A request that succeeds for each route that changes something; its object is made anew, and belongs to a member.
+
+A new route without a case fails `tests/api/http/test_access.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import httpx
+from sqlalchemy import update
+
+from jobs import keys, workers
+from jobs.database import Database, new_id
+from jobs.models import Dataset, WebhookDelivery
+from tests.api.served import SPEC, Served, native_checkpoint
+from tests.api.test_forms import forms_of
+from tests.jobs import rows, sweeping
+from tests.jobs.rows import Run
+from tests.weight_files import weight_file
+
+JOB = {"kind": "pretrain", "spec": SPEC}
+SWEEP: dict[str, Any] = {
+    "name": "by temperature",
+    "spec": SPEC | {"epochs": 18},
+    "search": "grid",
+    "parameters": {sweeping.TEMPERATURE: [0.1, 0.2]},
+    "metric": {"protocol": "knn"},
+}
+HOOK = {"name": "night", "url": "https://hooks.example/hook", "events": ["job.failed"]}
+_NUMBERS = count(1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, but for the client that sends it."""
+
+    method: str
+    address: str
+    arguments: dict[str, Any]
+
+    def send(self, client: httpx.Client) -> httpx.Response:
+        return client.request(self.method, self.address, **self.arguments)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client with a key of its own."""
+
+    client: httpx.Client
+    key_id: str
+
+    @classmethod
+    def of(cls, served: Served, name: str, *scopes: str) -> Member:
+        row, secret = served.database.write(lambda session: keys.create(session, name, scopes or ("read", "submit")))
+        return cls(served.bare({"Authorization": f"Bearer {secret}"}), row.id)
+
+
+@dataclass(frozen=True)
+class World:
+    """A server, the member that owns the objects, and an administrator."""
+
+    served: Served
+    owner: Member
+    admin: httpx.Client
+
+    @property
+    def database(self) -> Database:
+        return self.served.database
+
+    def job(self, *verbs: str) -> str:
+        """Return a waiting job of the owner, after some verbs."""
+        job_id = str(_created(self.owner.client.post("/v1/jobs", json=JOB))["id"])
+        for verb in verbs:
+            _created(self.owner.client.post(f"/v1/jobs/{job_id}/{verb}"))
+        return job_id
+
+    def ended(self, outcome: str = "succeeded", *verbs: str) -> str:
+        """Return a job of the owner that has ended with a checkpoint."""
+        run = Run(self.database, rows.running(self.database, created_by=self.owner.key_id, priority=next(_NUMBERS)))
+        run.deliver(rows.started(), rows.metrics(1, loss=1.0))
+        self.served.checkpoint(native_checkpoint(), run)
+        run.end(outcome, reason="internal_error" if outcome == "failed" else None)
+        for verb in verbs:
+            _created(self.owner.client.post(f"/v1/jobs/{run.job_id}/{verb}"))
+        return run.job_id
+
+    def deleted(self) -> str:
+        job_id = self.ended()
+        _created(self.owner.client.delete(f"/v1/jobs/{job_id}"))
+        return job_id
+
+    def evaluated(self) -> str:
+        """Return a job of the owner whose checkpoint an evaluation measures."""
+        job_id = self.ended()
+        checkpoint_id = self.checkpoint_of(job_id)
+        _created(self.owner.client.post(f"/v1/checkpoints/{checkpoint_id}/evaluate", json={"protocols": ["linear"]}))
+        return job_id
+
+    def checkpoint_of(self, job_id: str) -> str:
+        return str(self.owner.client.get(f"/v1/jobs/{job_id}/checkpoints").json()["items"][0]["id"])
+
+    def checkpoint(self) -> str:
+        return self.checkpoint_of(self.ended())
+
+    def sweep(self) -> str:
+        return str(_created(self.owner.client.post("/v1/sweeps", json=SWEEP))["id"])
+
+    def share(self) -> str:
+        """Return the id of a link to a job of the owner."""
+        return str(_created(self.owner.client.post("/v1/shares", json={"jobs": [self.job()]}))["id"])
+
+    def webhook(self) -> str:
+        return str(_created(self.owner.client.post("/v1/webhooks", json=HOOK))["id"])
+
+    def delivery(self) -> tuple[str, str]:
+        """Return the ids of a webhook and of a message that has ended."""
+        webhook_id = self.webhook()
+        delivery_id = str(_created(self.owner.client.post(f"/v1/webhooks/{webhook_id}/test"))["id"])
+        ended = update(WebhookDelivery).values(state="delivered")
+        self.database.write(lambda session: session.execute(ended))
+        return webhook_id, delivery_id
+
+    def key(self) -> str:
+        body = {"name": "other", "scopes": ["read"]}
+        return str(_created(self.admin.post("/v1/keys", json=body))["id"])
+
+    def worker(self) -> str:
+        facts = rows.worker(id=new_id(), name=f"worker-{next(_NUMBERS)}")
+        self.database.write(lambda session: workers.register(session, facts, 1, []))
+        return facts.id
+
+    def dataset(self) -> str:
+        """Return the name of a dataset that the administrator has added."""
+        name = f"added-{next(_NUMBERS)}"
+        _created(self.admin.post("/v1/datasets", json={"name": name, "path": "/data/images"}))
+        return name
+
+    def folder(self) -> str:
+        """Return the name of a dataset that is a folder."""
+        name = f"folder-{next(_NUMBERS)}"
+        rows.add_dataset(self.database, name, f"{next(_NUMBERS):064}")
+        kind = update(Dataset).where(Dataset.name == name).values(kind="folder")
+        self.database.write(lambda session: session.execute(kind))
+        return name
+
+    def weights(self) -> str:
+        """Return the digest of weights that the owner has imported."""
+        request = _import()
+        _created(request.send(self.owner.client))
+        return request.address.rpartition("/")[2]
+
+
+def _created(response: httpx.Response) -> dict[str, Any]:
+    assert response.status_code < 400, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def _import() -> Request:
+    number = next(_NUMBERS)
+    content, digest = weight_file(number)
+    headers = {"Content-Type": "application/octet-stream"}
+    arguments = {"params": {"name": f"weights-{number}"}, "content": content, "headers": headers}
+    return Request("PUT", f"/v1/weights/{digest}", arguments)
+
+
+def _form(address: str, **fields: Any) -> Request:
+    """Return the request of a form of a page, with its one-time key."""
+    return Request("POST", address, {"data": {"key": f"{next(_NUMBERS):032}"} | fields})
+
+
+Case = Callable[[World], Request]
+
+
+def _cases() -> Iterator[tuple[str, Case]]:
+    for verb, job in _VERBS.items():
+        yield f"POST /v1/jobs/{{job_id}}/{verb}", _verb(f"/v1/jobs/{{}}/{verb}", job)
+    yield "POST /v1/jobs", lambda _: Request("POST", "/v1/jobs", {"json": JOB})
+    yield "PATCH /v1/jobs/{job_id}", lambda world: Request("PATCH", f"/v1/jobs/{world.job()}", {"json": {"name": "x"}})
+    yield (
+        "POST /v1/jobs/{job_id}/continue",
+        lambda world: Request("POST", f"/v1/jobs/{world.ended()}/continue", {"json": {"epochs": 1}}),
+    )
+    yield "DELETE /v1/jobs/{job_id}", lambda world: Request("DELETE", f"/v1/jobs/{world.ended()}", {})
+    yield (
+        "POST /v1/jobs/delete",
+        lambda world: Request("POST", "/v1/jobs/delete", {"json": {"jobs": [world.ended()]}}),
+    )
+    point = "/v1/checkpoints/{checkpoint_id}"
+    yield (
+        f"PATCH {point}",
+        lambda world: Request("PATCH", f"/v1/checkpoints/{world.checkpoint()}", {"json": {"pinned": True}}),
+    )
+    yield f"DELETE {point}", lambda world: Request("DELETE", f"/v1/checkpoints/{world.checkpoint()}", {})
+    yield (
+        f"POST {point}/evaluate",
+        lambda world: Request("POST", f"/v1/checkpoints/{world.checkpoint()}/evaluate", {"json": {}}),
+    )
+    yield f"POST {point}/verify", lambda world: Request("POST", f"/v1/checkpoints/{world.checkpoint()}/verify", {})
+    yield "PUT /v1/weights/{sha256}", lambda _: _import()
+    yield "POST /v1/weights/{sha256}/verify", lambda world: Request("POST", f"/v1/weights/{world.weights()}/verify", {})
+    yield "DELETE /v1/weights/{sha256}", lambda world: Request("DELETE", f"/v1/weights/{world.weights()}", {})
+    yield "POST /v1/sweeps", lambda _: Request("POST", "/v1/sweeps", {"json": SWEEP})
+    yield (
+        "POST /v1/sweeps/{sweep_id}/cancel",
+        lambda world: Request("POST", f"/v1/sweeps/{world.sweep()}/cancel", {}),
+    )
+    yield "POST /v1/webhooks", lambda _: Request("POST", "/v1/webhooks", {"json": HOOK})
+    hook = "/v1/webhooks/{webhook_id}"
+    yield f"PATCH {hook}", lambda world: Request("PATCH", f"/v1/webhooks/{world.webhook()}", {"json": {"name": "x"}})
+    yield f"DELETE {hook}", lambda world: Request("DELETE", f"/v1/webhooks/{world.webhook()}", {})
+    yield f"POST {hook}/test", lambda world: Request("POST", f"/v1/webhooks/{world.webhook()}/test", {})
+    yield (
+        f"POST {hook}/deliveries/{{delivery_id}}/redeliver",
+        lambda world: Request("POST", "/v1/webhooks/{}/deliveries/{}/redeliver".format(*world.delivery()), {}),
+    )
+    yield "POST /v1/datasets", lambda _: Request("POST", "/v1/datasets", {"json": {"name": "more", "path": "/more"}})
+    named = "/v1/datasets/{name}"
+    yield (
+        f"PATCH {named}",
+        lambda world: Request("PATCH", f"/v1/datasets/{world.dataset()}", {"json": {"name": "renamed"}}),
+    )
+    yield f"DELETE {named}", lambda world: Request("DELETE", f"/v1/datasets/{world.dataset()}", {})
+    yield f"POST {named}/read", lambda world: Request("POST", f"/v1/datasets/{world.folder()}/read", {})
+    yield (
+        "POST /v1/workers/{worker_id}/drain",
+        lambda world: Request("POST", f"/v1/workers/{world.worker()}/drain", {}),
+    )
+    yield "POST /v1/keys", lambda _: Request("POST", "/v1/keys", {"json": {"name": "other", "scopes": ["read"]}})
+    yield "DELETE /v1/keys/{key_id}", lambda world: Request("DELETE", f"/v1/keys/{world.key()}", {})
+    yield "POST /v1/sign-in-links", lambda _: Request("POST", "/v1/sign-in-links", {})
+    yield "POST /v1/shares", lambda world: Request("POST", "/v1/shares", {"json": {"jobs": [world.job()]}})
+    yield "DELETE /v1/shares/{share_id}", lambda world: Request("DELETE", f"/v1/shares/{world.share()}", {})
+    yield from _forms()
+
+
+def _forms() -> Iterator[tuple[str, Case]]:
+    yield "POST /jobs/{job_id}/{verb}", lambda world: _form(f"/jobs/{world.job()}/pause")
+    yield "POST /jobs/{job_id}/note", lambda world: _form(f"/jobs/{world.job()}/note", note="a text")
+    yield "POST /shares", lambda world: _form("/shares", job=[world.job()], days="7")
+    yield "POST /shares/{share_id}/revoke", lambda world: _form(f"/shares/{world.share()}/revoke")
+    yield "POST /jobs/cancel", lambda world: _form("/jobs/cancel", job=[world.job()])
+    yield "POST /jobs/{verb}", lambda world: _form("/jobs/archive", job=[world.ended()])
+    yield "POST /jobs/{job_id}/retry", lambda world: _form(f"/jobs/{world.ended('failed')}/retry")
+    yield "POST /jobs/{job_id}/continue", lambda world: _form(f"/jobs/{world.ended()}/continue", epochs="1")
+    yield "POST /jobs/{job_id}/baselines", lambda world: _form(f"/jobs/{world.evaluated()}/baselines")
+    yield "POST /jobs/{job_id}/evaluate", _evaluate_form
+    yield (
+        "POST /checkpoints/{checkpoint_id}/{pin}",
+        lambda world: _form(f"/checkpoints/{world.checkpoint()}/pin"),
+    )
+    yield "POST /delete", lambda world: _form("/delete", job=[world.ended()])
+    yield "POST /deleted/{job_id}/restore", lambda world: _form(f"/deleted/{world.deleted()}/restore")
+    yield "POST /datasets", lambda world: _form("/datasets", name="typed", path=str(world.served.settings.data_dir))
+    yield "POST /datasets/{name}/read", lambda world: _form(f"/datasets/{world.folder()}/read")
+    yield "POST /workers/{worker_id}/drain", lambda world: _form(f"/workers/{world.worker()}/drain")
+    yield "POST /sweeps/{sweep_id}/cancel", lambda world: _form(f"/sweeps/{world.sweep()}/cancel")
+    yield "POST /submit", lambda world: _filled(world, f"/submit?source={world.job()}")
+    yield "POST /sweeps/new", lambda world: _filled(world, "/sweeps/new")
+
+
+def _evaluate_form(world: World) -> Request:
+    job_id = world.ended()
+    return _form(f"/jobs/{job_id}/evaluate", checkpoint_id=world.checkpoint_of(job_id), protocols=["linear"])
+
+
+def _filled(world: World, address: str) -> Request:
+    """Return the request of the form of a page, with the fields as the page fills them in."""
+    (form,) = (each for each in forms_of(world.owner.client, address) if each.action == address.partition("?")[0])
+    return Request("POST", form.action, {"data": form.body(("step", "submit"))})
+
+
+def _verb(address: str, job: Callable[[World], str]) -> Case:
+    return lambda world: Request("POST", address.format(job(world)), {})
+
+
+# The verbs of a job, each with a job that it is possible for.
+_VERBS: dict[str, Callable[[World], str]] = {
+    "cancel": World.job,
+    "pause": World.job,
+    "resume": lambda world: world.job("pause"),
+    "archive": World.ended,
+    "unarchive": lambda world: world.ended("succeeded", "archive"),
+    "retry": lambda world: world.ended("failed"),
+    "clone": World.job,
+    "baselines": World.evaluated,
+    "reference": World.job,
+    "unreference": World.job,
+    "restore": World.deleted,
+}
+
+CASES = dict(_cases())
+
+# Routes that change nothing that a log could name, and why.
+WITHOUT_ENTRY = {
+    "POST /v1/checkpoints/{checkpoint_id}/verify": "reads a file, and notes whether it is whole",
+    "POST /v1/weights/{sha256}/verify": "reads a file",
+}
+# Routes that need no key, or end the session that they are sent with.
+OF_SESSIONS = {"POST /sign-in", "POST /sign-out"}
