@@ -111,11 +111,11 @@ def _changed(data: Data) -> _Sentence:
 
 
 def _shared(data: Data) -> _Sentence:
-    return "muted", "Shared by a link", f"for {data.get('days')} days, by {data.get('by')}"
+    return "muted", "Shared as a link", f"for {data.get('days')} days"
 
 
-def _unshared(data: Data) -> _Sentence:
-    return "muted", "Link revoked", f"by {data.get('by')}"
+def _unshared(_data: Data) -> _Sentence:
+    return "muted", "Link revoked", ""
 
 
 _MEASURED = {"final": "the last checkpoint", "best": "the best checkpoint, selected on test", "every": "a checkpoint"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0032_activities"
-down_revision = "0031_shares"
+revision = "0033_activities"
+down_revision = "0032_worker_versions"
 branch_labels = None
 depends_on = None
 
