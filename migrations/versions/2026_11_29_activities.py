@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0033_activities"
-down_revision = "0032_worker_versions"
+revision = "0034_activities"
+down_revision = "0033_monitoring"
 branch_labels = None
 depends_on = None
 

@@ -28,7 +28,7 @@ def link(served: Served, client: httpx.Client, *job_ids: str, days: int = 7) -> 
 
 
 def test_a_link_shows_its_job_and_nothing_of_others(small: Served) -> None:
-    client, stranger = small.client("read", "submit"), small.bare()
+    client, stranger = small.client(), small.bare()
     job_id = trained(small, 0.6, "the shared one")
     other = trained(small, 0.7, "the secret one", epochs=7)
     client.patch(f"/v1/jobs/{job_id}", json={"note": "**why**", "tags": ["internal"]})

@@ -15,7 +15,7 @@ from tests.jobs import rows
 
 def test_the_list_comes_as_one_file_as_filtered(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_tables, "_PAGE", 2)
-    client, browser = served.client("read", "submit"), served.browser()
+    client, browser = served.client(), served.browser()
     done = trained(served, 0.6, "=1+1")
     waiting = [rows.submit(served.database, name="a, b\nc", tags=("x", "y")) for _ in range(3)]
     client.patch(f"/v1/jobs/{waiting[0]}", json={"starred": True})
