@@ -180,7 +180,7 @@ def _fail(message: str, code: int) -> int:
 def _advice(error: WclError) -> str:
     if isinstance(error, Unreachable) and "certificate" not in str(error):
         return f"{error}\nStart the service with `wcl up`, or set WCL_URL and WCL_KEY for another one."
-    if isinstance(error, DeniedError):
+    if isinstance(error, DeniedError) and error.status != 403:  # the message of a 403 names the missing right
         if find_address().is_key_withheld:
             return (
                 f"{error}\nWCL_KEY was not sent: {data_folder() / 'server.json'} names the server, and no process of "

@@ -495,3 +495,15 @@ def test_importing_the_client_loads_no_service_library() -> None:
     loaded: Any = json.loads(done.stdout)
 
     assert loaded == []
+
+
+@pytest.mark.parametrize(("status", "advises"), [(401, True), (403, False)])
+def test_only_a_key_that_is_refused_brings_the_advice_to_set_another_one(
+    status: int, advises: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("WCL_URL", "http://127.0.0.1:1")
+    text = cli._advice(DeniedError(status, "Not allowed", "job a is of another key"))
+
+    assert ("Set WCL_KEY" in text) is advises
+    assert "job a is of another key" in text
