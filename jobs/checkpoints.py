@@ -143,7 +143,8 @@ def pin(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
         return checkpoint
     checkpoint.pinned = is_pinned
     session.flush()
-    _note(session, checkpoint, "pin" if is_pinned else "unpin", "pinned" if is_pinned else "unpinned")
+    # No event of the job: it would lock the job's row, and a delivery of its run would wait.
+    _note(session, checkpoint, "pin" if is_pinned else "unpin")
     return checkpoint
 
 
@@ -152,8 +153,7 @@ def _check_owner(session: Session, checkpoint: Checkpoint) -> None:
     access.check_owner(session, created_by, f"the job of checkpoint {checkpoint.id}")
 
 
-def _note(session: Session, checkpoint: Checkpoint, action: str, done: str) -> None:
-    record(session, checkpoint.job_id, f"checkpoint_{done}", {"step": checkpoint.step})
+def _note(session: Session, checkpoint: Checkpoint, action: str) -> None:
     activity.note(session, f"checkpoint.{action}", checkpoint.id, job=checkpoint.job_id, step=checkpoint.step)
 
 
@@ -185,7 +185,8 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
     if (sweep_id := sweep_from(session, checkpoint.sha256)) is not None:
         raise Conflict(f"sweep {sweep_id} needs the checkpoint")
     session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
-    _note(session, checkpoint, "delete", "deleted")
+    record(session, checkpoint.job_id, "checkpoint_deleted", {"step": checkpoint.step})
+    _note(session, checkpoint, "delete")
     return checkpoint
 
 

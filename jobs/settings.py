@@ -121,9 +121,7 @@ class Settings(BaseSettings):
         ge=0,
         le=36_500,
     )
-    activity_days: float = Field(
-        default=730, gt=0, le=36_500, description="Days for which the activity log keeps who did what."
-    )
+    activity_days: float = Field(default=730, gt=0, le=36_500)
 
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)
     idempotency_hours: float = Field(default=24, gt=0, le=100_000)
