@@ -31,6 +31,7 @@ from api.rest.housekeeping import keep_clean
 from jobs import keys, schema, storage_id
 from jobs.database import Database, Signal, is_outage
 from jobs.faults import describe
+from jobs.logs import log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
@@ -39,7 +40,7 @@ from jobs.wake_up import WakeUpSender
 from jobs.webhooks.sender import Sender
 from wcl_core import failpoints
 from wcl_core.files import PRIVATE_UMASK, write_bytes
-from wcl_core.text import Arguments, log_to_stderr, write_error, write_line
+from wcl_core.text import Arguments, write_error, write_line
 
 _GRACE_SECONDS = 5
 _BACKLOG = 128  # connections that wait; without descriptors asyncio reports an error for each, every second
@@ -63,12 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         only a user can fix it.
     """
     Arguments(prog="python -m api", description=__doc__).parse_args(arguments)
-    log_to_stderr()
     logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz uses it at every request
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a closed terminal ends the server in order
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        serve(read_settings())
+        settings = read_settings()
+        log_to_stderr(settings.log_format)
+        serve(settings)
     except InvalidSettings as error:
         for problem in error.problems:
             write_error(problem)

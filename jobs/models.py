@@ -161,6 +161,7 @@ class Job(Hideable, Base):
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
     created_by: Mapped[str | None] = mapped_column(_Id)
+    request_id: Mapped[str | None] = mapped_column(_String(64))  # of the submission (jobs.logs)
     kind: Mapped[str] = mapped_column(_String(32))
     name: Mapped[str] = mapped_column(_String(200))
     status: Mapped[str] = mapped_column(_String(16))

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from jobs import access, activity
+from jobs import access, activity, logs
 from jobs.database import Signal, new_id, signal
 from jobs.datasets import pinned_digest
 from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Event, Job, Tag
@@ -89,6 +89,7 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest:
         "dataset_name": dataset.name,
         "dataset_digest": pinned_digest(session, dataset) if digest is None else digest,
         "event_seq": 1,
+        "request_id": logs.request_id(),
     }
     job = session.execute(insert(Job).values(**values).returning(Job)).scalar_one()  # the row as it is stored
     session.add(Event(job_id=job.id, seq=job.event_seq, type="submitted", data={"status": status} | access.by(session)))

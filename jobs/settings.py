@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from jobs.logs import Format
 from wcl_core.text import Secret
 
 _MOST_SECONDS = 1e9  # longer waits than any clock of the system takes are mistakes
@@ -122,6 +123,9 @@ class Settings(BaseSettings):
         le=36_500,
     )
     activity_days: float = Field(default=730, gt=0, le=36_500)
+
+    log_format: Format = Field(default="lines")
+    access_log: bool = Field(default=False)
 
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)
     idempotency_hours: float = Field(default=24, gt=0, le=100_000)

@@ -104,6 +104,14 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "scrub_days": ("7", "days within which no checkpoint is read again"),
     "restore_days": ("7", "days for which a deleted job can be restored; then a server removes its files and rows"),
     "activity_days": ("730", "days for which the activity log keeps who did what"),
+    "log_format": (
+        "`lines`",
+        "`lines`, or `json`: one object a line, with the ids of the request and the job",
+    ),
+    "access_log": (
+        "`false`",
+        "`true`: the server logs each request, without the query of its address and secrets",
+    ),
     "max_body_bytes": ("1000000", "largest body of a request"),
     "idempotency_hours": ("24", "time for which the server keeps an `Idempotency-Key`"),
     "public_url": ("of the server", "address under which people open the service, for links in messages of webhooks"),

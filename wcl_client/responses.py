@@ -79,6 +79,7 @@ class Job(TypedDict, total=False):
     deviations: list[Json] | None
     resume_checkpoint_id: str | None
     created_by: str | None
+    request_id: str | None
     owner: str | None
     status_by: str | None
     waiting: Json | None

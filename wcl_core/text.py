@@ -106,13 +106,6 @@ class VisibleFormatter(logging.Formatter):
         return visible_lines(super().formatException(ei))
 
 
-def log_to_stderr() -> None:
-    """Write the log of this process to stderr, with hidden characters as escapes."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
 class Secret:
     """A key or an address with a password, which no message, log line or traceback shows."""
 

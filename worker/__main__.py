@@ -29,6 +29,7 @@ from jobs.database import Database, Signal, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
 from jobs.faults import describe
+from jobs.logs import log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
@@ -38,7 +39,7 @@ from wcl_core import addresses, orphans
 from wcl_core.config import SPEC_VERSIONS
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.limits import memory_bytes
-from wcl_core.text import Arguments, log_to_stderr, write_error
+from wcl_core.text import Arguments, write_error
 from worker import app, datasets, devices, process, recovery
 from worker.ability import Ability, StorageCheck
 from worker.datasets import DatasetCheck
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.wait_for_stdin:
         while os.read(0, 1024):
             pass
-    log_to_stderr()
+    log_to_stderr(settings.log_format)
     # Runs and the standby process inherit it; a second run of the same network is compiled within seconds.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.resolved_cache_dir / "compiler"))
     orphans.adopt()

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
+from jobs import logs
 from jobs.damage import LostFiles
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
@@ -103,6 +104,10 @@ class Supervisor:
 
     def supervise(self, claim: Claim) -> None:
         """Run the attempt to its end; return when this worker has nothing more to do for it."""
+        with logs.about(job_id=claim.job_id, attempt=claim.number, request_id=claim.request_id):
+            self._supervise(claim)
+
+    def _supervise(self, claim: Claim) -> None:
         folder = self._settings.attempts_dir / claim.attempt.folder_of(claim.node)
         kind = OpenNode if claim.node else OpenAttempt
         attempt = kind(self._database, self._settings, self._draining, claim)

@@ -7,12 +7,13 @@ On the way back it adds security headers to every response and turns exceptions 
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 import anyio.to_thread
 from fastapi import Request, Response
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,9 +21,12 @@ from api.http import auth, bodies
 from api.http.hosts import Hosts
 from api.http.problems import ErrorRenderer, Misdirected, Problem, Unreadable
 from api.http.proxies import Proxies, rooted, route_path
+from jobs import logs
 from jobs.database import Database
 from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
+
+access = logging.getLogger("access")
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -51,11 +55,13 @@ class Middleware:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             public, began = self._proxies.public(scope), time.monotonic()
-            sender = _Sender(public, send)
-            try:
-                await self._handle(public, receive, sender)
-            finally:
-                self._note_response(public, sender, began)
+            request_id = logs.request_id_of(Headers(scope=public).get("x-request-id", ""))
+            sender = _Sender(public, send, request_id)
+            with logs.about(request_id=request_id):
+                try:
+                    await self._handle(public, receive, sender)
+                finally:
+                    self._note_response(public, sender, began)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -82,8 +88,16 @@ class Middleware:
             return Problem.of(failure).response()
 
     def _note_response(self, scope: Scope, sender: _Sender, began: float) -> None:
-        if sender.started_at is not None:
-            scope["app"].state.monitoring.observe(scope, sender.status, sender.started_at - began)
+        if sender.started_at is None:
+            return
+        seconds = sender.started_at - began
+        scope["app"].state.monitoring.observe(scope, sender.status, seconds)
+        if self._settings.access_log:
+            principal, template = scope.get("state", {}).get("principal"), getattr(scope.get("route"), "path", "")
+            path = template if "{secret}" in template else scope["path"]  # the address of a link is its secret
+            facts = {"method": scope["method"], "path": path, "status": sender.status, "ms": round(seconds * 1000, 1)}
+            facts |= {"by": principal.name} if principal is not None else {}
+            access.info(" ".join(map(str, facts.values())), extra={"facts": facts})
 
     async def _note_use(self, request: Request) -> None:
         """Store the use of the key after the response, so that the client does not wait for it."""
@@ -126,7 +140,8 @@ def is_ambiguous(scope: Scope) -> bool:
 class _Sender:
     """A `send` that adds the security headers, prefixes redirects, and records whether the response has started."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self._request_id = request_id
         self._must_close = is_ambiguous(scope)
         self._is_private = not route_path(scope).startswith(auth.PUBLIC_FOLDER)
         self._send = send
@@ -142,6 +157,7 @@ class _Sender:
             failpoint("reply")
             self.started_at, self.status = time.monotonic(), message["status"]
             headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self._request_id
             if "Location" in headers:
                 headers["Location"] = rooted(headers["Location"])
             if self._must_close:

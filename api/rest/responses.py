@@ -256,6 +256,7 @@ class JobResponse(JobSummary):
     `note` is a user's text in Markdown.
     `expected_time` is of a training that has yet to report how long it takes; null for other jobs.
 
+    `request_id` is of the submission, as the logs of server and workers name it; null if no request has submitted it.
     `owner` is the name of the key that submitted the job, `created_by` its id.  `status_by` is the name of the person
     or key that paused or cancelled it.
     """
@@ -267,6 +268,7 @@ class JobResponse(JobSummary):
     deviations: list[PresetDeviation] | None
     resume_checkpoint_id: str | None
     created_by: str | None
+    request_id: str | None
     owner: str | None
     status_by: str | None
     waiting: WaitingResponse | None

@@ -34,6 +34,7 @@ class Claim:
         devices: UUIDs of the devices that the attempt holds on this worker; none for a job that needs none.
         node: the place of this worker among those of the attempt, from 0.
         num_nodes: number of workers that run the attempt together.
+        request_id: of the job's submission (jobs.logs); None if no request has submitted it.
     """
 
     attempt: AttemptRef
@@ -47,6 +48,7 @@ class Claim:
     devices: tuple[str, ...] = ()
     node: int = 0
     num_nodes: int = 1
+    request_id: str | None = None
 
     @property
     def job_id(self) -> str:
@@ -180,6 +182,7 @@ def claim_of(
         devices=devices,
         node=node,
         num_nodes=num_nodes,
+        request_id=job.request_id,
     )
 
 
