@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from sqlalchemy import select
@@ -70,7 +71,8 @@ class Row:
 class Comparison:
     """Configurations, the verdict about them, and all that they share or not.
 
-    `contrast` says of the best configuration by kNN accuracy whether it is shown to be better than the second one.
+    `contrast` says whether the best configuration by kNN accuracy is shown to be better than the second one; without
+    labels, by view accuracy.
     `reference` is the one of these, or a further one, that has the reference of their dataset.
     """
 
@@ -84,6 +86,16 @@ class Comparison:
     @property
     def jobs(self) -> list[Job]:
         return [job for each in self.configurations for job in each.jobs]
+
+    @property
+    def accuracies(self) -> dict[int, tuple[str, float]]:
+        """The metric and the mean of the accuracy that the trainings measured last, by number of the configuration."""
+        metrics = {each.number: verdicts.accuracy_of(each.jobs) for each in self.configurations}
+        latest = {
+            each.number: [value for job in each.jobs if (value := (job.latest_metrics or {}).get(metrics[each.number]))]
+            for each in self.configurations
+        }
+        return {number: (metrics[number], fmean(values)) for number, values in latest.items() if values}
 
 
 def comparison(

@@ -30,7 +30,7 @@ _MOST = 40  # of them that are compared
 
 @dataclass(frozen=True)
 class Contrast:
-    """The kNN accuracy of a configuration against something that it should beat, at a step that both have measured.
+    """The accuracy of a configuration against something that it should beat, at a step that both have measured.
 
     Attributes:
         other: the other side, in words.
@@ -39,6 +39,7 @@ class Contrast:
         job_ids: of both sides.
         is_over: whether the job itself has ended.
         subject: the side that is better or worse, in words; empty for the job itself.
+        metric: the name of the accuracy.
     """
 
     other: str
@@ -48,6 +49,7 @@ class Contrast:
     job_ids: list[str]
     is_over: bool
     subject: str = ""
+    metric: str = KNN_TOP1
 
     @property
     def is_shown(self) -> bool:
@@ -136,8 +138,8 @@ def chance(dataset: Dataset, evaluation: Evaluation) -> float | None:
 
 def verdict(session: Session, job: Job) -> Verdict | None:
     """Return what a training has learned so far; None without two measurements."""
+    metric = accuracy_of([job])
     latest = job.latest_metrics or {}
-    metric = KNN_TOP1 if latest.get(KNN_TOP1) is not None else VIEW_TOP1
     accuracy = latest.get(metric)
     if job.kind != "pretrain" or accuracy is None:
         return None
@@ -150,14 +152,26 @@ def verdict(session: Session, job: Job) -> Verdict | None:
     first = session.get_one(Job, _firsts(session, [job.id])[job.id])
     is_random = first.spec.get("weights") is None
     if metric == VIEW_TOP1:
-        share = latest.get(VIEW_TOP1_CHANCE)
-        images = [1] * round(1 / share) if share else []  # each is a class of its own
+        images = [1] * _num_views(job)  # each is a class of its own
         return _judged(metric, float(accuracy), before, images, is_over, [], is_random) if images else None
     counts = _test_counts(session, job)
     if counts is None:
         return None
     contrasts = _contrasts(session, job, sum(counts), is_over)
     return _judged(metric, float(accuracy), before, counts, is_over, contrasts, is_random)
+
+
+def accuracy_of(jobs: Sequence[Job]) -> str:
+    """Return the name of the accuracy that all jobs measure: of kNN, unless all have the view accuracy instead."""
+    latest = [job.latest_metrics or {} for job in jobs]
+    without_labels = latest and all(each.get(KNN_TOP1) is None and VIEW_TOP1 in each for each in latest)
+    return VIEW_TOP1 if without_labels else KNN_TOP1
+
+
+def _num_views(job: Job) -> int:
+    """Return among how many images a view is recognised; 0 where that is unknown."""
+    share = (job.latest_metrics or {}).get(VIEW_TOP1_CHANCE)
+    return round(1 / share) if share else 0
 
 
 def untrained_accuracies(session: Session, job_ids: Sequence[str], metric: str = KNN_TOP1) -> dict[str, float]:
@@ -282,14 +296,15 @@ def _contrasts(session: Session, job: Job, num_images: int, is_over: bool) -> li
 def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: Sequence[str]) -> Contrast | None:
     """Return the best configuration by kNN accuracy against the second one; None where nothing can be compared.
 
-    All are compared at the last step that each of them has measured.
+    Without labels the view accuracy takes its place. All are compared at the last step that each of them has measured.
 
     Args:
         configurations: the jobs of each, by seed.
         names: of the configurations.
     """
     every = [job for each in configurations for job in each.values()]
-    curves = _curves(session, [job.id for job in every])
+    metric = accuracy_of(every)
+    curves = _curves(session, [job.id for job in every], metric)
     steps = [{step for job in each.values() for step in curves[job.id] if step > 0} for each in configurations]
     common = set.intersection(*steps)
     if not common:
@@ -298,7 +313,7 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     accuracies = [_at(each, curves, step) for each in configurations]
     means = [sum(values.values()) / len(values) for values in accuracies]
     first, second = sorted(range(len(means)), key=lambda place: -means[place])[:2]
-    count = sum(_test_counts(session, every[0]) or [])
+    count = sum(_test_counts(session, every[0]) or []) if metric == KNN_TOP1 else _num_views(every[0])
     gap = difference(accuracies[first], accuracies[second], count or None)
     if gap is None:
         return None
@@ -306,7 +321,7 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
         first, second, gap = second, first, gap.reversed
     is_over = all(job.status in TERMINAL for job in every)
     facts = (gap, step, step == max(map(max, steps)), [job.id for job in every], is_over)
-    return Contrast(names[second], *facts, subject=names[first])
+    return Contrast(names[second], *facts, subject=names[first], metric=metric)
 
 
 def twin_of(method: str) -> str:
@@ -342,12 +357,12 @@ def _beside_method(job: Job) -> dict[str, object]:
     return training_settings(job.spec) | {"method": None, "method_options": None}
 
 
-def _curves(session: Session, job_ids: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Return the curves of kNN accuracy by job and step; of several attempts, the newest one counts."""
+def _curves(session: Session, job_ids: Sequence[str], metric: str = KNN_TOP1) -> dict[str, dict[int, float]]:
+    """Return the curves of an accuracy by job and step; of several attempts, the newest one counts."""
     statement = (
         select(Series.job_id, Point.step, Point.value)
         .join(Series, Series.id == Point.series_id)
-        .where(Series.job_id.in_(job_ids), Series.name == KNN_TOP1, Point.value.is_not(None))
+        .where(Series.job_id.in_(job_ids), Series.name == metric, Point.value.is_not(None))
         .order_by(Point.attempt)
     )
     curves: dict[str, dict[int, float]] = defaultdict(dict)

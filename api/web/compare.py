@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import fmean
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -15,7 +14,7 @@ from api.web.picture import drawings
 from api.web.render import page, picture
 from jobs import curves, queries
 from jobs.comparisons import MAX_CONFIGURATIONS, MAX_JOBS, chosen_jobs, comparison
-from jobs.configurations import Configuration, configurations_of
+from jobs.configurations import configurations_of
 from jobs.database import database_time
 from jobs.models import Job
 
@@ -36,21 +35,24 @@ def compare_page(
     group: _Ids = [],  # noqa: B006
     twin: bool = False,
     q: Annotated[str, Query(max_length=200)] = "",
+    find: bool = False,
 ) -> Response:
     """Return the comparison of jobs and seed groups; without any, the newest jobs that have begun, to choose from.
 
-    With `twin`, the other seeds of each job are added, and its twin.
+    With `twin`, the other seeds of each job are added, and its twin. With `find`, the jobs are not compared: they stay
+    chosen, beside those that a search finds.
     """
     with database.read() as session:
-        shown = comparison(session, job, group, with_twin=twin)
+        chosen = chosen_jobs(session, list(dict.fromkeys(job))) if find else []
+        shown = comparison(session, [] if find else job, [] if find else group, with_twin=twin)
         choices = [] if shown.configurations else _choices(session, q)
         now = database_time(session)
     return page(
         request,
         "compare.html",
         comparison=shown,
-        knn={each.number: _latest_knn(each) for each in shown.configurations},
-        choices=choices,
+        chosen=chosen,
+        choices=[each for each in choices if each.id not in {kept.id for kept in chosen}],
         q=q,
         metrics=sorted({name for job in shown.jobs for name in job.latest_metrics or {}}),
         now=now,
@@ -61,13 +63,6 @@ def compare_page(
 def _choices(session: Session, q: str) -> list[Job]:
     """Return the newest training jobs that have begun and whose name, id or dataset has this text."""
     return queries.list_jobs(session, kind="pretrain", status=_BEGUN, q=q, limit=CHOICES).items
-
-
-def _latest_knn(configuration: Configuration) -> float | None:
-    """Return the mean over its jobs of the kNN accuracy that the training measured last."""
-    latest = [(job.latest_metrics or {}).get("eval/knn_top1") for job in configuration.jobs]
-    values = [value for value in latest if value is not None]
-    return fmean(values) if values else None
 
 
 @router.get("/compare/curve.svg")

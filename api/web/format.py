@@ -138,7 +138,7 @@ def reason(name: str) -> str:
 
 def words(name: Any) -> str:
     """Return an identifier with spaces in place of underscores."""
-    return str(name).replace("_", " ")
+    return str(name).replace("_", " ").replace("gpu", "GPU")
 
 
 def method(spec: dict[str, Any]) -> str:

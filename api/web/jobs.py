@@ -32,7 +32,7 @@ from jobs.seed_groups import seedless_name
 from jobs.status import Status
 from jobs.waiting import Waiting, explain
 from wcl_core.intervals import summary
-from wcl_core.protocol import KNN_TOP1
+from wcl_core.protocol import KNN_TOP1, VIEW_TOP1
 
 router = APIRouter(include_in_schema=False)
 
@@ -201,7 +201,7 @@ class JobList:
     workers: list[Worker]
     working_on: dict[str, str]
     waiting: dict[str, Waiting]
-    untrained: dict[str, float]  # kNN accuracy before the first step, by job
+    untrained: dict[str, float]  # kNN accuracy before the first step, without labels the view accuracy, by job
     measured: dict[str, float]  # kNN accuracy that evaluations have measured, by job
     references: dict[str, Job]  # by dataset
     is_empty_service: bool
@@ -242,7 +242,7 @@ def job_list(session: Session, view: View) -> JobList:
         workers=workers,
         working_on=_job_names(session, workers),
         waiting=_waiting(session, jobs),
-        untrained=verdicts.untrained_accuracies(session, [job.id for job in jobs]),
+        untrained=_untrained(session, jobs),
         measured=listing.knn_accuracies(session, jobs),
         references=references(session, {line.entry.job.dataset_name for line in lines if line.entry.job}),
         is_empty_service=not lines and session.execute(select(Job.id).limit(1)).first() is None,
@@ -298,6 +298,17 @@ def _waiting(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:
     """Return why jobs wait, by id; only for the first in the queue, since each explanation reads the queue."""
     waits = [job for job in jobs if job.status in (Status.QUEUED, Status.BLOCKED)][-MAX_EXPLAINED:]
     return {job.id: why for job in waits if (why := explain(session, job))}
+
+
+def _untrained(session: Session, jobs: Sequence[Job]) -> dict[str, float]:
+    """Return the accuracy before the first step by job: of kNN, or without labels of the views."""
+    by_metric = {KNN_TOP1: list[str](), VIEW_TOP1: list[str]()}
+    for job in jobs:
+        by_metric[verdicts.accuracy_of([job])].append(job.id)
+    accuracies: dict[str, float] = {}
+    for metric, ids in by_metric.items():
+        accuracies |= verdicts.untrained_accuracies(session, ids, metric) if ids else {}
+    return accuracies
 
 
 def _job_names(session: Session, workers: Sequence[Worker]) -> dict[str, str]:

@@ -20,7 +20,13 @@ FIRST_ROWS = 1
 SEARCHES: tuple[str, ...] = get_args(Search)
 HOWS = {"values": "list of values", "even": "uniform range", "log": "log-uniform range"}
 METRICS = [f"{protocol}/{name}" for protocol, names in MEASURES.items() for name in names]
+# The setting of a protocol that a sweep sets most often, by protocol: its name, label and hint.
+METRIC_FIELDS = {
+    "knn": ("knn_k", "Neighbours", "how many vote; by default 20, fewer for small classes"),
+    "few_labels": ("labels_per_class", "Labelled images a class", "one number, such as 5"),
+}
 ELSEWHERE = ("seed", "data.held_out_share")  # fields of a spec that a sweep sets itself
+_OF_METRIC = {"/metric/settings", *(f"/metric/settings/{name}" for name, *_ in METRIC_FIELDS.values())}
 _NUMBERS = {"max_parallel": "4"}  # defaults, as typed
 _OF_SEARCH: dict[str, dict[str, str]] = {
     "grid": {},
@@ -123,7 +129,7 @@ class SweepForm(SpecForm):
     @property
     def pointers(self) -> set[str]:
         own = {f"/{name}" for name in SweepBody.model_fields if name not in ("spec", "preset", "kind")}
-        return (super().pointers - {"/spec/seed"}) | own | {"/metric/settings"} | {row.pointer for row in self.rows}
+        return (super().pointers - {"/spec/seed"}) | own | _OF_METRIC | {row.pointer for row in self.rows}
 
     def now(self, row: Row) -> str:
         """Return the value of a searched field in the spec that all trials share; empty for an unknown field."""
@@ -207,5 +213,9 @@ def request_of(form: SweepForm) -> dict[str, Any]:
 def _metric(form: SweepForm) -> dict[str, Any]:
     protocol, name = form.metric.split("/")
     request: dict[str, Any] = {"protocol": protocol} | ({"name": name} if name != MEASURES[protocol][0] else {})
-    settings = form.typed.get("metric.settings", "").strip()
-    return request | ({"settings": _value(settings, None)} if settings else {})
+    text = form.typed.get("metric.settings", "").strip()
+    settings = _value(text, None) if text else {}
+    field, *_ = METRIC_FIELDS.get(protocol, ("",))
+    if isinstance(settings, dict) and (text := form.typed.get(f"metric.{field}", "").strip()):
+        settings = settings | {field: _values(text, None) if field == "labels_per_class" else number(text)}
+    return request | ({"settings": settings} if settings else {})

@@ -77,7 +77,7 @@ def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: 
     cell(page, 2, "values").fill("")
     page.locator("#metric").select_option("few_labels/top1")
     expect(hint(page, "metric.settings")).to_contain_text("one value of labels_per_class")
-    page.locator("[id='metric.settings']").fill('{"labels_per_class": [5]}')
+    page.get_by_label("Labelled images a class").fill("5")
     page.locator("#seeds").fill("1, 2")
     expect(plan).to_contain_text("26, with 2 seeds per trial")
     expect(plan.locator(".first tbody tr")).to_have_count(6)

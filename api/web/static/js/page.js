@@ -78,7 +78,7 @@ for (const links of document.querySelectorAll(".top nav, nav.sections")) {
   new ResizeObserver(() => showEnds(links)).observe(links);
 }
 
-// ---- sections that fold: on a phone they begin folded, and a link to one opens it
+// ---- sections, buttons and filters that fold: on a phone they begin folded, and a link to a section opens it
 
 function reveal(hash) {
   const target = hash ? document.getElementById(hash.slice(1)) : null;
@@ -87,7 +87,7 @@ function reveal(hash) {
 }
 
 if (matchMedia("(max-width: 40rem)").matches) {
-  for (const part of document.querySelectorAll("details.folds")) part.open = false;
+  for (const part of document.querySelectorAll("details:is(.folds, .by-button)")) part.open = false;
   reveal(location.hash);
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
