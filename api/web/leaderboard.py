@@ -19,7 +19,7 @@ from api.web.published import Reference, references
 from api.web.render import page
 from jobs.configurations import Configuration, Measure, configurations_of, measured
 from jobs.database import database_time
-from jobs.models import Checkpoint, Dataset, Evaluation, Job
+from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
 from jobs.seed_groups import Result
 from wcl_core.config import protocol_facts, protocol_place
 
@@ -43,13 +43,22 @@ class Tab:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """What every configuration should beat: the raw pixels, or an untrained network."""
+
+    name: str
+    setup: str
+
+
+@dataclass(frozen=True)
 class Entry:
-    """An entry of a board: a configuration with its result, or a published value."""
+    """An entry of a board: a configuration with its result, a baseline, or a published value."""
 
     value: float
     configuration: Configuration | None = None
     result: Result | None = None
     reference: Reference | None = None
+    baseline: Baseline | None = None
 
 
 @dataclass(frozen=True)
@@ -117,12 +126,44 @@ def _boards(session: Session, tab: Tab) -> tuple[list[Board], int]:
         if is_of_tab and not measure.rule.startswith("epoch "):  # of the last or of a selected checkpoint
             listed.add(configuration.number)
             table.setdefault(measure, []).append(Entry(result.mean, configuration, result))
-    boards = [_board(measure, entries, tab) for measure, entries in table.items()]
+    baselines = _baselines(session, tab)
+    boards = [
+        _board(measure, [*entries, *baselines.get((measure.version, measure.metric, measure.params), {}).values()], tab)
+        for measure, entries in table.items()
+    ]
     facts = protocol_facts(tab.protocol)
     ordered = sorted(
         boards, key=lambda board: (board.measure.rule != "last epoch", not facts.is_main(board.measure.metric))
     )
     return ordered, len(every - listed)
+
+
+def _baselines(session: Session, tab: Tab) -> dict[tuple[int, str, str], dict[Baseline, Entry]]:
+    """Return the newest value of each baseline by protocol version, metric and parameters."""
+    statement = (
+        select(Evaluation, Job.spec)
+        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
+        .join(Job, Job.id == JobEvaluation.job_id)
+        .where(
+            Evaluation.checkpoint_id.is_(None),
+            Evaluation.dataset_digest == tab.digest,
+            Evaluation.protocol == tab.protocol,
+            Evaluation.value.is_not(None),
+            Job.spec["features"]["kind"].as_string().in_(("pixels", "untrained")),
+        )
+        .order_by(Evaluation.id.desc())
+        .limit(MAX_JOBS)
+    )
+    values: dict[tuple[int, str, str], dict[Baseline, Entry]] = {}
+    for entry, spec in session.execute(statement):
+        backbone = spec["features"].get("backbone")
+        name = f"untrained {backbone['name']}" if backbone else "raw pixels"
+        baseline = Baseline(name, f"{spec['data']['image_size']} px")
+        of_measure = values.setdefault(
+            (entry.protocol_version, entry.metric, json.dumps(entry.params, sort_keys=True)), {}
+        )
+        of_measure.setdefault(baseline, Entry(entry.value, baseline=baseline))
+    return values
 
 
 def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:

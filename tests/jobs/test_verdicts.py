@@ -11,7 +11,7 @@ from sqlalchemy import delete
 from jobs.database import Database
 from jobs.datasets import DatasetFacts, announce
 from jobs.models import Dataset, DatasetVersion, Evaluation
-from jobs.verdicts import Verdict, interval, verdict
+from jobs.verdicts import Verdict, best_of, interval, verdict
 from tests.jobs import rows
 from wcl_core.intervals import wilson
 from wcl_core.protocol import KNN_TOP1, VIEW_TOP1, VIEW_TOP1_CHANCE
@@ -82,6 +82,15 @@ def test_without_labels_the_view_accuracy_says_whether_it_has_learned(database: 
     )
     assert (result.low, result.high) == wilson(0.37, 512)
     assert (result.num_images, result.metric, result.contrasts) == (512, VIEW_TOP1, [])
+    other_id = rows.submit(database)
+    other = rows.Run(database, rows.claim(database))
+    other.deliver(rows.started(), rows.metrics(10, **{VIEW_TOP1: 0.2, VIEW_TOP1_CHANCE: 1 / 512}))
+    other.end("succeeded")
+    with database.read() as session:
+        sides = [{0: rows.job(database, each)} for each in (other_id, job_id)]
+        lead = best_of(session, sides, ["other", "this"])
+    assert lead is not None
+    assert (lead.metric, lead.subject, lead.other, lead.is_shown) == (VIEW_TOP1, "this", "other", True)
 
 
 def test_a_run_that_starts_over_is_measured_against_its_own_start(database: Database) -> None:

@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from api.web.pages import PAGES
+from jobs import keys, shares
+from jobs.keys import Principal
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site, sheet
 from tests.jobs import sweeping
@@ -74,6 +76,10 @@ def paths(site: Site) -> list[str]:
     waiting = site.submit("waits")
     sweep_id = sweeping.submit(site.database, {sweeping.TEMPERATURE: [0.1, 0.2]})
     site.register(samples=sheet([(20, 90, 200), (200, 90, 20)], columns=4, side=16))
+    key, _ = site.database.write(lambda session: keys.create(session, "ada", ["submit"]))
+    author = Principal(key.id, "ada", frozenset({"submit"}))
+    link = site.database.write(lambda session: shares.create(session, [done.job_id, running.job_id], 7, author))
+    assert link is not None
     ids = {"job_id": done.job_id, "sweep_id": sweep_id, "name": "digits"}
     return [
         *(page.address.format(**ids) for page in PAGES),
@@ -81,6 +87,8 @@ def paths(site: Site) -> list[str]:
         "/?q=nothing-like-this",
         "/compare?q=nothing-like-this",
         "/deleted",
+        f"/shares?job={done.job_id}",
+        f"/shared/{link[1]}",
         f"/?sort=name&open={done.job_id}&open={sweep_id}",
         f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102",
         f"/jobs/{evaluation}/map?image=7",

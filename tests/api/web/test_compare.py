@@ -84,10 +84,15 @@ def test_jobs_to_compare_are_those_that_have_begun_and_match(visitor: Visitor, s
         trained(site, name)
     waiting = submit(site, "chosen, but waits")
     page = visitor.window("/compare")
+    page.get_by_role("checkbox", name="chosen once").check()
+    page.get_by_role("searchbox").fill("no such job")
+    page.get_by_role("searchbox").press("Enter")
+    expect(page.get_by_role("checkbox")).to_have_count(1)  # a search keeps what is chosen
     page.get_by_role("searchbox").fill("chosen")
     page.get_by_role("button", name="Find").click()
 
     expect(page.locator(".choose label")).to_have_count(2)
+    assert page.get_by_role("checkbox", name="chosen once").is_checked()
     assert "waits" not in page.locator(".choose").inner_text()
     assert page.locator(".choose .number").all_text_contents() == ["kNN 50.0%"] * 2
     for box in page.get_by_role("checkbox").all():
@@ -179,6 +184,14 @@ def test_the_leaderboard_has_tabs_and_shows_published_values(visitor: Visitor, s
     for job_id, value in ((better, 0.69), (worse, 0.4)):
         for digest in datasets.values():
             measured(site, job_id, value, digest)
+    sent = {"data": SPEC["data"], "features": {"kind": "pixels"}, "protocols": ["linear_sgd"]}
+    new = NewJob("evaluate", sent, parse_spec("evaluate", sent), name="raw pixels")
+    site.database.write(lambda session: submission.submit(session, new))
+    run = site.claim()
+    run.start()
+    identity = {"dataset_digest": datasets["imagenet"], "split_digest": "e1" * 32, "seed": 0, "stderr": None}
+    run.report({"type": "evaluation", "value": 0.45} | LINEAR | identity)
+    run.end()
     page = visitor.window("/leaderboard?dataset=imagenet&protocol=linear_sgd")
 
     expect(page.locator(".chip[aria-current]")).to_have_text("linear probe by SGD")
@@ -191,6 +204,7 @@ def test_the_leaderboard_has_tabs_and_shows_published_values(visitor: Visitor, s
         ("1", "better", "69.0%"),
         ("", "[C] published", "68.5%"),
         ("", "[P] published", "68.1%"),
+        ("", "raw pixels", "45.0%"),
         ("2", "worse", "40.0%"),
     ]
     page.goto("/leaderboard?dataset=cifar10-jpeg&protocol=linear_sgd")

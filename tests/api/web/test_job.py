@@ -217,6 +217,8 @@ def test_a_run_begins_with_its_answer(visitor: Visitor, site: Site) -> None:
     headline = "So far: Better than the untrained network by 37.5 ± 6.2 points"
     expect(result.get_by_role("heading", name=headline)).to_be_visible()
     expect(result).to_contain_text("load_backbone")
+    result.get_by_text("Use on new images").click()
+    expect(result.locator("#use-lines")).to_contain_text(f"wcl features {run.job_id[-12:]} FOLDER -o features.csv")
     expect(page.locator("figure[data-metrics='eval/knn_top1'] .foot")).to_contain_text("untrained 50.0%")
     weights = f"/v1/checkpoints/{site.checkpoints(run.job_id)[0].id}/download?kind=backbone"
     expect(result.get_by_role("link", name="Download weights")).to_have_attribute("href", weights)

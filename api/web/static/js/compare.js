@@ -9,7 +9,7 @@ import { View } from "./view.js";
 
 const MAX_POINTS = 1000; // per chart, shared by its lines
 const MAX_CHARTS = 40;
-const FIRST = ["eval/knn_top1", "weak/pair_precision", "weak/view_agreement", "train/loss_instance", "train/loss"];
+const FIRST = ["eval/knn_top1", "eval/view_top1", "weak/pair_precision", "weak/view_agreement", "train/loss_instance", "train/loss"];
 
 const place = document.getElementById("charts");
 const source = document.getElementById("comparison").dataset.source ?? "/v1/jobs"; // a shared link has one of its own
