@@ -194,9 +194,11 @@ def _ensure_keys(settings: Settings, database: Database) -> None:
     with database.read() as session:
         if not keys.has_keys(session):
             raise Misconfigured(
-                f"{settings.host} is reachable from other machines, and there is no key yet; "
-                "make one with `python -m jobs create-key NAME`"
+                f"{settings.host} is reachable from other machines, and there is no key that is neither revoked nor "
+                f"expired; make one with `python -m jobs create-key NAME --scopes {','.join(keys.ADMINISTRATOR)}`"
             )
+        if (notice := keys.notice(session)) is not None:
+            log.warning("%s", notice)
 
 
 def _listener(settings: Settings) -> socket.socket:

@@ -51,9 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "create-key":
             scopes = options.scopes.split(",")
             secret = database.acting_for(activity.OPERATOR).write(
-                lambda session: keys.create(session, options.name, scopes)[1]
+                lambda session: keys.create(session, options.name, scopes, options.expires)[1]
             )
             write_line(secret)
+            with database.read() as session:
+                if (notice := keys.notice(session)) is not None:
+                    write_line(notice, sys.stderr)
         if options.command == "audit":
             return _audit(database, LocalStorage(settings.checkpoints_dir))
         if options.command == "adopt-storage":
@@ -181,8 +184,11 @@ def _parser() -> argparse.ArgumentParser:
     key = commands.add_parser("create-key", help="create a key and print it once")
     key.add_argument("name")
     key.add_argument(
-        "--scopes", default="read,submit,admin", help=f"a comma-separated list of {', '.join(keys.SCOPES)}"
+        "--scopes",
+        default=",".join(keys.MEMBER),
+        help=f"a comma-separated list of {', '.join(keys.SCOPES)}; default: {','.join(keys.MEMBER)}",
     )
+    key.add_argument("--expires", type=_days, metavar="TIME", help="when it expires, such as 90d; default: never")
     commands.add_parser(
         "audit", help="replay the events of all jobs and compare them with the rows; exits with 1 on a finding"
     )
@@ -207,6 +213,17 @@ def _parser() -> argparse.ArgumentParser:
         "--files", action="store_true", help="restore only files that the present database names and its storage lacks"
     )
     return parser
+
+
+def _days(text: str) -> int | None:
+    """Return the days of a text such as `90d`; None for `never`."""
+    if text == "never":
+        return None
+    if not text.endswith("d") or not text[:-1].isdecimal() or not 0 < int(text[:6].rstrip("d")) <= keys.MAX_DAYS:
+        raise argparse.ArgumentTypeError(
+            f"{text[:50]!r}; expected days such as 90d, at most {keys.MAX_DAYS}d, or never"
+        )
+    return int(text[:-1])
 
 
 def _count(text: str) -> int:

@@ -17,12 +17,17 @@ from jobs.errors import Forbidden
 
 @dataclass(frozen=True)
 class Principal:
-    """The key behind a request, its scopes, and the browser session that the request belongs to."""
+    """The key behind a request, its scopes, and the browser session that the request belongs to.
+
+    `expires_at` and `rotated_at` are those of the key when it was read, in milliseconds since 1970.
+    """
 
     key_id: str
     name: str
     scopes: frozenset[str]
     session: str = ""  # the hash of the browser session's secret, if the request carries one
+    expires_at: int | None = None
+    rotated_at: int | None = None
 
     def may_change(self, created_by: str | None) -> bool:
         """Return whether it may change what a key has created."""

@@ -1,54 +1,132 @@
 """Access: API keys, one-time sign-in links and browser sessions.  Only hashes of secrets are stored.
 
-A key is shown once.  A sign-in link carries a token that works once, within 15 minutes, and becomes a browser session,
-as does a key that a user enters.  The session has the key's scopes and ends with the key.
+A key is shown once, and ends when it is revoked or expires; `is_active` is the one definition.  A rotation gives it a
+new secret: jobs, webhooks and shared links stay those of the key.  A sign-in link carries a token that works once,
+within 15 minutes, and becomes a browser session, as does a key that a user enters.  The session has the key's scopes
+and ends with the key.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import activity
 from jobs.access import Principal as Principal
-from jobs.database import Database, new_id, now_ms
-from jobs.errors import FieldError, Invalid, existing
+from jobs.database import Database, database_time, new_id, now_ms
+from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.models import Key, SignInToken
 from wcl_core.files import write_bytes
 from wcl_core.text import visible
 
 SCOPES = ("read", "submit", "priority", "admin")
+MEMBER: Final = ("read", "submit")  # the scopes of a new key, if none are named
+ADMINISTRATOR: Final = ("read", "submit", "admin")
+MAX_DAYS = 3_650
+Days = int | Literal["keep"] | None  # None: the key does not expire
+_DAY_MS: Final = 86_400_000
 LINK_MINUTES = 15
 SESSION_DAYS = 30
 _PREFIX = "wcl_"
 
 
-def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[Key, str]:
+def is_active() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of keys that grant access: neither revoked nor expired."""
+    return Key.revoked_at.is_(None), or_(Key.expires_at.is_(None), Key.expires_at > now_ms())
+
+
+def grants_access(key: Key, now: int) -> bool:
+    """Return what `is_active` does, for a row and the database's time."""
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+
+
+def create(
+    session: Session, name: str, scopes: Sequence[str] = MEMBER, days: int | None = None, form_key: str | None = None
+) -> tuple[Key, str]:
     """Create a key of 256 random bits.
+
+    Args:
+        session: a writing transaction.
+        name: of the person or program that uses it.
+        scopes: of `SCOPES`.
+        days: until it expires; None for a key that does not expire.
+        form_key: of the form that creates it (`was_sent`).
 
     Returns:
         (its row, the secret, which is not stored).
 
     Raises:
-        Invalid: a scope is unknown, or there is none; or the name cannot be one.
+        Invalid: a scope is unknown, or there is none; or name or days cannot be one.
     """
     if not 0 < len(name) <= 200 or visible(name) != name:
         raise Invalid([FieldError("/name", "expected 1 to 200 characters, without control characters")])
     if not scopes or not set(scopes) <= set(SCOPES):
         raise Invalid([FieldError("/scopes", f"expected some of {', '.join(SCOPES)}")])
-    secret = _PREFIX + secrets.token_urlsafe(32)
-    key = Key(id=new_id(), name=name, hash=_hash(secret), scopes=sorted(set(scopes), key=SCOPES.index))
+    secret = _new_secret()
+    key = Key(
+        id=new_id(),
+        name=name,
+        hash=_hash(secret),
+        scopes=sorted(set(scopes), key=SCOPES.index),
+        expires_at=_expiry(session, days),
+        form_key=form_key or None,
+    )
     session.add(key)
     session.flush()
     session.refresh(key)
-    activity.note(session, "key.create", key.id, name, scopes=key.scopes)
+    activity.note(session, "key.create", key.id, name, scopes=key.scopes, expires=_day(key.expires_at))
     return key, secret
+
+
+def was_sent(session: Session, form_key: str) -> bool:
+    """Return whether a form has created a key before."""
+    return session.execute(select(Key.id).where(Key.form_key == form_key)).first() is not None
+
+
+def rotate(
+    session: Session, key_id: str, days: Days = "keep", seen: int | Literal["any"] | None = "any"
+) -> tuple[Key, str, str]:
+    """Give a key a new secret; the former one, its browser sessions and its sign-in links end at once.
+
+    Args:
+        session: a writing transaction.
+        key_id: of the key.
+        days: until it expires; `keep` leaves that time as it is.
+        seen: `rotated_at` of the key as the user has seen it, so that a form that is sent again changes nothing.
+
+    Returns:
+        (its row, the secret, which is not stored, the hash of the former secret).
+
+    Raises:
+        NotFound: there is no such key.
+        Conflict: it is revoked, or was rotated since it was seen.
+        Invalid: it has expired, and there is no new time; or days are out of range.
+    """
+    key = existing(session.get(Key, key_id, with_for_update=True), f"key {key_id}")
+    if key.revoked_at is not None:
+        raise Conflict(f"the key {key.name} is revoked; create another one")
+    if seen not in ("any", key.rotated_at):
+        raise Conflict(f"the key {key.name} has been rotated since this page was loaded")
+    now = database_time(session)
+    if days != "keep":
+        key.expires_at = _expiry(session, days)
+    elif key.expires_at is not None and key.expires_at <= now:
+        raise Invalid([FieldError("/days", f"the key expired on {_day(key.expires_at)}; expected days from now")])
+    secret, former_hash = _new_secret(), key.hash
+    key.hash, key.rotated_at = _hash(secret), max(now, (key.rotated_at or 0) + 1)
+    session.flush()
+    session.execute(delete(SignInToken).where(SignInToken.key_id == key_id))
+    activity.note(session, "key.rotate", key_id, key.name, expires=_day(key.expires_at))
+    return key, secret, former_hash
 
 
 def list_keys(session: Session) -> list[Key]:
@@ -57,23 +135,70 @@ def list_keys(session: Session) -> list[Key]:
 
 
 def find(session: Session, secret: str) -> Principal | None:
-    """Return the key of a secret; None if it is unknown or revoked."""
+    """Return the key of a secret; None if it is unknown, revoked or expired."""
     # The database compares hashes, so the timing reveals nothing about the secret.
     return _principal(session, Key.hash == _hash(secret))
 
 
-def revoke(session: Session, key_id: str) -> None:
+def expiry(session: Session, secret: str) -> str | None:
+    """Return what to tell the user of an expired key or of its browser session; None for another secret."""
+    owner = select(SignInToken.key_id).where(SignInToken.hash == _hash(secret), SignInToken.kind == "session")
+    is_its = or_(Key.hash == _hash(secret), Key.id.in_(owner))
+    is_expired = (Key.revoked_at.is_(None), Key.expires_at <= now_ms())
+    key = session.execute(select(Key).where(is_its, *is_expired)).scalars().first()
+    if key is None:
+        return None
+    return f"the key {key.name} expired on {_day(key.expires_at)}; an administrator can rotate it, with a new time"
+
+
+def revoke(session: Session, key_id: str, *, last_administrator: bool = False) -> None:
     """Revoke a key and its browser sessions at once; a second call changes nothing.
+
+    Args:
+        session: a writing transaction.
+        key_id: of the key.
+        last_administrator: whether it may be the last active key with `admin`.
 
     Raises:
         NotFound: there is no such key.
+        Conflict: it is the last active key with `admin`.
     """
     key = existing(session.get(Key, key_id), f"key {key_id}")
-    if key.revoked_at is not None:
+    administrators = _administrators(session, is_locking=True)
+    if [each.id for each in administrators] == [key_id] and not last_administrator:
+        raise Conflict(
+            f"{key.name} is the last key with `admin`; create another one first, or confirm it: `last_administrator`, "
+            "`--last-administrator`"
+        )
+    open_key = update(Key).where(Key.id == key_id, Key.revoked_at.is_(None)).values(revoked_at=now_ms())
+    if session.execute(open_key.returning(Key.id)).first() is None:
         return
-    session.execute(update(Key).where(Key.id == key_id).values(revoked_at=now_ms()))
     session.execute(delete(SignInToken).where(SignInToken.key_id == key_id))
     activity.note(session, "key.revoke", key_id, key.name)
+
+
+def _administrators(session: Session, *, is_locking: bool = False) -> list[Any]:
+    """Return (id, name, scopes, expires_at) of the active keys with `admin`.
+
+    Locking them lets two administrators who revoke each other's key take turns.
+    """
+    active = select(Key.id, Key.name, Key.scopes, Key.expires_at).where(*is_active()).order_by(Key.id)
+    rows = session.execute(active.with_for_update(key_share=True) if is_locking else active)
+    return [row for row in rows if "admin" in row.scopes]
+
+
+def notice(session: Session) -> str | None:
+    """Return what operators should know about the keys with `admin`: that there is none, or that all of them expire."""
+    administrators = _administrators(session)
+    command = f"`python -m jobs create-key NAME --scopes {','.join(ADMINISTRATOR)}` on the server's machine"
+    if not administrators:
+        return f"no key has the scope `admin`; {command} makes one"
+    last = max(administrators, key=lambda row: (row.expires_at is None, row.expires_at or 0))
+    if last.expires_at is None:
+        return None
+    return (
+        f"the last key with `admin`, {last.name}, expires on {_day(last.expires_at)}; after that, {command} makes one"
+    )
 
 
 def note_use(session: Session, key_id: str) -> None:
@@ -83,17 +208,22 @@ def note_use(session: Session, key_id: str) -> None:
 
 
 def has_keys(session: Session) -> bool:
-    """Return whether there is a key that is not revoked."""
-    return session.execute(select(Key.id).where(Key.revoked_at.is_(None)).limit(1)).first() is not None
+    """Return whether there is an active key."""
+    return session.execute(select(Key.id).where(*is_active()).limit(1)).first() is not None
 
 
 def ended(session: Session, principals: Collection[Principal]) -> set[Principal]:
-    """Return those whose key is revoked, or whose browser session is over."""
+    """Return those whose key is revoked, expired or rotated since, or whose browser session is over."""
     ids, hashes = {each.key_id for each in principals}, {each.session for each in principals if each.session}
-    keys = set(session.execute(select(Key.id).where(Key.id.in_(ids), Key.revoked_at.is_(None))).scalars())
+    active = select(Key.id, Key.rotated_at).where(Key.id.in_(ids), *is_active())
+    keys = {(key_id, rotated_at) for key_id, rotated_at in session.execute(active)}
     open_sessions = select(SignInToken.hash).where(SignInToken.hash.in_(hashes), SignInToken.expires_at > now_ms())
     sessions = set(session.execute(open_sessions).scalars()) if hashes else set()
-    return {each for each in principals if each.key_id not in keys or (each.session and each.session not in sessions)}
+    return {
+        each
+        for each in principals
+        if (each.key_id, each.rotated_at) not in keys or (each.session and each.session not in sessions)
+    }
 
 
 def new_link(session: Session, key_id: str) -> str:
@@ -116,13 +246,13 @@ def redeem(session: Session, token: str) -> str | None:
 
 
 def sign_in(session: Session, secret: str) -> str | None:
-    """Exchange the secret of a key for a browser session; return None if the key is unknown or revoked."""
+    """Exchange the secret of a key for a browser session; return None if no active key has it."""
     principal = find(session, secret)
     return None if principal is None else _new_session(session, principal.key_id, "key")
 
 
 def by_session(session: Session, token: str) -> Principal | None:
-    """Return the key of a browser session; None if the session is unknown or expired, or the key revoked."""
+    """Return the key of a browser session; None if the session is unknown or over, or the key not active."""
     owner = select(SignInToken.key_id).where(*_is_token("session", token))
     principal = _principal(session, Key.id.in_(owner))
     return None if principal is None else replace(principal, session=_hash(token))
@@ -151,15 +281,26 @@ def ensure_local(database: Database, path: Path) -> str:
             if find(session, stored):
                 return stored
     own = database.acting_for(activity.SERVER)
-    secret = own.write(lambda session: create(session, "local", ("read", "submit", "admin"))[1])
-    write_bytes(path, f"{secret}\n".encode(), mode=0o600)
+    secret = own.write(lambda session: create(session, "local", ADMINISTRATOR)[1])
+    _write_local(path, secret)
     return secret
+
+
+def keep_local(path: Path, former_hash: str, secret: str) -> None:
+    """Store a new secret of this machine's own key, if the former one is in the file; else change nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        if _hash(path.read_text(encoding="utf-8").strip()) == former_hash:
+            _write_local(path, secret)
+
+
+def _write_local(path: Path, secret: str) -> None:
+    write_bytes(path, f"{secret}\n".encode(), mode=0o600)
 
 
 def _new_session(session: Session, key_id: str, way: str) -> str:
     """Begin a browser session of a key; `way` is what it was exchanged for."""
     key = session.get_one(Key, key_id)
-    principal = Principal(key.id, key.name, frozenset(key.scopes))
+    principal = _as_principal(key)
     activity.note(session, "session.begin", key.id, key.name, by=principal, way=way)
     return _new_token(session, "session", key_id, SESSION_DAYS * 86_400_000)
 
@@ -172,12 +313,34 @@ def _new_token(session: Session, kind: str, key_id: str, lifetime_ms: int) -> st
 
 
 def _is_token(kind: str, token: str) -> tuple[ColumnElement[bool], ...]:
-    return SignInToken.hash == _hash(token), SignInToken.kind == kind, SignInToken.expires_at > now_ms()
+    of_active = SignInToken.key_id.in_(select(Key.id).where(*is_active()))
+    return SignInToken.hash == _hash(token), SignInToken.kind == kind, SignInToken.expires_at > now_ms(), of_active
 
 
 def _principal(session: Session, *where: ColumnElement[bool]) -> Principal | None:
-    key = session.execute(select(Key).where(*where, Key.revoked_at.is_(None))).scalar_one_or_none()
-    return None if key is None else Principal(key.id, key.name, frozenset(key.scopes))
+    key = session.execute(select(Key).where(*where, *is_active())).scalar_one_or_none()
+    return None if key is None else _as_principal(key)
+
+
+def _as_principal(key: Key) -> Principal:
+    return Principal(key.id, key.name, frozenset(key.scopes), expires_at=key.expires_at, rotated_at=key.rotated_at)
+
+
+def _new_secret() -> str:
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def _expiry(session: Session, days: int | None) -> int | None:
+    """Return the time after some days; None for none."""
+    if days is None:
+        return None
+    if not 1 <= days <= MAX_DAYS:
+        raise Invalid([FieldError("/days", f"expected 1 to {MAX_DAYS} days, not {days}")])
+    return database_time(session) + days * _DAY_MS
+
+
+def _day(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _hash(secret: str) -> str:

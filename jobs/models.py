@@ -572,6 +572,7 @@ class DatasetSamples(Base):
 
 class Key(Base):
     __tablename__ = "keys"
+    __table_args__ = (Index("ix_keys_form_key", "form_key", unique=True),)
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(_String(200))
     hash: Mapped[str] = mapped_column(_String(64), unique=True)
@@ -579,6 +580,9 @@ class Key(Base):
     created_at: Mapped[int] = mapped_column(default=now_ms())
     last_used_at: Mapped[int | None]
     revoked_at: Mapped[int | None]
+    expires_at: Mapped[int | None]
+    rotated_at: Mapped[int | None]  # when it got its present secret; None: at its creation
+    form_key: Mapped[str | None] = mapped_column(_String(200))  # of the form that created it
 
 
 class SignInToken(Base):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, select, true, update
+from sqlalchemy import ColumnElement, and_, select, true, update
 from sqlalchemy.orm import Session
 
 from jobs import activity
@@ -21,7 +21,7 @@ from jobs.comparisons import comparison
 from jobs.database import database_time, new_id, now_ms
 from jobs.errors import FieldError, Invalid, NotFound
 from jobs.events import record
-from jobs.keys import Principal
+from jobs.keys import Principal, is_active
 from jobs.models import Job, Key, Share, ShareJob
 
 DAYS, MAX_DAYS = 7, 90
@@ -86,7 +86,7 @@ def create(
 
 def find(session: Session, secret: str) -> list[str] | None:
     """Return the ids of the jobs that a link shows; None if it is unknown, expired or revoked, or shows no job."""
-    is_open = (Share.revoked_at.is_(None), Share.expires_at > now_ms(), Key.revoked_at.is_(None))
+    is_open = (Share.revoked_at.is_(None), Share.expires_at > now_ms(), *is_active())
     owned = select(Share.id).join(Key, Key.id == Share.created_by).where(Share.hash == _hash(secret), *is_open)
     shown = select(Job.id).join(ShareJob, ShareJob.job_id == Job.id).where(ShareJob.share_id.in_(owned))
     return list(session.execute(shown.order_by(ShareJob.place)).scalars()) or None
@@ -94,7 +94,8 @@ def find(session: Session, secret: str) -> list[str] | None:
 
 def links(session: Session, by: Principal) -> list[Link]:
     """Return the newest 1,000 links that a key manages: its own ones, and for an administrator all."""
-    statement = select(Share, Key.revoked_at).join(Key, Key.id == Share.created_by).where(_is_managed(by))
+    has_key = and_(*is_active()).label("has_key")
+    statement = select(Share, has_key).join(Key, Key.id == Share.created_by).where(_is_managed(by))
     rows = session.execute(statement.order_by(Share.id.desc()).limit(1_000)).all()
     named = select(ShareJob.share_id, Job.id, Job.name).join(Job, Job.id == ShareJob.job_id).order_by(ShareJob.place)
     jobs: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -102,8 +103,8 @@ def links(session: Session, by: Principal) -> list[Link]:
         jobs[share_id].append((job_id, name))
     now = database_time(session)
     return [
-        Link(share, jobs[share.id], share.revoked_at is None and key_end is None and share.expires_at > now)
-        for share, key_end in rows
+        Link(share, jobs[share.id], share.revoked_at is None and bool(key) and share.expires_at > now)
+        for share, key in rows
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -29,6 +29,8 @@ from wcl_client.responses import (
     JobKind,
     JobOptions,
     Json,
+    KeyList,
+    NewKey,
     NewWebhook,
     WeakGroups,
     Webhook,
@@ -462,6 +464,38 @@ class WclClient(SweepClient):
     def revoke_share(self, share_id: str) -> None:
         """Revoke a link at once."""
         self._response("DELETE", f"/v1/shares/{part(share_id)}")
+
+    # ---- keys; they need an administrator's key
+
+    def keys(self) -> KeyList:
+        """Return all keys, newest first, without their secrets."""
+        return self._json(KeyList, "GET", "/v1/keys")
+
+    def create_key(self, name: str, scopes: Iterable[str] = ("read", "submit"), *, days: int | None = None) -> NewKey:
+        """Create a key and return it with its secret.
+
+        Args:
+            name: of the person or program that uses it.
+            scopes: `read`, `submit`, `priority`, `admin`.
+            days: until it expires; None for a key that does not expire.
+        """
+        body = {"name": name, "scopes": list(scopes), "days": days}
+        return self._json(NewKey, "POST", "/v1/keys", json=body)
+
+    def rotate_key(self, key_id: str, *, days: int | Literal["keep"] | None = "keep") -> NewKey:
+        """Give a key a new secret and return it; the former one ends at once.
+
+        Args:
+            key_id: of the key, which keeps its jobs.
+            days: until it expires; None for never; `keep` leaves that time as it is.
+        """
+        body = {} if days == "keep" else {"days": days}
+        return self._json(NewKey, "POST", f"/v1/keys/{part(key_id)}/rotate", json=body)
+
+    def revoke_key(self, key_id: str, *, last_administrator: bool = False) -> None:
+        """Revoke a key at once; the last one with `admin` only with `last_administrator`."""
+        params = {"last_administrator": "true"} if last_administrator else {}
+        self._response("DELETE", f"/v1/keys/{part(key_id)}", params=params)
 
     # ---- webhooks
 

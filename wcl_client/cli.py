@@ -38,6 +38,7 @@ from wcl_client.commands import (
     export,
     images,
     jobs,
+    keys,
     operation,
     service,
     shares,
@@ -107,6 +108,7 @@ for commands in (
     export,
     datasets,
     workers,
+    keys,
     service,
     operation,
 ):

@@ -15,6 +15,7 @@ from wcl_client.responses import (
     Evaluation,
     Job,
     Json,
+    Key,
     WeakGroups,
     Webhook,
     Weights,
@@ -235,6 +236,25 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
             age(worker["seen_at"]),
         )
     return table
+
+
+def keys_table(keys: Sequence[Key]) -> Rows:
+    """Return a table with a row for each key."""
+    table = Rows("id", "name", "scopes", "expires", "last used", "created", cut=("name",))
+    for key in keys:
+        used = f"{age(key['last_used_at'])} ago" if key["last_used_at"] else "never"
+        created = f"{age(key['created_at'])} ago"
+        table.add(key["id"][-12:], key["name"], ", ".join(key["scopes"]), expiry(key), used, created)
+    return table
+
+
+def expiry(key: Key) -> str:
+    """Return when a key ends or has ended."""
+    if key["revoked_at"]:
+        return f"revoked {key['revoked_at'][:10]}"
+    if not key["expires_at"]:
+        return "does not expire"
+    return f"{'expires' if key['is_active'] else 'expired'} {key['expires_at'][:10]}"
 
 
 def webhooks_table(webhooks: Sequence[Webhook]) -> Rows:

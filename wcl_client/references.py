@@ -10,7 +10,7 @@ from typing import Any
 from wcl_client.api import WclClient
 from wcl_client.errors import InvalidError, NotFoundError
 from wcl_client.output import age
-from wcl_client.responses import Job, JobKind, Json, Webhook, Weights, Worker
+from wcl_client.responses import Job, JobKind, Json, Key, Webhook, Weights, Worker
 
 _ID_LENGTH = 36
 _ID = re.compile("[0-9a-f-]{4,36}")
@@ -202,6 +202,23 @@ def find_webhook(client: WclClient, reference: str) -> Webhook:
     if len(matches) > 1:
         detail = f"{reference} matches {len(matches)} webhooks; use an id of `wcl webhook list`"
         raise InvalidError(400, "Ambiguous", detail)
+    return matches[0]
+
+
+def find_key(client: WclClient, reference: str) -> Key:
+    """Return the key of a name, an id, or a part of an id; of a name, rather an active one.
+
+    Raises:
+        NotFoundError: no key matches.
+        InvalidError: several keys match.
+    """
+    keys = client.keys()["items"]
+    matches = [row for row in keys if row["name"] == reference or _matches(row["id"], reference)]
+    matches = [row for row in matches if row["is_active"]] or matches
+    if not matches:
+        raise NotFoundError(404, "Not found", f"no key matches {reference}; `wcl keys list --all` lists them")
+    if len(matches) > 1:
+        raise InvalidError(400, "Ambiguous", f"{reference} matches {len(matches)} keys; use an id of `wcl keys list`")
     return matches[0]
 
 

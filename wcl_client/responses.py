@@ -291,6 +291,33 @@ class Activity(TypedDict):
     details: Json | None
 
 
+class Key(TypedDict):
+    """A key without its secret; `expires_at` is null for a key that does not expire."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: str
+    last_used_at: str | None
+    revoked_at: str | None
+    expires_at: str | None
+    rotated_at: str | None
+    is_active: bool
+
+
+class NewKey(Key):
+    """A new or rotated key with its secret."""
+
+    key: str
+
+
+class KeyList(TypedDict):
+    """All keys; `notice` warns if no key has `admin`, or if all that have it expire."""
+
+    items: list[Key]
+    notice: str | None
+
+
 class Webhook(TypedDict):
     """A webhook; `secret` is only in the response that creates it."""
 

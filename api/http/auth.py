@@ -21,7 +21,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.http.problems import TooMany, Unauthenticated
+from api.http.problems import KeyExpired, TooMany, Unauthenticated
 from api.http.uploads import takes_upload
 from jobs import keys
 from jobs.database import Database
@@ -82,7 +82,10 @@ def authenticate(request: Request, database: Database) -> Principal:
         scheme, _, secret = authorization.partition(" ")
         with database.read() as session:
             principal = keys.find(session, secret.strip()) if scheme.lower() == "bearer" else None
+            expiry = keys.expiry(session, secret.strip()) if principal is None else None
         if principal is None:
+            if expiry is not None:  # no guess: the client has the key
+                raise KeyExpired(expiry)
             request.app.state.failures.note(request)
             raise Unauthenticated("the key is unknown or revoked; expected `Authorization: Bearer KEY`")
         return principal
@@ -90,7 +93,10 @@ def authenticate(request: Request, database: Database) -> Principal:
         raise Unauthenticated("send a key as `Authorization: Bearer KEY`, or sign in with a key or a link")
     with database.read() as session:
         principal = keys.by_session(session, token)
+        expiry = keys.expiry(session, token) if principal is None else None
     if principal is None:
+        if expiry is not None:
+            raise KeyExpired(expiry)
         raise Unauthenticated("this browser is no longer signed in; sign in again with a key or a new link")
     if request.method not in _SAFE_METHODS:
         check_origin(request)

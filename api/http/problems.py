@@ -2,6 +2,7 @@
 
 JobsError (jobs.errors) ── Unreadable        400, the request itself cannot be read
                         ├─ Unauthenticated   401, no key, or an unknown one
+                        │    └─ KeyExpired
                         ├─ TooSlow           408
                         ├─ Gone              410, registered, but its file is missing
                         ├─ TooLarge          413
@@ -55,6 +56,10 @@ class Unreadable(JobsError):  # noqa: N818 (named after the response it becomes)
 class Unauthenticated(JobsError):  # noqa: N818
     status_code = 401
     title = "Not signed in"
+
+
+class KeyExpired(Unauthenticated):
+    title = "The key has expired"
 
 
 class TooSlow(JobsError):  # noqa: N818

@@ -4,31 +4,52 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Admin, AnyKey
-from api.http.dependencies import TheDatabase
+from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.job_bodies import Name
 from api.rest.responses import Response, Time
 from jobs import keys
+from jobs.database import Database, database_time
+from jobs.models import Key
+from jobs.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["access"])
+
+ScopeName = Literal["read", "submit", "priority", "admin"]
+DaysOrNever = Annotated[
+    int | None, Field(ge=1, le=keys.MAX_DAYS, description="Days until it expires; null: it does not expire.")
+]
 
 
 class KeyBody(BaseModel):
     """A key to create."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"name": "laptop", "scopes": ["read", "submit"]}]}
+        extra="forbid", json_schema_extra={"examples": [{"name": "laptop", "scopes": ["read", "submit"], "days": 90}]}
     )
 
     name: Name
-    scopes: Annotated[list[Literal["read", "submit", "priority", "admin"]], Field(min_length=1, max_length=4)]
+    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=4)] = list(keys.MEMBER)
+    days: DaysOrNever = None
+
+
+class RotateBody(BaseModel):
+    """When the key expires; without `days` that time stays, and `null` is never."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"days": 90}]})
+
+    days: DaysOrNever = None
 
 
 class KeyResponse(Response):
-    """A key without its secret; `last_used_at` may lag a minute behind."""
+    """A key without its secret; `last_used_at` may lag a minute behind.
+
+    `expires_at` is null for a key that does not expire; `rotated_at` says when it got its present secret, if that is
+    not its first one.
+    """
 
     id: str
     name: str
@@ -36,18 +57,22 @@ class KeyResponse(Response):
     created_at: Time
     last_used_at: Time | None
     revoked_at: Time | None
+    expires_at: Time | None
+    rotated_at: Time | None
+    is_active: bool
 
 
 class NewKey(KeyResponse):
-    """A new key with its secret.  No other response contains the secret."""
+    """A new or rotated key with its secret.  No other response contains the secret."""
 
     key: str
 
 
 class Keys(Response):
-    """Newest first, with the revoked ones."""
+    """Newest first, with the revoked ones; `notice` warns if no key has `admin`, or if all that have it expire."""
 
     items: list[KeyResponse]
+    notice: str | None
 
 
 class Link(Response):
@@ -61,20 +86,49 @@ class Link(Response):
 def list_keys(principal: Admin, database: TheDatabase) -> Keys:
     """List all keys, without their secrets."""
     with database.read() as session:
-        return Keys(items=[KeyResponse.of(row) for row in keys.list_keys(session)])
+        now = database_time(session)
+        items = [KeyResponse.of(row, is_active=keys.grants_access(row, now)) for row in keys.list_keys(session)]
+        return Keys(items=items, notice=keys.notice(session))
 
 
 @router.post("/keys", status_code=201)
 def create_key(body: KeyBody, principal: Admin, database: TheDatabase) -> NewKey:
     """Create a key and return its secret.  No other response contains the secret."""
-    row, secret = database.write(lambda session: keys.create(session, body.name, body.scopes))
-    return NewKey.of(row, key=secret)
+    row, secret = database.write(lambda session: keys.create(session, body.name, body.scopes, body.days))
+    return NewKey.of(row, key=secret, is_active=True)
+
+
+@router.post("/keys/{key_id}/rotate")
+def rotate_key(
+    key_id: str, principal: Admin, database: TheDatabase, settings: TheSettings, body: RotateBody | None = None
+) -> NewKey:
+    """Give a key a new secret and return it; the former secret and the key's browser sessions end at once.
+
+    The key keeps its id, and with it its jobs, webhooks and links.
+    """
+    days: keys.Days = body.days if body is not None and body.model_fields_set else "keep"
+    row, secret = rotate(database, settings, key_id, days)
+    return NewKey.of(row, key=secret, is_active=True)
+
+
+def rotate(
+    database: Database, settings: Settings, key_id: str, days: keys.Days, seen: int | Literal["any"] | None = "any"
+) -> tuple[Key, str]:
+    """Rotate a key; if it is this machine's own one (`wcl up`), store its new secret in the file."""
+    row, secret, former_hash = database.write(lambda session: keys.rotate(session, key_id, days, seen))
+    keys.keep_local(settings.data_dir / "key", former_hash, secret)
+    return row, secret
 
 
 @router.delete("/keys/{key_id}", status_code=204)
-def revoke_key(key_id: str, principal: Admin, database: TheDatabase) -> None:
+def revoke_key(
+    key_id: str,
+    principal: Admin,
+    database: TheDatabase,
+    last_administrator: Annotated[bool, Query(description="Also if it is the last active key with `admin`.")] = False,
+) -> None:
     """Revoke a key, and sign out the browsers that signed in with it, at once."""
-    database.write(lambda session: keys.revoke(session, key_id))
+    database.write(lambda session: keys.revoke(session, key_id, last_administrator=last_administrator))
 
 
 @router.post("/sign-in-links", status_code=201)

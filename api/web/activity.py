@@ -49,6 +49,8 @@ def _address(row: Activity) -> str | None:
     kind = row.action.split(".")[0]
     if row.action == "job.delete":
         return "/deleted"
+    if kind == "key":
+        return "/keys"
     pages = {"job": f"/jobs/{row.object_id}", "sweep": f"/sweeps/{row.object_id}"}
     if kind == "checkpoint" and (job := (row.details or {}).get("job")):
         return f"/jobs/{job}#checkpoints"

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from api.http.auth import current_principal
 from api.http.idempotency import one_time_key
-from api.http.problems import Problem, Unauthenticated, shown
+from api.http.problems import KeyExpired, Problem, Unauthenticated, shown
 from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
 from api.web.forms.labels import LABELS
@@ -98,7 +98,8 @@ def error_response(request: Request, error: Exception) -> Response:
     if "text/html" not in request.headers.get("accept", ""):
         return problem.response()
     if isinstance(error, Unauthenticated):
-        response = page(request, "sign_in.html", 401, state="absent")
+        expiry = shown(problem.detail) if isinstance(error, KeyExpired) else ""
+        response = page(request, "sign_in.html", 401, state="absent", expiry=expiry)
     else:
         title = _TITLES.get(problem.status, problem.title)
         text = "; ".join(map(_for_a_person, error.errors)) if isinstance(error, Invalid) else problem.detail

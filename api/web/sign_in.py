@@ -1,8 +1,8 @@
 """Signing a browser in by a one-time link or by a key, and out again.
 
 `templates/sign_in.html` gets `state`: `done` (signed in, the page moves on to /), `spent` (a used, old or wrong link),
-`wrong` (an unknown key) or `absent` (not signed in).  After a link a redirect does not work: after a click on another
-site the browser follows it without the new SameSite=Strict cookie.
+`wrong` (an unknown key) or `absent` (not signed in); and `expiry`: when the key expired, else empty.  After a link a
+redirect does not work: after a click on another site the browser follows it without the new SameSite=Strict cookie.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def sign_in_with_key(request: Request, database: TheDatabase, key: Annotated[str
     """Exchange an API key for a session and set the session cookie."""
     check_origin(request)  # another site must not sign a browser in
     secret = _exchange(database, key.strip())
+    if secret is None and (expiry := _expiry(database, key.strip())):
+        return _page(request, "wrong", 403, expiry)
     if secret is None:  # a valid key always passes, as with a link
         request.app.state.failures.note(request)
         return _page(request, "wrong", 403)
@@ -57,6 +59,11 @@ def _exchange(database: Database, key: str) -> str | None:
         if keys.find(session, key) is None:
             return None
     return database.write(lambda session: keys.sign_in(session, key))
+
+
+def _expiry(database: Database, key: str) -> str:
+    with database.read() as session:
+        return keys.expiry(session, key) or ""
 
 
 def _redeem(database: Database, token: str) -> str | None:
@@ -90,12 +97,12 @@ def _set_cookie(request: Request, response: Response, secret: str, seconds: int)
     )
 
 
-def _page(request: Request, state: State, status: int) -> Response:
+def _page(request: Request, state: State, status: int, expiry: str = "") -> Response:
     """Render the page, without a referrer where its address holds a token that was valid.
 
     With this policy a browser names no origin, which the form for a key needs.
     """
-    response = render.page(request, "sign_in.html", status, state=state)
+    response = render.page(request, "sign_in.html", status, state=state, expiry=expiry)
     if state == "done":
         response.headers["Referrer-Policy"] = "no-referrer"
     return response

@@ -1,0 +1,111 @@
+"""The page of keys: list, create, rotate and revoke them.  A secret is shown once, by the response that creates it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, NamedTuple
+
+from fastapi import APIRouter, Form, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from api.http.auth import Admin
+from api.http.dependencies import TheDatabase, TheSettings
+from api.rest.keys import KeyBody, RotateBody, rotate
+from api.web.forms.fields import body_of
+from api.web.render import page
+from jobs import keys
+from jobs.database import Database, database_time
+from jobs.models import Key
+
+router = APIRouter(include_in_schema=False)
+
+_LIFETIMES: Final = (("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "never"))
+_ENDED_SHOWN: Final = 20  # revoked and expired keys
+
+
+class Role(NamedTuple):
+    """A choice of scopes of the form."""
+
+    name: str
+    scopes: tuple[str, ...]
+    text: str
+
+
+ROLES: Final = (
+    Role("Viewer", ("read",), "reads everything"),
+    Role("Member", keys.MEMBER, "submits jobs, and changes its own ones"),
+    Role("Member with priorities", (*keys.MEMBER, "priority"), "may set priorities above 0"),
+    Role("Administrator", keys.ADMINISTRATOR, "changes the jobs of all, and manages keys and workers"),
+)
+
+
+@router.get("/keys")
+def keys_page(
+    request: Request, admin: Admin, database: TheDatabase, key: Annotated[str, Query(max_length=36)] = ""
+) -> Response:
+    """Return the list of keys, with a form for a new one, and forms that change the key that the address names."""
+    return _keys_page(request, database, chosen=key)
+
+
+@router.post("/keys")
+def create(
+    request: Request,
+    admin: Admin,
+    database: TheDatabase,
+    name: Annotated[str, Form()] = "",
+    scopes: Annotated[str, Form()] = ",".join(keys.MEMBER),
+    days: Annotated[str, Form()] = "",
+    key: Annotated[str, Form(max_length=200)] = "",
+) -> Response:
+    """Create a key and show its secret once; a form that is sent again creates nothing."""
+    body = body_of(KeyBody, {"name": name.strip(), "scopes": scopes.split(","), "days": days.strip() or None})
+
+    def change(session: Session) -> tuple[Key, str] | None:
+        if key and keys.was_sent(session, key):
+            return None
+        return keys.create(session, body.name, body.scopes, body.days, key)
+
+    result = database.write(change)
+    if result is None:
+        return RedirectResponse("/keys", status_code=303)
+    return _keys_page(request, database, new=result)
+
+
+@router.post("/keys/{key_id}/rotate")
+def rotate_key(
+    request: Request,
+    key_id: str,
+    admin: Admin,
+    database: TheDatabase,
+    settings: TheSettings,
+    days: Annotated[str, Form()] = "keep",
+    rotated_at: Annotated[str, Form(pattern="^[0-9]{0,16}$")] = "",
+) -> Response:
+    """Give a key a new secret and show it once; a form that is sent again changes nothing."""
+    chosen: keys.Days = "keep" if days == "keep" else body_of(RotateBody, {"days": days.strip() or None}).days
+    seen = int(rotated_at) if rotated_at else None
+    return _keys_page(request, database, new=rotate(database, settings, key_id, chosen, seen))
+
+
+@router.post("/keys/{key_id}/revoke")
+def revoke_key(
+    key_id: str,
+    admin: Admin,
+    database: TheDatabase,
+    last_administrator: Annotated[bool, Form()] = False,
+) -> Response:
+    """Revoke a key; redirect to the list."""
+    database.write(lambda session: keys.revoke(session, key_id, last_administrator=last_administrator))
+    return RedirectResponse("/keys", status_code=303)
+
+
+def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None = None, chosen: str = "") -> Response:
+    with database.read() as session:
+        rows, notice, now = keys.list_keys(session), keys.notice(session), database_time(session)
+    active = [row for row in rows if keys.grants_access(row, now)]
+    ended = [row for row in rows if not keys.grants_access(row, now)]
+    administrators = [row.id for row in active if "admin" in row.scopes]
+    context: dict[str, Any] = {"active": active, "ended": ended[:_ENDED_SHOWN], "num_ended": len(ended)}
+    context |= {"chosen": next((row for row in rows if row.id == chosen and row.revoked_at is None), None)}
+    context |= {"is_last_administrator": administrators == [chosen], "notice": notice, "new": new}
+    return page(request, "keys.html", **context, roles=ROLES, lifetimes=_LIFETIMES, now=now)

@@ -1,0 +1,116 @@
+"""Commands for keys: list, create, rotate, revoke."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal
+
+import typer
+
+from wcl_client import output
+from wcl_client.api import WclClient
+from wcl_client.commands.shared import SERVICE, AsJson
+from wcl_client.references import find_key
+from wcl_client.responses import Key, NewKey
+from wcl_client.terminal import err, out, print_json
+
+app = typer.Typer()
+group = typer.Typer(no_args_is_help=True, help="Give people and programs access: list, create, rotate, revoke keys.")
+app.add_typer(group, name="keys", rich_help_panel=SERVICE)
+
+_SCOPES: Final = ("read", "submit", "priority", "admin")
+_MAX_DAYS: Final = 3_650
+_Reference = Annotated[
+    str, typer.Argument(metavar="KEY", help="A key's name, its id, or a unique beginning or end of the id.")
+]
+
+
+@group.command("list")
+def list_keys(
+    is_all: Annotated[bool, typer.Option("--all", help="Also revoked and expired keys.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List keys with their scopes, expiry and last use, newest first; this needs an administrator's key."""
+    with WclClient.connect() as client:
+        keys = client.keys()
+    shown = [key for key in keys["items"] if is_all or key["is_active"]]
+    print_json(shown) if as_json else out.show(output.keys_table(shown))
+    if keys["notice"]:
+        err.say(keys["notice"])
+
+
+@group.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Of the person or program that uses it.")],
+    scopes: Annotated[
+        str,
+        typer.Option(
+            help="read, submit, priority, admin, separated by commas. A viewer needs read, a member read,submit, an "
+            "administrator read,submit,admin; priority allows priorities above 0."
+        ),
+    ] = "read,submit",
+    expires: Annotated[str, typer.Option(metavar="DAYS", help="When it expires, such as 90d, or never.")] = "never",
+    as_json: AsJson = False,
+) -> None:
+    """Create a key, and print its secret; no other command prints it."""
+    chosen = [scope.strip() for scope in scopes.split(",")]
+    if wrong := [scope for scope in chosen if scope not in _SCOPES]:
+        raise typer.BadParameter(f"--scopes: no scope {wrong[0]!r}; expected some of {', '.join(_SCOPES)}")
+    days = _days(expires)
+    with WclClient.connect() as client:
+        _print_secret(client.create_key(name, chosen, days=days), as_json)
+
+
+@group.command()
+def rotate(
+    reference: _Reference,
+    expires: Annotated[
+        str | None, typer.Option(metavar="DAYS", help="When it expires, such as 90d, or never; by default as before.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key a new secret, and print it; the former one and its browser sessions end at once.
+
+    Jobs, webhooks and shared links stay those of the key.
+    """
+    days: int | Literal["keep"] | None = "keep" if expires is None else _days(expires)
+    with WclClient.connect() as client:
+        _print_secret(client.rotate_key(find_key(client, reference)["id"], days=days), as_json)
+
+
+@group.command()
+def revoke(
+    reference: _Reference,
+    last_administrator: Annotated[
+        bool, typer.Option("--last-administrator", help="Also if it is the last key with `admin`.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a key at once, with its browser sessions, streams and shared links.
+
+    Its jobs stay, and only an administrator may change them then.
+    """
+    with WclClient.connect() as client:
+        key: Key = find_key(client, reference)
+        client.revoke_key(key["id"], last_administrator=last_administrator)
+    print_json({"id": key["id"]}) if as_json else out.say(f"{key['name']} revoked")
+
+
+def _print_secret(key: NewKey, as_json: bool) -> None:
+    """Print a secret alone on standard output, for scripts, and the rest on standard error."""
+    if as_json:
+        print_json(key)
+        return
+    out.say(key["key"])
+    err.say(f"{key['name']}: {', '.join(key['scopes'])}; {output.expiry(key)}; the secret is not shown again")
+    err.say("  to use it: WCL_KEY in the environment, or the sign-in page")
+
+
+def _days(text: str) -> int | None:
+    """Return the days of a text such as `90d`; None for `never`."""
+    if text == "never":
+        return None
+    match = re.fullmatch(r"([0-9]{1,4})d", text)
+    if match is None or not 1 <= int(match[1]) <= _MAX_DAYS:
+        raise typer.BadParameter(f"--expires {text}: expected days such as 90d, at most {_MAX_DAYS}d, or never")
+    return int(match[1])
