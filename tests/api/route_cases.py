@@ -232,6 +232,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     )
     yield "POST /v1/keys", lambda _: Request("POST", "/v1/keys", {"json": {"name": "other", "scopes": ["read"]}})
     yield "DELETE /v1/keys/{key_id}", lambda world: Request("DELETE", f"/v1/keys/{world.key()}", {})
+    yield "POST /v1/keys/{key_id}/rotate", lambda world: Request("POST", f"/v1/keys/{world.key()}/rotate", {})
     yield "POST /v1/sign-in-links", lambda _: Request("POST", "/v1/sign-in-links", {})
     yield "POST /v1/shares", lambda world: Request("POST", "/v1/shares", {"json": {"jobs": [world.job()]}})
     yield "DELETE /v1/shares/{share_id}", lambda world: Request("DELETE", f"/v1/shares/{world.share()}", {})
@@ -239,6 +240,9 @@ def _cases() -> Iterator[tuple[str, Case]]:
 
 
 def _forms() -> Iterator[tuple[str, Case]]:
+    yield "POST /keys", lambda _: _form("/keys", name="typed", scopes="read", days="30")
+    yield "POST /keys/{key_id}/rotate", lambda world: _form(f"/keys/{world.key()}/rotate", days="keep")
+    yield "POST /keys/{key_id}/revoke", lambda world: _form(f"/keys/{world.key()}/revoke")
     yield "POST /jobs/{job_id}/{verb}", lambda world: _form(f"/jobs/{world.job()}/pause")
     yield "POST /jobs/{job_id}/note", lambda world: _form(f"/jobs/{world.job()}/note", note="a text")
     yield "POST /shares", lambda world: _form("/shares", job=[world.job()], days="7")

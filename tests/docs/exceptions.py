@@ -60,7 +60,7 @@ NOT_RUN = {
     "WCL_HOST=0.0.0.0 WCL_ALLOWED_HOSTS='[\"wcl.example\"]' python -m api": _MACHINES,
     'WCL_WORKER_NAME=node1 WCL_DATASETS=\'{"flowers": "/data/flowers"}\' python -m worker': _MACHINES,
     "export POSTGRES_PASSWORD=some-long-random-text": _DOCKER,
-    "docker compose run --rm migrate python -m jobs create-key admin": _DOCKER,
+    "docker compose run --rm migrate python -m jobs create-key admin --scopes read,submit,admin": _DOCKER,
     "docker compose up": _DOCKER,
     "wcl worker drain node1": "it would end the test's worker; tests/worker/test_orderly_ends.py drains one",
     "wcl sweep watch $SWEEP": "it waits for twelve trainings; tests/wcl_client/test_sweep_commands.py watches a sweep",

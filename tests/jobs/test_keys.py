@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs import keys
 from jobs.database import Database, new_id, now_ms
-from jobs.errors import Invalid, NotFound
+from jobs.errors import Conflict, Invalid, NotFound
 from jobs.keys import Principal
 from jobs.models import Key, SignInToken
 from tests.jobs import rows
@@ -97,6 +98,122 @@ def test_a_revoked_key_is_refused_at_once(database: Database) -> None:
         assert keys.ended(session, owners) == {owners[0]}
 
 
+def end(database: Database, key_id: str) -> None:
+    """Let a key expire."""
+    expired = update(Key).where(Key.id == key_id).values(expires_at=now_ms())
+    database.write(lambda session: session.execute(expired))
+
+
+def test_an_expired_key_ends_with_its_sessions_links_and_streams(database: Database) -> None:
+    key, secret = database.write(lambda session: keys.create(session, "night", ("read",), 90))
+    browser, link = signed_in(database, key.id), database.write(lambda session: keys.new_link(session, key.id))
+    principal, of_browser = find(database, secret), by_session(database, browser)
+    assert principal is not None
+    assert of_browser is not None
+    assert key.expires_at is not None
+    assert key.expires_at - key.created_at == pytest.approx(90 * 86_400_000, abs=60_000)
+    with database.read() as session:
+        assert keys.ended(session, [principal, of_browser]) == set()
+        assert keys.expiry(session, secret) is None
+
+    end(database, key.id)
+
+    assert find(database, secret) is None
+    assert by_session(database, browser) is None
+    assert database.write(lambda session: keys.sign_in(session, secret)) is None
+    assert database.write(lambda session: keys.redeem(session, link)) is None
+    with database.read() as session:
+        assert keys.ended(session, [principal, of_browser]) == {principal, of_browser}
+        assert not keys.has_keys(session)
+        for word in (secret, browser):
+            assert "the key night expired on" in (keys.expiry(session, word) or "")
+        assert keys.expiry(session, "wcl_wrong") is None
+
+
+@pytest.mark.parametrize("days", [0, -1, keys.MAX_DAYS + 1])
+def test_a_lifetime_is_in_range(database: Database, days: int) -> None:
+    with pytest.raises(Invalid, match="/days"):
+        database.write(lambda session: keys.create(session, "x", ("read",), days))
+    assert rows.rows_of(database, Key) == []
+
+
+def test_a_rotated_key_has_a_new_secret_and_ends_all_that_used_the_former_one(database: Database) -> None:
+    key_id, secret = create(database, "read", "submit")
+    browser, link = signed_in(database, key_id), database.write(lambda session: keys.new_link(session, key_id))
+    principal = find(database, secret)
+    assert principal is not None
+
+    row, new, _ = database.write(lambda session: keys.rotate(session, key_id))
+
+    assert find(database, secret) is by_session(database, browser) is None
+    assert database.write(lambda session: keys.redeem(session, link)) is None
+    rotated = find(database, new)
+    assert rotated is not None
+    assert (rotated.key_id, rotated.scopes) == (principal.key_id, principal.scopes)
+    with database.read() as session:
+        assert keys.ended(session, [principal, rotated]) == {principal}, "streams of the former secret go on"
+    with pytest.raises(Conflict, match="has been rotated"):
+        database.write(lambda session: keys.rotate(session, key_id, seen=None))
+    assert find(database, new) is not None, "a form that is sent again rotates the key again"
+    database.write(lambda session: keys.rotate(session, key_id, seen=row.rotated_at))
+    assert find(database, new) is None
+
+
+def test_a_rotation_keeps_the_time_of_the_end_or_sets_a_new_one(database: Database) -> None:
+    key, _ = database.write(lambda session: keys.create(session, "night", ("read",), 90))
+
+    assert database.write(lambda session: keys.rotate(session, key.id))[0].expires_at == key.expires_at
+    assert (database.write(lambda session: keys.rotate(session, key.id, 91))[0].expires_at or 0) > (key.expires_at or 0)
+    assert database.write(lambda session: keys.rotate(session, key.id, None))[0].expires_at is None
+    end(database, key.id)
+    with pytest.raises(Invalid, match="/days"):
+        database.write(lambda session: keys.rotate(session, key.id))
+    _, secret, _ = database.write(lambda session: keys.rotate(session, key.id, 1))
+    assert find(database, secret) is not None
+    database.write(lambda session: keys.revoke(session, key.id))
+    with pytest.raises(Conflict, match="revoked"):
+        database.write(lambda session: keys.rotate(session, key.id))
+
+
+def test_the_last_administrators_key_is_revoked_on_an_explicit_word_only(database: Database) -> None:
+    first, second = (create(database, "read", "admin", name=name)[0] for name in ("anna", "ben"))
+    create(database, "read", "submit")
+    end(database, second)
+    with pytest.raises(Conflict, match="anna is the last key with `admin`"):
+        database.write(lambda session: keys.revoke(session, first))
+    database.write(lambda session: keys.revoke(session, second))  # it has expired, so the number stays
+
+    database.write(lambda session: keys.revoke(session, first, last_administrator=True))
+
+    with database.read() as session:
+        assert "no key has the scope `admin`" in (keys.notice(session) or "")
+
+
+def test_administrators_who_revoke_each_other_leave_one_key(database: Database) -> None:
+    ids = [create(database, "admin", name=name)[0] for name in ("anna", "ben", "carl")]
+
+    def revoke(number: int) -> bool:
+        with suppress(Conflict):
+            database.write(lambda session: keys.revoke(session, ids[number]))
+            return True
+        return False
+
+    assert sorted(at_once(3, revoke)) == [False, True, True]
+
+
+def test_the_notice_names_the_end_of_the_last_administrators_key(database: Database) -> None:
+    def notice() -> str:
+        with database.read() as session:
+            return keys.notice(session) or ""
+
+    assert "no key has the scope `admin`" in notice()
+    database.write(lambda session: keys.create(session, "anna", keys.ADMINISTRATOR, 30))
+    database.write(lambda session: keys.create(session, "ben", keys.ADMINISTRATOR, 60))
+    assert "the last key with `admin`, ben, expires on" in notice()
+    database.write(lambda session: keys.create(session, "carl", keys.ADMINISTRATOR))
+    assert notice() == ""
+
+
 def test_sign_in_needs_an_active_key(database: Database) -> None:
     with database.read() as session:
         assert not keys.has_keys(session)
@@ -170,6 +287,22 @@ def test_the_local_key_is_kept_in_a_file_for_its_owner(database: Database, tmp_p
     assert result.scopes == {"read", "submit", "admin"}
     assert keys.ensure_local(database, path) == secret
     assert len(rows.rows_of(database, Key)) == 1
+
+
+def test_a_rotation_of_the_local_key_is_stored_in_its_file(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    principal = find(database, keys.ensure_local(database, path))
+    assert principal is not None
+    key_id = principal.key_id
+    _, secret, former_hash = database.write(lambda session: keys.rotate(session, key_id))
+
+    keys.keep_local(path, former_hash, secret)
+    assert path.read_text().strip() == secret
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    keys.keep_local(path, "hash of another key", "wcl_other")
+    keys.keep_local(tmp_path / "absent", former_hash, secret)
+    assert path.read_text().strip() == secret
+    assert keys.ensure_local(database, path) == secret
 
 
 @pytest.mark.parametrize("content", ["", "\n", "wcl_of-another-database\n"])

@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from jobs import keys
 from jobs.__main__ import main
+from jobs.database import Database
 from tests.odd import ODD, check_odd_values
 
 
-@pytest.mark.parametrize("command", [["create-key", "VALUE"], ["create-key", "name", "--scopes=VALUE"], ["VALUE"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["create-key", "VALUE"],
+        ["create-key", "name", "--scopes=VALUE"],
+        ["create-key", "name", "--expires=VALUE"],
+        ["VALUE"],
+    ],
+)
 def test_each_argument_takes_an_odd_value_or_is_named(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -33,3 +43,21 @@ def test_a_database_that_cannot_be_used_is_one_line(
 
     printed = capsys.readouterr()
     assert len((printed.out + printed.err).splitlines()) == 1
+
+
+def test_a_new_key_has_no_admin_by_default(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("WCL_DATABASE_URL", database.url)
+
+    assert main(["create-key", "anna", "--expires", "90d"]) == 0
+    assert "no key has the scope `admin`" in capsys.readouterr().err
+    assert main(["create-key", "root", "--scopes", "read,submit,admin"]) == 0
+    assert capsys.readouterr().err == ""
+
+    with database.read() as session:
+        root, anna = keys.list_keys(session)
+    assert anna.scopes == ["read", "submit"]
+    assert root.expires_at is None
+    assert anna.expires_at is not None

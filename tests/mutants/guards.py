@@ -54,6 +54,27 @@ GUARDS = (
         ("tests/api/http/test_ownership.py::test_every_changing_route_keeps_to_its_role",),
     ),
     Guard(
+        "an expired key grants nothing",
+        "jobs/keys.py",
+        "    return Key.revoked_at.is_(None), or_(Key.expires_at.is_(None), Key.expires_at > now_ms())\n",
+        "    return (Key.revoked_at.is_(None),)\n",
+        ("tests/jobs/test_keys.py::test_an_expired_key_ends_with_its_sessions_links_and_streams[sqlite]",),
+    ),
+    Guard(
+        "the last administrator's key stays",
+        "jobs/keys.py",
+        "== [key_id] and not last_administrator:\n",
+        "== [key_id] and False:\n",
+        ("tests/jobs/test_keys.py::test_the_last_administrators_key_is_revoked_on_an_explicit_word_only[sqlite]",),
+    ),
+    Guard(
+        "streams of a rotated key's former secret end",
+        "jobs/keys.py",
+        "(each.key_id, each.rotated_at) not in keys",
+        "each.key_id not in {key_id for key_id, _ in keys}",
+        ("tests/jobs/test_keys.py::test_a_rotated_key_has_a_new_secret_and_ends_all_that_used_the_former_one[sqlite]",),
+    ),
+    Guard(
         "a priority above 0 needs its scope",
         "jobs/checks.py",
         "    if priority <= 0 or access.may_prioritise(session):\n",

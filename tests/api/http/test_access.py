@@ -10,14 +10,15 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from api import app as application
 from api.http.auth import Failures, classification
 from api.http.hosts import is_loopback
 from api.http.problems import TooMany
 from jobs import keys
-from jobs.database import Database, new_id
+from jobs.database import Database, new_id, now_ms
+from jobs.models import Key
 from tests.api.route_cases import CASES, OF_SESSIONS
 from tests.api.served import SPEC, Served, assert_problem
 from tests.jobs import rows
@@ -33,6 +34,11 @@ ADMIN = {
     "GET /v1/keys",
     "POST /v1/keys",
     "DELETE /v1/keys/{key_id}",
+    "POST /v1/keys/{key_id}/rotate",
+    "GET /keys",
+    "POST /keys",
+    "POST /keys/{key_id}/rotate",
+    "POST /keys/{key_id}/revoke",
     "POST /v1/datasets",
     "PATCH /v1/datasets/{name}",
     "DELETE /v1/datasets/{name}",
@@ -84,7 +90,7 @@ def test_an_application_with_an_unclassified_route_does_not_start() -> None:
 
 
 def test_no_route_answers_without_a_right_key(small: Served) -> None:
-    revoked = small.key()
+    revoked = small.key("read")
     with small.database.read() as session:
         principal = keys.find(session, revoked)
     assert principal is not None
@@ -145,6 +151,72 @@ def test_a_key_is_shown_once_and_stored_as_a_hash(served: Served) -> None:
     assert admin.delete(f"/v1/keys/{created['id']}").status_code == 204
     assert client.get("/v1/jobs").status_code == 401
     assert_problem(admin.delete(f"/v1/keys/{new_id()}"), 404)
+
+
+def test_an_expired_key_is_refused_with_the_reason(served: Served) -> None:
+    admin = served.client()
+    created = admin.post("/v1/keys", json={"name": "night", "days": 1}).json()
+    assert created["scopes"] == ["read", "submit"]
+    client = served.bare({"Authorization": f"Bearer {created['key']}"})
+    link = client.post("/v1/sign-in-links").json()["url"]
+    browser, own = served.bare({"Accept": "text/html"}), {"Origin": served.url}
+    browser.get(link)
+    assert browser.get("/").status_code == client.get("/v1/jobs").status_code == 200
+
+    expired = update(Key).where(Key.id == created["id"]).values(expires_at=now_ms())
+    served.database.write(lambda session: session.execute(expired))
+
+    for _ in range(25):  # more than wrong keys may be sent
+        assert "the key night expired on 2" in assert_problem(client.get("/v1/jobs"), 401)["detail"]
+    page = browser.get("/")
+    assert page.status_code == 401
+    assert "The key night expired on" in page.text
+    typed = browser.post("/sign-in", data={"key": created["key"]}, headers=own)
+    assert typed.status_code == 403
+    assert "The key night expired on" in typed.text
+    assert_problem(admin.post(f"/v1/keys/{created['id']}/rotate"), 422, "/days")
+    rotated = admin.post(f"/v1/keys/{created['id']}/rotate", json={"days": 30}).json()
+    assert client.get("/v1/jobs").status_code == 401
+    assert served.bare({"Authorization": f"Bearer {rotated['key']}"}).get("/v1/jobs").status_code == 200
+    assert [key["is_active"] for key in admin.get("/v1/keys").json()["items"]] == [True, True]
+
+
+def test_the_last_administrators_key_needs_a_word(small: Served) -> None:
+    admin = small.client()
+    (key,) = admin.get("/v1/keys").json()["items"]
+    assert "last key with `admin`" in assert_problem(admin.delete(f"/v1/keys/{key['id']}"), 409)["detail"]
+    assert admin.get("/v1/jobs").status_code == 200
+
+    assert admin.delete(f"/v1/keys/{key['id']}", params={"last_administrator": True}).status_code == 204
+    assert admin.get("/v1/jobs").status_code == 401
+
+
+def test_the_page_of_keys_shows_a_secret_once(small: Served) -> None:
+    browser, own = small.browser(), {"Origin": small.url}
+    form = {"name": "night", "scopes": "read,submit", "days": "90", "key": "a"}
+    created = browser.post("/keys", data=form, headers=own)
+    (secret,) = set(re.findall(r"wcl_[\w-]{43}", created.text))
+    assert browser.post("/keys", data=form, headers=own).headers["location"] == "/keys"
+    page = browser.get("/keys").text
+    assert page.count("night") == 2  # its row, and the name of its button
+    assert secret not in page
+    client = small.bare({"Authorization": f"Bearer {secret}"})
+    key_id = next(key["id"] for key in small.client().get("/v1/keys").json()["items"] if key["name"] == "night")
+
+    for button in ("Rotate key", "Revoke key"):
+        assert button in browser.get(f"/keys?key={key_id}").text
+    rotated = browser.post(f"/keys/{key_id}/rotate", data={"days": "keep", "rotated_at": ""}, headers=own)
+    assert client.get("/v1/jobs").status_code == 401
+    (new,) = set(re.findall(r"wcl_[\w-]{43}", rotated.text))
+    again = browser.post(f"/keys/{key_id}/rotate", data={"days": "keep", "rotated_at": ""}, headers=own)
+    assert again.status_code == 409
+    client = small.bare({"Authorization": f"Bearer {new}"})
+    assert client.get("/v1/jobs").status_code == 200
+    assert browser.post(f"/keys/{key_id}/revoke", headers=own).headers["location"] == "/keys"
+    assert client.get("/v1/jobs").status_code == 401
+    assert "1 revoked and expired" in browser.get("/keys").text
+    for wrong in ({"days": "x"}, {"scopes": "root"}, {"name": " "}):
+        assert browser.post("/keys", data=form | {"key": "b"} | wrong, headers=own).status_code == 422
 
 
 def test_a_sign_in_link_works_once(served: Served) -> None:
@@ -365,7 +437,7 @@ def test_a_cookie_reads_no_job_after_its_key_is_deleted(served: Served) -> None:
     with served.database.read() as session:
         all_keys = [key.id for key in keys.list_keys(session)]
     for key_id in all_keys:
-        served.database.write(lambda session, key_id=key_id: keys.revoke(session, key_id))
+        served.database.write(lambda session, key_id=key_id: keys.revoke(session, key_id, last_administrator=True))
 
     assert browser.get("/v1/jobs").status_code == 401
 
