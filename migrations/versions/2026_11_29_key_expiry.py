@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0035_key_expiry"
-down_revision = "0034_activities"
+revision = "0036_key_expiry"
+down_revision = "0035_request_ids"
 branch_labels = None
 depends_on = None
 
