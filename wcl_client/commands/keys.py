@@ -15,7 +15,7 @@ from wcl_client.responses import Key, NewKey
 from wcl_client.terminal import err, out, print_json
 
 app = typer.Typer()
-group = typer.Typer(no_args_is_help=True, help="Give people and programs access: list, create, rotate, revoke keys.")
+group = typer.Typer(no_args_is_help=True, help="Keys of people and programs: list, create, revoke.")
 app.add_typer(group, name="keys", rich_help_panel=SERVICE)
 
 _SCOPES: Final = ("read", "submit", "priority", "admin")
