@@ -24,7 +24,7 @@ export function sendForms({ created = () => {}, done = () => {} } = {}) {
       renewKey(form);
       if (response.ok) {
         closePopovers();
-        form.closest("details:not(.folds)")?.removeAttribute("open");
+        form.closest("details:not(.folds, .by-button)")?.removeAttribute("open");
       }
     } catch {
       notify("The server does not respond. Try again.");
