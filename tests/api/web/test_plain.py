@@ -242,6 +242,7 @@ def test_visitors_without_a_session_see_how_to_sign_in(browser: Browser, site: S
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{site.url}/")
     page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     page.goto(used)
     page.wait_for_url(f"{site.url}/")
     cookie = next(cookie for cookie in context.cookies() if "session" in cookie["name"])
