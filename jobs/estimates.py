@@ -8,7 +8,8 @@ none, or their costs differ too much      the time is unknown until the run repo
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -117,14 +118,51 @@ def _time(spec: PretrainSpec, num_images: int | None, similar: Job | None, runs:
     if similar is not None and (speed := _speed(similar)):
         seconds = num_images / speed
         return _range(seconds, seconds, similar, f"at the speed of {similar.name}")
-    cost = image_cost(spec)
-    others = [] if cost is None else [(abs(math.log(cost / each)), each, job) for job in runs if (each := _cost(job))]
-    unlike, other, job = min(others, key=lambda each: each[0], default=(math.inf, 1.0, None))
-    if cost is None or job is None or unlike > math.log(_MOST_UNLIKE):
+    nearest = _nearest(spec, [(each, job) for job in runs if (each := _cost(job))])
+    if nearest is None:
         return unknown
-    speed, spread = _speed(job) or 1.0, _SPREAD * math.exp(unlike / 4)
-    seconds = num_images * cost / other / speed
+    spread = _SPREAD * math.exp(nearest.unlike / 4)
+    seconds = num_images / nearest.speed
+    job = nearest.job
     return _range(seconds / spread, seconds * spread, job, f"by the speed of {job.name}, a job with other settings")
+
+
+class _Nearest(NamedTuple):
+    """The run whose step costs most nearly as much as that of a spec.
+
+    Attributes:
+        speed: images a second of the spec, by that of the run.
+        unlike: logarithm of the ratio of their costs, 0 or more.
+    """
+
+    job: Job
+    speed: float
+    unlike: float
+
+
+def _nearest(spec: PretrainSpec, costs: list[tuple[float, Job]]) -> _Nearest | None:
+    cost = image_cost(spec)
+    if cost is None or not costs:
+        return None
+    other, job = min(costs, key=lambda each: abs(math.log(cost / each[0])))
+    unlike = abs(math.log(cost / other))
+    return None if unlike > math.log(_MOST_UNLIKE) else _Nearest(job, (_speed(job) or 1.0) * other / cost, unlike)
+
+
+def speeds(session: Session, pool: str, gpus: int) -> Callable[[PretrainSpec], float | None]:
+    """Return a function that gives the images a second of a spec, as `estimate` takes them; None where unknown."""
+    runs = _newest_runs(session, pool, gpus)
+    costs = [(each, job) for job in runs if (each := _cost(job))]
+
+    def speed(spec: PretrainSpec) -> float | None:
+        expected = _alike(resolve_spec(spec))
+        similar = next((job for job in runs if _alike(job.spec) == expected), None)
+        if similar is not None and (measured := _speed(similar)):
+            return measured
+        nearest = _nearest(spec, costs)
+        return nearest.speed if nearest else None
+
+    return speed
 
 
 def _range(low: float, high: float, job: Job, source: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from jobs import queries
 from jobs.checks import pretraining_count
 from jobs.devices import of_pool, process_memory
 from jobs.errors import FieldError, Invalid
-from jobs.estimates import estimate
+from jobs.estimates import speeds
 from jobs.models import Dataset, Worker
-from wcl_core.config import DataConfig, PretrainSpec
+from wcl_core.config import DataConfig
 from wcl_core.limits import num_cores
 from wcl_core.recommendation import LENGTHS, Content, Images, Length, Machine, Recommendation, recommend
 
@@ -29,9 +29,8 @@ def recommended(
     """
     row = queries.get_dataset(session, name)
     try:
-        images, machine = _images(row), _machine(session, pool)
-        speed = _speed(session, recommend(name, images, machine, minutes, content), pool, machine, images)
-        return recommend(name, images, machine, minutes, content, speed)
+        machine = _machine(session, pool)
+        return recommend(name, _images(row), machine, minutes, content, speeds(session, pool, int(machine.is_gpu)))
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
 
@@ -46,7 +45,7 @@ def recommended_lengths(
     """
     try:
         images, machine = _images(row), _machine(session, pool)
-        speed = _speed(session, recommend(row.name, images, machine, None, content), pool, machine, images)
+        speed = speeds(session, pool, int(machine.is_gpu))
         return {length: recommend(row.name, images, machine, None, content, speed, length) for length in LENGTHS}
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
@@ -55,13 +54,6 @@ def recommended_lengths(
 def usual_content(row: Dataset) -> Content:
     """Return the kind of images that a dataset most likely has."""
     return "drawings" if (row.kind, row.name) == ("builtin", "digits") else "photos"
-
-
-def _speed(session: Session, recipe: Recommendation, pool: str, machine: Machine, images: Images) -> float | None:
-    """Return the images a second of a similar run that has succeeded; None without one."""
-    spec = PretrainSpec.model_validate(recipe.spec)
-    similar = estimate(session, spec, pool, int(machine.is_gpu), images.count)["like"]
-    return (similar and similar["images_per_second"]) or None
 
 
 def _images(row: Dataset) -> Images:

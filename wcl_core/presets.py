@@ -65,7 +65,10 @@ def described_presets() -> dict[str, Preset]:
 
 # Fixed choices of `wcl_core.recommendation`: images, their side, minutes, and whether there is a GPU.
 _PHOTOS: dict[str, tuple[str, tuple[int, int, float, bool]]] = {
-    "photos-quick": ("Some hundred photos at 64 px, ResNet-18: about 20 minutes on 2 cores [D]", (448, 64, 1, False)),
+    "photos-quick": (
+        "Some hundred photos at 64 px, ResNet-18: about 20 minutes on 2 cores [D]",
+        (448, 64, 17.3, False),
+    ),
     "photos": ("Some thousand photos at 64 px, ResNet-18: about an hour on 2 cores [D]", (4_000, 64, 60, False)),
     "photos-large": ("Many photos at 224 px, ResNet-50, on one GPU [D]", (50_000, 224, 600, True)),
 }

@@ -11,12 +11,14 @@ and of an H100, made smaller; a dry run replaces them by the speed of a similar 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from wcl_core.config import AugmentConfig, DataConfig, PretrainSpec
 from wcl_core.config.images import proposed_image_size
 from wcl_core.config.memory import SHARE, largest_batch, process_bytes
+from wcl_core.text import counted
 
 Content = Literal["photos", "drawings", "overhead"]
 CONTENTS: tuple[Content, ...] = get_args(Content)
@@ -26,6 +28,8 @@ MIN_STEPS = 1_000
 _STEPS_PER_EPOCH = 7  # at least, so that batches differ from epoch to epoch
 SMALLEST_BATCH = 8
 _MOST_EPOCHS = 1_000
+_SMALLER_SIDES = (192, 160, 128, 96, 64, 48, 32)  # to which images shrink for a short training
+_SMALLEST_HURRIED_BATCH = 32  # to which a batch shrinks for one
 _IN_MEMORY = 2 << 30  # bytes of images that a run keeps on its device
 _MANY = 20_000  # images from which a larger network pays off on a GPU
 _CORE_FLOPS, _GPU_FLOPS = 5.5e10, 4e13  # that training reaches, with views and losses
@@ -99,11 +103,11 @@ class Recommendation:
         spec: as a client sends it.
         choices: the fields with their reasons.
         steps: in all.
-        seconds: of training, by a rule of thumb.
+        seconds: of training, by the speed of earlier runs or a rule of thumb.
         memory: bytes that the process needs; None where unknown.
         hope: what one may expect of it, as a sentence.
         notes: what to know before, as clauses.
-        trial_epochs: of a trial within the minutes, where they are too short to learn; None where they are not.
+        further_epochs: that a trial, which is too short to learn, lacks of `MIN_STEPS`; 0 for other trainings.
     """
 
     spec: dict[str, Any]
@@ -113,7 +117,7 @@ class Recommendation:
     memory: int | None
     hope: str
     notes: list[str] = field(default_factory=list)
-    trial_epochs: int | None = None
+    further_epochs: int = 0
 
 
 def recommend(
@@ -122,17 +126,21 @@ def recommend(
     machine: Machine,
     minutes: float | None = None,
     content: Content = "photos",
-    images_per_second: float | None = None,
+    speed: Callable[[PretrainSpec], float | None] = lambda _: None,
     length: Length = "standard",
 ) -> Recommendation:
-    """Return a recipe for a dataset.
+    """Return a recipe for a dataset whose training takes at most its minutes, by what is known of the speed.
+
+    Where the minutes are too short for `MIN_STEPS`, the images get smaller, then the network, then the batch; where
+    that is not enough, the steps get fewer.  Only one epoch is always trained.
 
     Args:
         name: of the dataset.
         minutes: that the training may take; by default those of `length`.
         content: `photos`; `drawings`, also digits and text, which may not be mirrored or recoloured; `overhead`:
             microscopy and satellite images, whose colours have a meaning.
-        images_per_second: of a similar run; by default a rule of thumb.
+        speed: returns the images a second of a spec by earlier runs; None where they say nothing of it, and a rule of
+            thumb counts.
         length: a usual budget of minutes and steps, for a training without `minutes`.
 
     Raises:
@@ -140,44 +148,140 @@ def recommend(
     """
     if images.count < 2 * SMALLEST_BATCH:
         raise ValueError(f"{name} has {images.count} train images, too few to learn from; expected some hundreds")
-    choices = [_size(images, machine), *_unreadable(images)]
-    side = choices[0].value
-    choices += _network(images, machine, side)
-    network = {each.field: each.value for each in choices}
-    backbone = (network["backbone.name"], network["backbone.stem"])
-    speed = images_per_second or _speed(backbone, side, machine)
-    choices.append(_batch(images, machine))
-    batch = choices[-1].value
-    usual = LENGTHS[length]
-    allowed = 60 * (minutes or usual.minutes) * speed / batch
-    per_epoch = images.count // batch
-    epochs = _epochs(per_epoch, allowed, minutes or usual.minutes, math.inf if minutes else usual.steps)
-    choices += [epochs, *_augmentation(images, content, side)]
-    spec = _spec(name, choices, has_labels=images.num_classes > 1)
-    parsed = PretrainSpec.model_validate(spec)
-    if machine.memory and (most := largest_batch(parsed, int(SHARE * machine.memory), is_gpu=machine.is_gpu)) < batch:
-        spec["micro_batch_size"] = "auto"
-        reason = f"a batch of {most} is the largest that the memory holds at once"
-        choices.append(Choice("micro_batch_size", "auto", reason))
-    steps = per_epoch * epochs.value
-    seconds = steps * batch / speed
-    notes: list[str] = []
-    trial_epochs = None
-    if minutes and seconds > 1.2 * 60 * minutes:
-        budget = f"{minutes:g} minute{'' if minutes == 1 else 's'}"
-        trial_epochs = max(1, int(allowed / per_epoch))
-        notes.append(
-            f"{MIN_STEPS:,} steps take longer than {budget} here, and fewer teach little; for a trial, set epochs to "
-            f"{trial_epochs:,}, and continue the training afterwards"
-        )
-    if content == "photos" and (images.is_grey or side < 32):
+    budget = minutes or LENGTHS[length].minutes
+    alternatives = (_plan(name, choices, images, machine, speed) for choices in _alternatives(images, machine, budget))
+    usual = plan = next(alternatives)
+    while plan.steps(budget) < MIN_STEPS and (cheaper := next(alternatives, None)):
+        if cheaper.batch < plan.batch and not plan.epochs(budget):
+            break  # a smaller batch makes no epoch shorter
+        plan = cheaper
+    most = _MOST_EPOCHS if minutes else max(plan.enough, round(LENGTHS[length].steps / plan.per_epoch))
+    epochs = max(1, min(plan.epochs(budget), most, _MOST_EPOCHS))
+    steps = plan.per_epoch * epochs
+    reason = "a usual number" if plan.epochs(budget) > epochs else f"what about {counted(budget, 'minute')} allow"
+    choices = [
+        *plan.choices,
+        Choice("epochs", epochs, f"{steps:,} steps in all, {plan.per_epoch:,} an epoch: {reason}"),
+        *_augmentation(images, content, plan.spec.data.image_size),
+    ]
+    notes = list(_too_short(usual, plan, budget, steps))
+    if content == "photos" and (images.is_grey or plan.spec.data.image_size < 32):
         notes.append("for digits, text or drawings, which may not be mirrored, use the content drawings")
     if images.num_classes < 2:
         notes.append("without labels no accuracy can be measured; a map shows the neighbours of each image")
-    in_memory = images.count if 3 * side**2 * images.count <= _IN_MEMORY else 0
-    memory = process_bytes(parsed, batch, is_gpu=machine.is_gpu, images=in_memory)
-    hope = _hope(images.count, has_labels=images.num_classes > 1)
-    return Recommendation(spec, choices, steps, seconds, memory, hope, notes, trial_epochs)
+    return Recommendation(
+        _spec(name, choices, has_labels=images.num_classes > 1),
+        choices,
+        steps,
+        plan.seconds(steps),
+        plan.memory(images, machine),
+        _hope(images.count, has_labels=images.num_classes > 1),
+        notes,
+        max(0, plan.enough - epochs),
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What decides how long a step takes.
+
+    Attributes:
+        choices: of the size of images, the network and the batch.
+        spec: with these choices, of one epoch.
+        batch: images a step.
+        per_epoch: steps an epoch.
+        speed: images a second.
+    """
+
+    choices: list[Choice]
+    spec: PretrainSpec
+    batch: int
+    per_epoch: int
+    speed: float
+
+    @property
+    def enough(self) -> int:
+        """The fewest epochs that have `MIN_STEPS`."""
+        return math.ceil(MIN_STEPS / self.per_epoch)
+
+    def seconds(self, steps: int) -> float:
+        return steps * self.batch / self.speed
+
+    def epochs(self, minutes: float) -> int:
+        """Return the whole epochs in so many minutes; a twentieth of an epoch beyond them is no reason for one less."""
+        return int(60 * minutes / self.seconds(self.per_epoch) + 0.05)
+
+    def steps(self, minutes: float) -> int:
+        return self.per_epoch * self.epochs(minutes)
+
+    def memory(self, images: Images, machine: Machine) -> int | None:
+        in_memory = images.count if 3 * self.spec.data.image_size**2 * images.count <= _IN_MEMORY else 0
+        return process_bytes(self.spec, self.batch, is_gpu=machine.is_gpu, images=in_memory)
+
+
+def _plan(
+    name: str,
+    choices: list[Choice],
+    images: Images,
+    machine: Machine,
+    speed: Callable[[PretrainSpec], float | None],
+) -> _Plan:
+    def spec() -> PretrainSpec:
+        return PretrainSpec.model_validate(_spec(name, [*choices, Choice("epochs", 1, "")], has_labels=False))
+
+    values = {each.field: each.value for each in choices}
+    side, batch, parsed = values["data.image_size"], values["batch_size"], spec()
+    if machine.memory and (most := largest_batch(parsed, int(SHARE * machine.memory), is_gpu=machine.is_gpu)) < batch:
+        reason = f"a batch of {most} is the largest that the memory holds at once"
+        choices = [*choices, Choice("micro_batch_size", "auto", reason)]
+        parsed = spec()
+    by_rule = _speed((values["backbone.name"], values["backbone.stem"]), side, machine)
+    return _Plan(choices, parsed, batch, images.count // batch, speed(parsed) or by_rule)
+
+
+def _alternatives(images: Images, machine: Machine, minutes: float) -> Iterator[list[Choice]]:
+    """Yield choices of size, network and batch: first those that fit the images best, then cheaper and cheaper ones."""
+    size, unreadable = _size(images, machine), _unreadable(images)
+    network, batch = _network(images, machine, size.value), _batch(images, machine)
+    yield [size, *unreadable, *network, batch]
+    short = f"1,000 steps would take longer than {counted(minutes, 'minute')}"
+    sizes = [side for side in _SMALLER_SIDES if (64 if machine.is_gpu else 32) <= side < size.value]
+    for stage in ("resnet50", "resnet18") if network[0].value == "resnet50" else (network[0].value,):
+        if stage != network[0].value:
+            network = [Choice("backbone.name", stage, f"with a larger network, {short}"), *network[1:]]
+            yield [size, *unreadable, *network, batch]
+        for side in [side for side in sizes if side < size.value and (stage != "resnet50" or side >= 128)]:
+            size = Choice("data.image_size", side, f"with larger images, {short}")
+            yield [size, *unreadable, *network, batch]
+    while batch.value > _SMALLEST_HURRIED_BATCH:
+        batch = Choice("batch_size", batch.value // 2, f"with a larger batch, {short}")
+        yield [size, *unreadable, *network, batch]
+
+
+def _too_short(usual: _Plan, plan: _Plan, minutes: float, steps: int) -> Iterator[str]:
+    """Yield what the minutes are too short for."""
+    budget = counted(minutes, "minute")
+    if usual is not plan:
+        unit = "one epoch" if usual.enough == 1 else f"{MIN_STEPS:,} steps"
+        network = "" if usual.spec.backbone.name == plan.spec.backbone.name else f"{usual.spec.backbone.name}, "
+        sizes = f"{network}images of {usual.spec.data.image_size} pixels and batches of {usual.batch}"
+        most = usual.seconds(usual.per_epoch * usual.enough)
+        yield f"{unit} with {sizes} would take {_time(most)}, longer than {budget}"
+    if plan.epochs(minutes) < 1:
+        longer = f"one epoch of {counted(plan.per_epoch * plan.batch, 'image')} takes {_time(plan.seconds(steps))} here"
+        yield f"{longer}, longer than {budget}; for a trial, use fewer images"
+    elif steps < MIN_STEPS:
+        further = plan.enough - steps // plan.per_epoch
+        whole = _time(plan.seconds(plan.enough * plan.per_epoch))
+        yield (
+            f"{counted(steps, 'step')} teach little, so this is a trial; to have {MIN_STEPS:,}, continue it for "
+            f"{counted(further, 'epoch')}: {whole} in all"
+        )
+
+
+def _time(seconds: float) -> str:
+    minutes = max(1, math.ceil(seconds / 60))
+    return f"about {counted(minutes, 'minute') if minutes < 120 else counted(round(minutes / 60, 1), 'hour')}"
 
 
 def _size(images: Images, machine: Machine) -> Choice:
@@ -234,16 +338,6 @@ def _batch(images: Images, machine: Machine) -> Choice:
     if batch < most:
         reason += f"; at least {_STEPS_PER_EPOCH} batches an epoch, so that they differ from epoch to epoch"
     return Choice("batch_size", batch, reason)
-
-
-def _epochs(per_epoch: int, allowed: float, minutes: float, most: float) -> Choice:
-    """Return the epochs of as many steps as the minutes allow, but at most `most`."""
-    steps = max(MIN_STEPS, min(most, allowed))
-    epochs = min(_MOST_EPOCHS, max(math.ceil(MIN_STEPS / per_epoch), round(steps / per_epoch)))
-    of_time = f"what about {minutes:g} minutes allow" if steps == allowed else "a usual number"
-    if steps == MIN_STEPS:
-        of_time = "fewer teach little"
-    return Choice("epochs", epochs, f"{per_epoch * epochs:,} steps in all, {per_epoch:,} an epoch: {of_time}")
 
 
 def _augmentation(images: Images, content: Content, side: int) -> list[Choice]:

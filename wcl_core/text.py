@@ -38,6 +38,16 @@ def visible_json(text: str) -> str:
     return _IN_LINES.sub(_json_escape, text)
 
 
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: `1 file`, `2,000 files`, `0.5 minutes`.
+
+    Args:
+        plural: of the noun; by default with an `s`.
+    """
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{digits} {noun if number == 1 else plural or noun + 's'}"
+
+
 def _escape(match: re.Match[str]) -> str:
     character = match.group()
     code = ord(character)

@@ -61,8 +61,8 @@ class ChoiceResponse(Response):
 class RecommendationResponse(Response):
     """A recipe: `spec` for a job, its fields with reasons, steps, seconds and bytes of memory by rules of thumb.
 
-    `hope` is what one may expect of it, and `notes` are what to know before. `trial_epochs` are the epochs of a trial
-    where the minutes are too few to learn in; null where they are not.
+    `hope` is what one may expect of it, and `notes` are what to know before. `further_epochs` are those to continue for
+    where the minutes are too short to learn; 0 where they are not.
     """
 
     spec: dict[str, Any]
@@ -72,7 +72,7 @@ class RecommendationResponse(Response):
     memory: int | None
     hope: str
     notes: list[str]
-    trial_epochs: int | None
+    further_epochs: int
 
 
 class Datasets(Response):
@@ -127,7 +127,7 @@ def recommendation(
     """Propose a spec that fits a dataset and the workers of a pool, each field with its reason.
 
     `photos`; `drawings`, also digits and text, which may not be mirrored; `overhead`: microscopy and satellite images.
-    The time is a rule of thumb.
+    The time follows from the speed of earlier jobs; without one, it is a rule of thumb.
     """
     with database.read() as session:
         return RecommendationResponse.of(recommendations.recommended(session, name, minutes, content, pool))

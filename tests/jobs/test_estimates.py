@@ -83,6 +83,23 @@ def test_the_speed_of_another_network_gives_a_range(database: Database) -> None:
     assert estimate(database, **spec | {"batch_size": "auto"})["time"] == UNKNOWN
 
 
+def test_a_recipe_counts_with_the_speed_that_the_plan_of_its_job_has(database: Database) -> None:
+    finish(database, 90.0, backbone={"name": "resnet34", "stem": "small"}, batch_size=250)
+
+    def planned_and_speed(name: str) -> tuple[Any, float | None]:
+        spec: dict[str, Any] = {"backbone": {"name": name, "stem": "small"}, "batch_size": 250, "epochs": 9}
+        with database.read() as session:
+            return estimate(database, **spec), estimates.speeds(session, "default", 0)(new_job(spec=spec).spec)
+
+    planned, speed = planned_and_speed("resnet34")
+    assert planned["like"]["images_per_second"] == speed == 90
+    planned, speed = planned_and_speed("resnet18")
+    middle = (planned["time"]["low_seconds"] * planned["time"]["high_seconds"]) ** 0.5
+    assert speed == pytest.approx(9 * 1000 / middle)
+    with database.read() as session:
+        assert estimates.speeds(session, "elsewhere", 0)(new_job().spec) is None
+
+
 def test_a_short_run_says_nothing_of_another_network(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "STEPS", 5)
     finish(database, 90.0, backbone={"name": "resnet34", "stem": "small"})

@@ -163,9 +163,8 @@ def recommend(
         out.say(f"To use it: wcl recommend {dataset} -o {dataset}.yaml, then wcl submit {dataset}.yaml")
     else:
         out.say(f"{target} has the spec; to train: wcl submit {target}")
-        if (trial := recipe.get("trial_epochs")) is not None:
-            further = recipe["spec"]["epochs"] - trial
-            out.say(f"for a trial: wcl submit {target} --set epochs={trial}, then wcl continue JOB --epochs {further}")
+        if further := recipe.get("further_epochs"):
+            out.say(f"then: wcl continue JOB --epochs {further}")
 
 
 @app.command(name="presets", rich_help_panel=LOOK)

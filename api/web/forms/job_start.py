@@ -142,17 +142,17 @@ def _content_choices(chosen: Recipe) -> list[Choice]:
 
 
 def _length_choices(session: Session, chosen: Recipe | None, row: Dataset | None) -> list[Choice]:
-    """Return the lengths, without one that is as long as a shorter one."""
+    """Return the lengths, without one whose recipe is that of a shorter one."""
     if row is None:
         return []
     proposals = chosen.proposals if chosen else _lengths(session, row)
-    links, steps = [], set[int]()
+    links: list[Choice] = []
     for length, proposal in proposals.items():
         is_current = chosen is not None and chosen.length == length
-        if proposal.steps not in steps or is_current:
+        is_new = all(each.proposal is None or each.proposal.spec != proposal.spec for each in links)
+        if is_new or is_current:
             address = _address(row.name, length, chosen.content if chosen else None)
             links.append(Choice(_LENGTHS[length], address, is_current, proposal))
-        steps.add(proposal.steps)
     return links
 
 
