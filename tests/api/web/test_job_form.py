@@ -177,23 +177,31 @@ def test_three_questions_make_a_job_that_fits_the_images(visitor: Visitor, site:
     expect(page.get_by_role("link", name=name)).to_have_attribute("aria-current", "true")
     expect(page.get_by_role("link", name=name)).to_contain_text("597 images · 2 classes · about 104 px")
     page.get_by_role("link", name="Quick look").click()
-    expect(page.get_by_role("link", name="Quick look")).to_contain_text("1,001 steps, 143 epochs")
+    quick = page.get_by_role("link", name="Quick look")
+    expect(quick).to_have_attribute("aria-current", "true")
+    plan = re.search(
+        r"([\d,]+) steps, (\d+) epochs", quick.inner_text()
+    )  # as many as this machine trains in ten minutes
+    assert plan is not None
+    steps, epochs = plan.groups()
+    assert int(steps.replace(",", "")) == 7 * int(epochs) >= 1000
     page.get_by_role("link", name="Drawings").click()
     expect(page.get_by_role("link", name="Drawings")).to_have_attribute("aria-current", "true")
-    expect(page.locator("#settings")).to_contain_text("wcl, 143 epochs, batch of 64")
+    expect(page.locator("#settings")).to_contain_text(f"wcl, {epochs} epochs, batch of 64")
     expect(field(page, "augmentation.flip_probability")).to_have_value("0.0")
     field(page, "loss.temperature").fill("0.2")
     page.get_by_label("Name", exact=True).fill("by its recipe")
     if not scripts:
         page.get_by_role("button", name="Check").click()
     expect(page.locator("#plan")).to_contain_text("Ready to submit")
-    expect(page.locator("#plan")).to_contain_text("1,001, 7 per epoch")
+    expect(page.locator("#plan")).to_contain_text(f"{steps}, 7 per epoch")
     expect(hint(page, "loss.temperature")).to_have_text("proposed: 0.1")
     page.get_by_role("button", name="Submit").click()
 
     job = job_of(page, site)
-    assert (job.name, job.dataset_name, job.preset, job.spec["epochs"]) == ("by its recipe", name, None, 143)
-    assert (job.spec["loss"]["temperature"], job.spec["data"]["image_size"]) == (0.2, 64)
+    assert (job.name, job.dataset_name, job.preset, job.spec["epochs"]) == ("by its recipe", name, None, int(epochs))
+    assert job.spec["loss"]["temperature"] == 0.2
+    assert job.spec["data"]["image_size"] in (32, 48, 64)  # by the speed of this machine
     assert "queue_size" not in job.spec_sent, "the request holds more than the recipe and the changes"
 
 
