@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from tests import parallel
+from tests.photographs import photographs
+from tests.waiting import eventually
 from tests.wcl_core import small
 from wcl_core import attempt, checkpoint, data
 from wcl_core.attempt import classify, describe, run_attempt
@@ -124,6 +127,12 @@ class Process:
         """Return the `end` record of a process that ends by itself."""
         assert self.status() == 0, (self.folder / "output.log").read_text()
         return last_word(self.folder)
+
+    def decoders(self) -> list[psutil.Process]:
+        """Return the processes that decode images for it."""
+        if (pid := self._number("pid")) is None:
+            return []
+        return [each for each in psutil.Process(pid).children() if "wcl_core.data.decoding" in each.cmdline()]
 
     def _number(self, name: str) -> int | None:
         path = self.folder / name
@@ -245,6 +254,9 @@ PHASES = {
     "linear features": ("wcl_core.evaluation.run._subject", None),
     "linear": ("wcl_core.evaluation.linear.fit", None),
     "knn": ("wcl_core.evaluation.knn.knn_top1", None),
+    "linear_sgd": ("wcl_core.evaluation.linear_sgd.linear_sgd", None),
+    "few_labels": ("wcl_core.evaluation.few_labels.few_labels_top1", None),
+    "retrieval": ("wcl_core.evaluation.retrieval.retrieval", None),
     "map": ("wcl_core.evaluation.embedding_map._tsne", None),
     "embed": ("wcl_core.checkpoint.write", None),
 }
@@ -325,6 +337,33 @@ def test_a_run_that_loses_its_supervisor_while_it_loads_ends(tmp_path: Path, sta
     process.close()
 
     assert process.end()["outcome"] == "drained"
+
+
+@pytest.mark.parametrize(
+    ("kind", "byte", "outcome"),
+    [("pretrain", b"c", "cancelled"), ("pretrain", b"d", "drained"), ("evaluate", b"p", "paused")],
+)
+def test_a_request_ends_the_decoding_of_photographs(
+    tmp_path: Path, start: Callable[..., Process], kind: str, byte: bytes, outcome: str
+) -> None:
+    """Training decodes them into the cache, the evaluation into memory; both would take minutes."""
+    folder, root = tmp_path / "a", photographs(tmp_path / "photos", 1000)
+    dataset: dict[str, Any] = {"kind": "folder", "path": str(root)}
+    large = {"data": {"name": "photos", "image_size": 224}}
+    spec = PIXELS | large | {"protocols": ["knn"]}
+    if kind == "pretrain":
+        dataset |= {"digest": "0" * 64, "cache": {"folder": str(tmp_path / "cache"), "max_bytes": 1 << 30}}
+        spec = small.fields(**large)
+    process = start(write_run(folder, kind=kind, spec=spec, dataset=dataset))
+    decoders = eventually(process.decoders, "the start of processes that decode")
+
+    os.write(process.pipe, byte)
+
+    assert process.end()["outcome"] == outcome
+    assert {record["phase"] for record in of(folder, "progress")} <= {"load", "prepare"}
+    for each in decoders:
+        with contextlib.suppress(psutil.Error):
+            each.kill()  # as the worker does
 
 
 def test_a_killed_process_leaves_complete_lines_and_a_checkpoint_to_continue_from(

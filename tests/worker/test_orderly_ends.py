@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import update
 
@@ -15,6 +17,7 @@ from jobs import queries, transitions, workers
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.models import Job, Worker
+from tests.photographs import photographs
 from tests.processes import ROOT
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
@@ -106,6 +109,36 @@ def test_a_job_at_its_time_limit_ends_after_a_checkpoint(sqlite_database: Databa
 
     assert (job.status, job.status_reason, job.failures) == ("failed", "timeout", 0), worker.log()
     assert [event.type for event in jobs.events(job_id)][-2:] == ["checkpoint", "failed"]
+
+
+@pytest.mark.long
+def test_cancel_and_time_limit_end_a_run_that_decodes_photographs(
+    sqlite_database: Database, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """A training and an evaluation, without room for a cache; neither finishes its data."""
+    folders = json.dumps({"photos": str(photographs(tmp_path / "photos", 24))})
+    worker = start_worker(sqlite_database, WCL_DATASETS=folders, WCL_CACHE_BYTES="0", **PATIENT)
+    jobs = Jobs(sqlite_database)
+    data = {"name": "photos", "image_size": 224}
+
+    def decoders() -> list[psutil.Process]:
+        run = worker.run_process()
+        children = [] if run is None else run.children()
+        return [each for each in children if "wcl_core.data.decoding" in each.cmdline()]
+
+    cancelled = jobs.submit(SHORT | {"data": data, "batch_size": 8})
+    first = eventually(decoders, f"the first decoding\n{worker.log()}")
+    sqlite_database.write(lambda session: transitions.cancel(session, cancelled))
+    jobs.wait_for(cancelled, "cancelled")
+
+    limited = jobs.submit({"data": data, "features": {"kind": "pixels"}, "protocols": ["knn"]}, "evaluate")
+    second = eventually(decoders, f"the second decoding\n{worker.log()}")
+    lowered = update(Job).where(Job.id == limited).values(max_seconds=1)
+    sqlite_database.write(lambda session: session.execute(lowered))
+    job = jobs.wait_for(limited, "failed", "succeeded")
+
+    assert (job.status, job.status_reason) == ("failed", "timeout"), worker.log()
+    eventually(lambda: not any(map(psutil.Process.is_running, first + second)), "the end of the processes that decode")
 
 
 # --- one job, for batch systems ------------------------------------------------------------------------------------
