@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import asyncio
 import contextlib
+import fcntl
 import importlib
 import json
 import logging
@@ -105,7 +106,8 @@ def serve(settings: Settings) -> None:
     _ensure_keys(settings, database)
     listener = _listener(settings)
     url = hosts.url_of(listener)
-    _announce(settings, database, url)
+    is_first = _is_first(settings.data_dir)
+    _announce(settings, database, url, is_first=is_first)
     stop = threading.Event()
     reconciler = Reconciler(database, settings, sends_wake_ups=True)
     database.on(Signal.DUE, WakeUpSender(database, settings).start)
@@ -120,7 +122,8 @@ def serve(settings: Settings) -> None:
         _run(create_app(settings, database, storage), listener, stop)
     finally:
         stop.set()
-        _withdraw(settings.data_dir / "server.json")
+        if is_first:
+            _withdraw(settings.data_dir / "server.json")
         thread.join(timeout=2)
         database.dispose()
 
@@ -210,12 +213,27 @@ def _listener(settings: Settings) -> socket.socket:
         raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
 
 
-def _announce(settings: Settings, database: Database, url: str) -> None:
-    announcement = json.dumps({"url": url, "pid": os.getpid()}) + "\n"
+def _is_first(data_dir: Path) -> bool:
+    """Return whether no other server announces itself in the folder; none does then while this process lives."""
+    folder = os.open(data_dir, os.O_RDONLY)  # open until the process ends, however it ends
     try:
-        write_bytes(settings.data_dir / "server.json", announcement.encode())
-    except OSError as error:  # a full disk does not end the service
-        log.warning("clients cannot find this server by its data folder: %s", error.strerror)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _announce(settings: Settings, database: Database, url: str, *, is_first: bool = True) -> None:
+    announcement = json.dumps({"url": url, "pid": os.getpid()}) + "\n"
+    if not is_first:
+        log.warning("another server runs on this data folder; commands without WCL_URL use that one")
+    else:
+        try:
+            write_bytes(settings.data_dir / "server.json", announcement.encode())
+        except OSError as error:  # a full disk does not end the service
+            log.warning("clients cannot find this server by its data folder: %s", error.strerror)
     with contextlib.suppress(OSError):  # the log file may be on the full disk
         write_line(f"Serving {url}")
     log.info("version %s serves %s", VERSION, url)

@@ -334,12 +334,13 @@ def _announcer(options: UpOptions, report: Callable[[str], None]) -> Callable[[s
     return announce
 
 
-def run(options: UpOptions, report: Callable[[str], None], out: IO[str] = sys.stdout) -> None:
+def run(options: UpOptions, report: Callable[[str], None]) -> None:
     """Run the service until SIGINT, SIGTERM or SIGHUP.
 
     Raises:
         UpError: the data folder or the port cannot be used, or the server refuses to start.
     """
+    out = sys.stdout  # of this call: a test or a caller may have replaced it
     os.umask(0o077)  # for this process and its children: other accounts of the machine read no file of the service
     with locked(options.data_dir):
         free_port(options.host, options.port)

@@ -398,6 +398,20 @@ def test_a_killed_servers_announcement_is_replaced(start: Start) -> None:
     assert second.announced["pid"] == second.process.pid
 
 
+def test_a_second_server_on_a_data_folder_leaves_the_first_one_announced(start: Start) -> None:
+    first = start().ready()
+    second = start()
+    eventually(lambda: "Serving" in second.words, f"the start of the second server\n{second.words}", 60)
+
+    assert "another server runs on this data folder" in second.words
+    assert first.announced["pid"] == first.process.pid
+    second.stop()
+    assert first.announced["pid"] == first.process.pid
+    first.stop()
+    assert first.announced == {}
+    assert start().ready().announced
+
+
 def test_two_servers_may_start_on_one_database(start: Start, postgres_url: str, tmp_path: Path) -> None:
     (tmp_path / "storage").mkdir()
     for name in ("one", "two"):  # servers of one database share the storage
