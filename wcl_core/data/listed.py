@@ -3,9 +3,12 @@
     a text file     PATH, or PATH and CLASS with a tab, a comma or a space between them
     a table         a header names the columns: path; label or class; split.  Separated by commas, semicolons or tabs
 
-Paths are relative to the folder of the list, or absolute paths in it; a path that leads out of this folder is left out,
-as a link is.  Without a column of splits, a fixed fifth of each class is the test split.  Images without a class are
-unlabelled, and pretraining uses them together with the train images.
+Where no column has such a name, that of the paths is the one that names images, and that of the classes the only other
+one, if its words repeat.  Paths are relative to the folder of the list or to a folder beside it, or absolute paths in
+it; their endings may be missing.  A path that leads out of the list's folder is left out, as a link is.
+
+Without a column of splits, a fixed fifth of each class is the test split.  Images without a class are unlabelled, and
+pretraining uses them together with the train images.
 """
 
 from __future__ import annotations
@@ -88,8 +91,9 @@ def list_listed(name: str, path: Path, *, has_labels: bool = True) -> Files:
     listed = _Listed(Remarks.of_archive(root))
     seen: set[str] = set()
     real_root = os.path.realpath(root)
+    base = _base(root, _rows(name, path, text))
     for row in _rows(name, path, text):
-        place, reason = _place(root, real_root, row.path)
+        place, reason = _place(root, real_root, f"{base}{row.path}")
         reason = reason or (AGAIN if place in seen else None)
         reason = reason or (OTHER_SPLIT if row.split == "" else None)
         if reason:
@@ -101,12 +105,6 @@ def list_listed(name: str, path: Path, *, has_labels: bool = True) -> Files:
         left_out = "; ".join(f"{each.count} {each.text}" for each in listed.left_out.list()[:5])
         message = f"dataset {name}: {path} names no image that can be read; expected {_EXPECTED}"
         message += f". Left out: {left_out}" if left_out else ""
-        first = next((row.path for row in _rows(name, path, text) if row.path), "")
-        if folder := _folder_of(root, first):
-            message += (
-                f". Paths are relative to the folder of the list: move the list into {shown(folder)}/, which has "
-            )
-            message += shown(first)
         raise DataError(message)
     return _files(name, root, listed)
 
@@ -125,6 +123,15 @@ def has_labels_in(path: Path) -> bool:
     labelled = [row for row in rows if row.label or row.split]
     is_there = any(_place(path.parent, real_root, row.path)[1] is None for row in labelled)
     return is_there or bool(labelled and _folder_of(path.parent, labelled[0].path))
+
+
+def _base(root: Path, rows: Iterator[_Row]) -> str:
+    """Return the folder beside a list that its paths are relative to, with a slash; empty for that of the list."""
+    first = next((row.path for row in rows if row.path), "")
+    with contextlib.suppress(OSError, ValueError):
+        if not _existing(root, first).is_file() and (folder := _folder_of(root, first)):
+            return f"{folder}/"
+    return ""
 
 
 def _folder_of(root: Path, path: str) -> str:
@@ -222,7 +229,15 @@ def _place(root: Path, real_root: str, path: str) -> tuple[str, str | None]:
 
 def _existing(root: Path, path: str) -> Path:
     """Return the place of a path of a list, in the spelling that is there; as written if none is."""
-    return next((each for each in map(root.joinpath, _spellings(path)) if each.exists()), root / path)
+    as_written = (root / each for each in _spellings(path))
+    return next((each for each in (*as_written, *_with_endings(root, path)) if each.exists()), root / path)
+
+
+def _with_endings(root: Path, path: str) -> Iterator[Path]:
+    """Yield the images that a path without an ending may mean."""
+    if path and Path(path).suffix.lower() not in ENDINGS:
+        for ending in ENDINGS:
+            yield from (root / f"{path}{ending}", root / f"{path}{ending.upper()}")
 
 
 def _spellings(path: str) -> Iterator[str]:
@@ -275,20 +290,49 @@ def _rows(name: str, path: Path, text: str) -> Iterator[_Row]:
     separator = max(",;\t", key=lines[0].count)
     table = _table(lines, separator)
     header = [_NOT_WORD.sub("_", each.strip().lower()).strip("_") for each in table[0]]
-    columns = [next((header.index(each) for each in names if each in header), None) for names in _COLUMNS]
+    columns = _columns(path.parent, header, table)
     if columns[0] is not None:
         if any("\n" in part for cells in table[1:] for part in _parts(cells, columns)):
             table = [_cells(line, separator) for line in lines]  # a quote has swallowed rows
         yield from (_row(cells, columns) for cells in table[1:])
     elif path.suffix.lower() in (".csv", ".tsv"):
         if len(table[0]) > 2 or not _is_image(path.parent, table[0][0]):
-            raise DataError(f"dataset {name}: the first row of {path} names no column of paths; expected {_EXPECTED}")
+            raise DataError(
+                f"dataset {name}: the first row of {path} names no column of paths, and no column has names of images; "
+                f"expected {_EXPECTED}"
+            )
         yield from (_row(_cells(line, separator), [0, 1, None]) for line in lines)
     else:
         yield from (_plain(path.parent, line) for line in lines)
 
 
 _COLUMNS = (_PATHS, _LABELS, _SPLITS)
+
+
+def _columns(root: Path, header: list[str], table: list[list[str]]) -> list[int | None]:
+    """Return the columns of paths, classes and splits: by their names, or else by what stands in them."""
+    columns = [next((header.index(each) for each in names if each in header), None) for names in _COLUMNS]
+    if any(_is_image(root, each) for each in table[0]):  # there is no header
+        return columns
+    others = [place for place in range(len(header)) if place not in columns]
+    if columns[0] is None:
+        first = table[1 : _FIRST_ROWS + 1]
+        columns[0] = next((place for place in others if _names_images(root, first, place)), None)
+    others = [place for place in others if place != columns[0]]
+    if columns[0] is not None and columns[1] is None and len(others) == 1:
+        words = [cells[others[0]].strip() for cells in table[1:] if len(cells) > others[0]]
+        columns[1] = others[0] if 2 * len(set(words)) <= len(words) else None
+    return columns
+
+
+def _names_images(root: Path, rows: list[list[str]], place: int) -> bool:
+    """Return whether most rows have the name of an image in a column."""
+    names = [cells[place].strip() for cells in rows if len(cells) > place]
+    try:
+        num_images = sum(bool(_existing(root, each).is_file() or _folder_of(root, each)) for each in names if each)
+    except (OSError, ValueError):  # names that no file can have
+        return False
+    return 2 * num_images > len(rows)
 
 
 def _is_comment(line: str) -> bool:
@@ -322,7 +366,7 @@ def _parts(cells: list[str], columns: list[int | None]) -> list[str]:
 
 def _row(cells: list[str], columns: list[int | None]) -> _Row:
     path, label, split = _parts(cells, columns)
-    return _Row(path, label, (role_of(split) or "") if split else None)
+    return _Row(path, _readable(label), (role_of(split) or "") if split else None)
 
 
 def _plain(root: Path, line: str) -> _Row:
@@ -331,8 +375,15 @@ def _plain(root: Path, line: str) -> _Row:
     for separator in ("\t", ",", ";", None):
         path, *label = line.rsplit(separator, 1)
         if label and not _is_image(root, line) and _is_image(root, path.strip()):
-            return _Row(path.strip(), label[0].strip())
+            return _Row(path.strip(), _readable(label[0].strip()))
     return _Row(line)
+
+
+def _readable(label: str) -> str:
+    """Return a class as a spreadsheet on Windows has written it, where its bytes are not UTF-8."""
+    if not any("\udc80" <= each <= "\udcff" for each in label):
+        return label
+    return os.fsencode(label).decode("cp1252", "replace")
 
 
 def _is_image(root: Path, path: str) -> bool:

@@ -116,16 +116,42 @@ def test_umlauts_of_other_systems_name_the_file_that_is_there(
     assert "cat is the only class" in files.layout
 
 
-def test_a_list_above_the_folder_of_its_paths_says_where_it_belongs(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"all": 2, "empty": 0})
-    with pytest.raises(DataError, match=r"move the list into all/, which has 00\.png$"):
-        files_of(tmp_path, "path,label\n00.png,cat\n01.png,dog")
-    (tmp_path / "list.csv").unlink()
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\n00.png,cat\n01.png,dog\n02.png,cat\n03.png,dog",
+        "id,breed\n00,cat\n01,dog\n02,cat\n03,dog",
+        "breed,image_id\ncat,00\ndog,01\ncat,02\ndog,03",
+        "split,id,breed\ntrain,00,cat\ntrain,01,dog\ntest,02,cat\ntest,03,dog",
+    ],
+)
+def test_a_list_above_the_folder_of_its_paths_is_read_whatever_its_columns_are_called(
+    tmp_path: Path, text: str
+) -> None:
+    write_tree(tmp_path, {"all": 4, "empty": 0})
+    files = files_of(tmp_path, text)
+    assert {path for path, _ in (*files.train, *files.test)} == {f"all/0{number}.png" for number in range(4)}
+    assert files.classes == ("cat", "dog")
+
+
+def test_a_column_of_words_that_do_not_repeat_is_no_class(tmp_path: Path) -> None:
+    write_tree(tmp_path, {".": 4})
+    files = files_of(tmp_path, "file,taken\n00.png,one\n01.png,two\n02.png,three\n03.png,four")
+    assert (files.classes, len(files.unlabelled)) == ((), 4)
+
+
+def test_classes_of_a_spreadsheet_on_windows_are_read(tmp_path: Path) -> None:
+    write_tree(tmp_path, {".": 4})
+    rows = "\n".join(f"0{number}.png;{'Bäume' if number % 2 else 'Straße'}" for number in range(4))
+    assert files_of(tmp_path, f"path;label\n{rows}".encode("cp1252")).classes == ("Bäume", "Straße")
+
+
+def test_a_message_names_no_file_elsewhere(tmp_path: Path) -> None:
     for path in ("../../secret.png", str(tmp_path.parent / "secret.png")):  # a message names no file elsewhere
         write_image(tmp_path.parent / "secret.png")
         with pytest.raises(DataError) as caught:
             files_of(tmp_path, f"path,label\n{path},cat")
-        assert "move the list" not in str(caught.value)
+        assert "secret.png" not in str(caught.value)
 
 
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
