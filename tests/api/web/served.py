@@ -26,8 +26,8 @@ from jobs.settings import Settings
 from tests import servers
 from tests.jobs.rows import delivered, make_due
 from tests.processes import Forked, outside
+from tests.servers import free_port
 from tests.waiting import eventually
-from wcl_client.up import free_port
 from wcl_core.config import parse_spec
 
 DIGEST = "d1" * 32
