@@ -16,7 +16,7 @@ from api import rest, streams, web
 from api.http.auth import Failures, KeyUses, Routes, classification, session_cookie
 from api.http.dependencies import heavy_slots
 from api.http.middleware import Middleware
-from api.http.monitoring import Monitoring
+from api.http.request_metrics import RequestMetrics
 from api.http.uploads import upload_slots
 from api.http.watch import StorageWatch, broker_watch
 from api.streams.responses import Streams
@@ -48,7 +48,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
     app.state.storage = storage or LocalStorage(settings.checkpoints_dir)
     app.state.storage_watch = StorageWatch(database, app.state.storage)
     app.state.broker_watch = broker_watch(settings)
-    app.state.monitoring = Monitoring()
+    app.state.request_metrics = RequestMetrics()
     place = None
     with suppress(FileNotFoundError):  # before the first migration
         place = database.place()

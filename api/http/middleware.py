@@ -91,7 +91,7 @@ class Middleware:
         if sender.started_at is None:
             return
         seconds = sender.started_at - began
-        scope["app"].state.monitoring.observe(scope, sender.status, seconds)
+        scope["app"].state.request_metrics.observe(scope, sender.status, seconds)
         if self._settings.access_log:
             principal, template = scope.get("state", {}).get("principal"), getattr(scope.get("route"), "path", "")
             path = template if "{secret}" in template else scope["path"]  # the address of a link is its secret

@@ -68,7 +68,7 @@ def metrics(request: Request, principal: Reader, database: TheDatabase) -> Plain
     with database.read() as session:
         snapshot = monitoring.snapshot(session)
     families = (*_of_process(request), *_of_queue(snapshot), *_of_workers(snapshot.workers))
-    text = generate_latest(_Families(families)) + generate_latest(request.app.state.monitoring.registry)
+    text = generate_latest(_Families(families)) + generate_latest(request.app.state.request_metrics.registry)
     return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 
 

@@ -44,7 +44,7 @@ def test_the_log_of_requests_has_no_secret(
         served.bare().get("/sign-in?token=" + "x" * 43)
         served.bare().get("/v1/jobs?q=private", headers={"Authorization": f"Bearer {key}"})
         served.bare().get("/v1/nothing/there")
-    served.stop()
+        served.stop()  # the line of a request follows its response
     lines = [record.getMessage().rsplit(" ", 1) for record in caplog.records if record.name == "access"]
     text = "\n".join(" ".join(line) for line in lines)
 

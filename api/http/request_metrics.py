@@ -19,7 +19,7 @@ _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nothing here reads
 
 
-class Monitoring:
+class RequestMetrics:
     """The metrics of one application.
 
     Attributes:
