@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import anyio.to_thread
@@ -56,12 +57,12 @@ class Middleware:
         elif scope["type"] == "http":
             public, began = self._proxies.public(scope), time.monotonic()
             request_id = logs.request_id_of(Headers(scope=public).get("x-request-id", ""))
-            sender = _Sender(public, send, request_id)
+
+            def note(status: int) -> None:
+                self._note_response(public, status, time.monotonic() - began)
+
             with logs.about(request_id=request_id):
-                try:
-                    await self._handle(public, receive, sender)
-                finally:
-                    self._note_response(public, sender, began)
+                await self._handle(public, receive, _Sender(public, send, request_id, note))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -87,15 +88,13 @@ class Middleware:
         except Exception as failure:  # such as a text that the page cannot show
             return Problem.of(failure).response()
 
-    def _note_response(self, scope: Scope, sender: _Sender, began: float) -> None:
-        if sender.started_at is None:
-            return
-        seconds = sender.started_at - began
-        scope["app"].state.request_metrics.observe(scope, sender.status, seconds)
+    def _note_response(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count and log a response at its beginning, so that whoever has it finds it counted."""
+        scope["app"].state.request_metrics.observe(scope, status, seconds)
         if self._settings.access_log:
             principal, template = scope.get("state", {}).get("principal"), getattr(scope.get("route"), "path", "")
             path = template if "{secret}" in template else scope["path"]  # the address of a link is its secret
-            facts = {"method": scope["method"], "path": path, "status": sender.status, "ms": round(seconds * 1000, 1)}
+            facts = {"method": scope["method"], "path": path, "status": status, "ms": round(seconds * 1000, 1)}
             facts |= {"by": principal.name} if principal is not None else {}
             access.info(" ".join(map(str, facts.values())), extra={"facts": facts})
 
@@ -140,22 +139,18 @@ def is_ambiguous(scope: Scope) -> bool:
 class _Sender:
     """A `send` that adds the security headers, prefixes redirects, and records whether the response has started."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
-        self._request_id = request_id
+    def __init__(self, scope: Scope, send: Send, request_id: str, note: Callable[[int], None]) -> None:
+        self._request_id, self._note = request_id, note
         self._must_close = is_ambiguous(scope)
         self._is_private = not route_path(scope).startswith(auth.PUBLIC_FOLDER)
         self._send = send
-        self.started_at: float | None = None  # monotonic seconds
-        self.status = 0
-
-    @property
-    def has_started(self) -> bool:
-        return self.started_at is not None
+        self.has_started = False
 
     async def __call__(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             failpoint("reply")
-            self.started_at, self.status = time.monotonic(), message["status"]
+            self.has_started = True
+            self._note(message["status"])
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self._request_id
             if "Location" in headers:
