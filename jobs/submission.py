@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from sqlalchemy import and_, delete, or_, select, update
@@ -297,8 +298,17 @@ def _resume_point(session: Session, job: Job) -> str | None:
     return job.resume_checkpoint_id if checkpoints.hold(session, job.resume_checkpoint_id) else None
 
 
-def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None) -> Job:
+def clone(
+    session: Session, job_id: str, overrides: dict[str, Any], created_by: str | None, name: str | None = None
+) -> Job:
     """Submit a job with another job's spec, some fields replaced, which starts from scratch.
+
+    Args:
+        session: a writing transaction.
+        job_id: the job.
+        overrides: the fields of the spec that are replaced.
+        created_by: the id of the key.
+        name: of the clone; None for the name of the job with the next number.
 
     Raises:
         NotFound: there is no such job.
@@ -307,7 +317,24 @@ def clone(session: Session, job_id: str, overrides: dict[str, Any], created_by: 
     job = queries.get_job(session, job_id)
     # Lengths are shares of the epochs, which the client may have left to the default.
     base = {name: job.spec[name] for name in ("epochs",) if name in overrides and name in job.spec} | job.spec_sent
-    return submit(session, _copy(session, job, created_by, None, overlaid(base, overrides)))
+    copy = _copy(session, job, created_by, None, overlaid(base, overrides))
+    beginning = default_name(copy.spec) if job.name == default_name(parse_spec(copy.kind, job.spec)) else job.name
+    return submit(session, replace(copy, name=name or free_name(session, beginning)))
+
+
+def free_name(session: Session, name: str) -> str:
+    """Return a name that no job has: this one, `NAME-2`, `NAME-3` and so on; a number in it counts on from there."""
+
+    def taken(beginning: str) -> set[str]:
+        statement = select(Job.name).where(Job.name.startswith(beginning, autoescape=True))
+        return set(session.execute(statement).scalars())
+
+    base, _, number = name.rpartition("-")
+    if not (number.isdecimal() and base in taken(base)):  # `resnet-50` is no clone of `resnet`
+        base = name
+    names = taken(base)
+    numbered = (_shortened(base, f"-{number}") for number in count(2))
+    return name if name not in names else next(each for each in numbered if each not in names)
 
 
 def _copy(

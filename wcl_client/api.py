@@ -200,9 +200,24 @@ class WclClient(SweepClient):
         body = _without_none({"epochs": epochs, "data": data})
         return self._create(Job, f"/v1/jobs/{part(job_id)}/continue", body, idempotency_key)
 
-    def clone(self, job_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> Job:
-        """Submit a new job with this job's spec and the fields of `spec` over it; repeatable as `submit`."""
-        return self._create(Job, f"/v1/jobs/{part(job_id)}/clone", {"spec": dict(spec or {})}, idempotency_key)
+    def clone(
+        self,
+        job_id: str,
+        spec: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a new job with this job's spec and the fields of `spec` over it; repeatable as `submit`.
+
+        Args:
+            job_id: the job.
+            spec: the fields that differ.
+            name: of the new job; None for the name of the job with the next number.
+            idempotency_key: as for `submit`.
+        """
+        body = {"spec": dict(spec or {})} | _without_none({"name": name})
+        return self._create(Job, f"/v1/jobs/{part(job_id)}/clone", body, idempotency_key)
 
     def evaluate(
         self, checkpoint_id: str, spec: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None

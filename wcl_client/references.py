@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wcl_client.api import WclClient
-from wcl_client.errors import InvalidError, NotFoundError
+from wcl_client.errors import FieldProblem, InvalidError, NotFoundError
 from wcl_client.output import age
 from wcl_client.responses import Job, JobKind, Json, Key, Webhook, Weights, Worker
 
 _ID_LENGTH = 36
 _ID = re.compile("[0-9a-f-]{4,36}")
 _DIGEST = re.compile("[0-9a-f]{64}")
-_EXPECTED = "expected an id, four or more characters at the beginning or the end of an id, {}or `last`"
-_MOST_SIMILAR = 200  # jobs whose id or name has the reference in it
+_SHORTEST = 4  # characters of a part
+_EXPECTED = "expected a name, an id, four or more characters of one of them, or `last`"
+_MOST_READ = 200  # jobs, or sweeps
 _MOST_LISTED = 8
 
 
 def find_job(client: WclClient, reference: str, kind: JobKind | None = None) -> Job:
-    """Return the job of an id, of a part of an id, of a name, or of `last`, which is never an archived job.
+    """Return the job of an id, of a name, of a part of one of them, or of `last`, which is never an archived job.
 
     Args:
         client: of the service.
@@ -29,43 +31,86 @@ def find_job(client: WclClient, reference: str, kind: JobKind | None = None) -> 
         kind: of the job that `last` means; also of a name, if a job of this kind has it.
 
     Raises:
-        NotFoundError: no job matches.
+        NotFoundError: no job matches; the message proposes a similar name.
         InvalidError: several jobs match; the message lists them.
     """
     if len(reference) == _ID_LENGTH and _ID.fullmatch(reference):
         return client.job(reference)
     if reference == "last":
         jobs = client.jobs(kind=kind, limit=1)
+        if not jobs:
+            what = f"there is no {'training' if kind == 'pretrain' else 'job'} yet"
+            raise NotFoundError(404, "Not found", what)
     else:
-        similar = client.jobs(archived="all", q=reference, limit=_MOST_SIMILAR)
-        jobs = [job for job in similar if _ID.fullmatch(reference) and _matches(job["id"], reference)]
-        named = [job for job in similar if job.get("name") == reference]
-        named = [job for job in named if job["kind"] == kind] or named
-        jobs = list({job["id"]: job for job in (*jobs, *named)}.values())
-    expected = _EXPECTED.format("the name of one job, ")
-    if not jobs:
-        what = f"there is no {'training' if kind == 'pretrain' else 'job'} yet"
-        raise NotFoundError(
-            404, "Not found", what if reference == "last" else f"no job matches {reference}; {expected}"
-        )
-    if len(jobs) > 1:
-        raise InvalidError(400, "Ambiguous", f"{reference} matches {_listed(jobs)}; {expected}")
-    return client.job(jobs[0]["id"])  # a list omits the spec
+        jobs = matching_jobs(client.jobs(archived="all", q=reference, limit=_MOST_READ), reference, kind)
+    newest = [] if jobs else client.jobs(archived="all", limit=_MOST_READ)
+    return client.job(_chosen(jobs, reference, "job", newest)["id"])  # a list omits the spec
 
 
-def _listed(jobs: Sequence[Job]) -> str:
-    """Return the number of jobs, and the newest ones with what tells them apart."""
-    each = [f"{job['id'][-12:]} ({job['kind']}, {job['status']}, {age(job['created_at'])} old)" for job in jobs]
-    more = f" and {len(jobs) - _MOST_LISTED} more" if len(jobs) > _MOST_LISTED else ""
-    return f"{len(jobs)} jobs: {', '.join(each[:_MOST_LISTED])}{more}"
+def matching_jobs(rows: Sequence[Any], reference: str, kind: JobKind | None = None) -> list[Any]:
+    """Return the jobs, or sweeps, that a reference names.
+
+    A whole name, and the beginning or the end of an id, come before the middle of an id and a part of a name.
+
+    Args:
+        rows: with `id`, `name` and, if a kind is preferred, `kind`.
+        reference: as the user has written it.
+        kind: of names, those of jobs of this kind alone, if there are any.
+    """
+    is_part = len(reference) >= _SHORTEST
+
+    def named(matches: Callable[[str], bool]) -> list[Any]:
+        jobs = [job for job in rows if matches(job.get("name") or "")]
+        return [job for job in jobs if kind and job["kind"] == kind] or jobs
+
+    at_ends = [job for job in rows if is_part and (job["id"].startswith(reference) or job["id"].endswith(reference))]
+    whole = [*at_ends, *named(lambda name: name == reference)]
+    if not whole and is_part:
+        inside = [job for job in rows if _matches(job["id"], reference)]
+        whole = [*inside, *named(lambda name: reference.casefold() in name.casefold())]
+    return list({job["id"]: job for job in whole}.values())
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return the question for the most similar name, as the end of a sentence; "" if none is similar."""
+    close = difflib.get_close_matches(word, dict.fromkeys(names), n=1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _chosen(matches: Sequence[Any], reference: str, noun: str, others: Sequence[Any]) -> Any:
+    """Return the only match.
+
+    Args:
+        matches: jobs, or sweeps.
+        reference: as the user has written it.
+        noun: for messages.
+        others: whose names are proposed where nothing matches.
+    """
+    if not matches:
+        names = [row.get("name") or "" for row in others]
+        instead = did_you_mean(reference, names) or _EXPECTED
+        raise NotFoundError(404, "Not found", f"no {noun} matches {reference}; {instead}")
+    if len(matches) > 1:
+        shown = f", the newest {_MOST_LISTED} of which are listed" if len(matches) > _MOST_LISTED else ""
+        title = f"{reference} matches {len(matches)} {noun}s{shown}; choose one by its id"
+        lines = [(row["id"][-12:], f"{row['name']} ({_about(row)})") for row in matches[:_MOST_LISTED]]
+        raise InvalidError(400, title, errors=tuple(FieldProblem(*line) for line in lines))
+    return matches[0]
+
+
+def _about(row: Any) -> str:
+    """Return what tells jobs, or sweeps, of one name apart."""
+    kind = [row["kind"]] if "kind" in row else []
+    return ", ".join([*kind, row["status"], f"{age(row['created_at'])} old"])
 
 
 def find_sweep(client: WclClient, reference: str) -> Json:
-    """Return the sweep of an id, of a part of an id, or of `last`; raise as `find_job`."""
-    if len(reference) == _ID_LENGTH:
+    """Return the sweep of an id, of a name, of a part of one of them, or of `last`; raise as `find_job`."""
+    if len(reference) == _ID_LENGTH and _ID.fullmatch(reference):
         return client.sweep(reference)
-    sweeps = client.sweeps(limit=1 if reference == "last" else 200)
-    return client.sweep(_match(sweeps, reference, "sweep")["id"])  # a list omits the trials
+    sweeps = client.sweeps(limit=1 if reference == "last" else _MOST_READ)
+    matches = sweeps if reference == "last" else matching_jobs(sweeps, reference)
+    return client.sweep(_chosen(matches, reference, "sweep", sweeps)["id"])  # a list omits the trials
 
 
 def find_checkpoint(client: WclClient, reference: str, choice: str | None = None) -> str:
@@ -131,7 +176,8 @@ def find_start(client: WclClient, reference: str) -> Start:
         NotFoundError: nothing matches.
         InvalidError: several imported weights or jobs match.
     """
-    if (row := _imported(client.all_weights(), reference)) is not None:
+    imported = client.all_weights()
+    if (row := _imported(imported, reference)) is not None:
         return Start(row["sha256"], row["backbone"])
     if _DIGEST.fullmatch(reference):
         return Start(reference)
@@ -140,7 +186,10 @@ def find_start(client: WclClient, reference: str) -> Start:
     except NotFoundError as error:
         if "has no checkpoint" in error.detail:
             raise
-        detail = f"no imported weights and no job match {reference}; `wcl weights list` and `wcl jobs` list them"
+        similar = did_you_mean(reference, [each["name"] for each in imported])
+        similar = similar or "".join(error.detail.partition("did you mean")[1:])
+        instead = similar or "`wcl weights list` and `wcl jobs` list them"
+        detail = f"no imported weights and no job match {reference}; {instead}"
         raise NotFoundError(404, "Not found", detail) from error
     return Start(checkpoint["sha256"], client.job(checkpoint["job_id"])["spec"]["backbone"])
 
@@ -152,8 +201,10 @@ def find_weights(client: WclClient, reference: str) -> Weights:
         NotFoundError: no weights match.
         InvalidError: several match.
     """
-    if (row := _imported(client.all_weights(), reference)) is None:
-        detail = f"no imported weights match {reference}; `wcl weights list` lists them"
+    imported = client.all_weights()
+    if (row := _imported(imported, reference)) is None:
+        similar = did_you_mean(reference, [each["name"] for each in imported])
+        detail = f"no imported weights match {reference}; {similar or '`wcl weights list` lists them'}"
         raise NotFoundError(404, "Not found", detail)
     return row
 
@@ -176,16 +227,8 @@ def find_worker(client: WclClient, reference: str) -> Worker:
         NotFoundError: no worker matches.
         InvalidError: several workers match.
     """
-    workers = client.workers()
-    matches = [worker for worker in workers if worker["name"] == reference or _matches(worker["id"], reference)]
-    matches = [worker for worker in matches if worker["is_live"]] or matches
-    if not matches:
-        raise NotFoundError(404, "Not found", f"no worker matches {reference}; `wcl worker list` lists them")
-    if len(matches) > 1:
-        raise InvalidError(
-            400, "Ambiguous", f"{reference} matches {len(matches)} workers; use an id of `wcl worker list`"
-        )
-    return matches[0]
+    worker: Worker = _only(client.workers(), reference, "worker", "wcl worker list", lambda row: row["is_live"])
+    return worker
 
 
 def find_webhook(client: WclClient, reference: str) -> Webhook:
@@ -195,14 +238,8 @@ def find_webhook(client: WclClient, reference: str) -> Webhook:
         NotFoundError: no webhook matches.
         InvalidError: several webhooks match.
     """
-    webhooks = client.webhooks()
-    matches = [row for row in webhooks if row["name"] == reference or _matches(row["id"], reference)]
-    if not matches:
-        raise NotFoundError(404, "Not found", f"no webhook matches {reference}; `wcl webhook list` lists them")
-    if len(matches) > 1:
-        detail = f"{reference} matches {len(matches)} webhooks; use an id of `wcl webhook list`"
-        raise InvalidError(400, "Ambiguous", detail)
-    return matches[0]
+    webhook: Webhook = _only(client.webhooks(), reference, "webhook", "wcl webhook list")
+    return webhook
 
 
 def find_key(client: WclClient, reference: str) -> Key:
@@ -212,25 +249,34 @@ def find_key(client: WclClient, reference: str) -> Key:
         NotFoundError: no key matches.
         InvalidError: several keys match.
     """
-    keys = client.keys()["items"]
-    matches = [row for row in keys if row["name"] == reference or _matches(row["id"], reference)]
-    matches = [row for row in matches if row["is_active"]] or matches
-    if not matches:
-        raise NotFoundError(404, "Not found", f"no key matches {reference}; `wcl keys list --all` lists them")
-    if len(matches) > 1:
-        raise InvalidError(400, "Ambiguous", f"{reference} matches {len(matches)} keys; use an id of `wcl keys list`")
-    return matches[0]
+    key: Key = _only(client.keys()["items"], reference, "key", "wcl keys list --all", lambda row: row["is_active"])
+    return key
 
 
-def _match(items: Sequence[Any], reference: str, noun: str) -> Any:
-    """Return the only item that a reference matches, as `find_job` does."""
-    matches = [item for item in items if reference == "last" or _matches(item["id"], reference)]
+def _only(
+    rows: Sequence[Any], reference: str, noun: str, listing: str, is_first: Callable[[Any], bool] | None = None
+) -> Any:
+    """Return the only row of a name, or of a part of an id.
+
+    Args:
+        rows: with `id` and `name`.
+        reference: as the user has written it.
+        noun: for messages.
+        listing: the command that lists the rows.
+        is_first: whether a row comes before those for which this is false.
+    """
+    matches = [each for each in rows if each["name"] == reference or _matches(each["id"], reference)]
+    if is_first is not None:
+        matches = [each for each in matches if is_first(each)] or matches
     if not matches:
-        raise NotFoundError(404, "Not found", f"no {noun} matches {reference}; {_EXPECTED.format('')}")
+        names: list[str] = [each["name"] for each in rows]
+        instead = did_you_mean(reference, names) or f"`{listing}` lists them"
+        raise NotFoundError(404, "Not found", f"no {noun} matches {reference}; {instead}")
     if len(matches) > 1:
-        raise InvalidError(400, "Ambiguous", f"{reference} matches {len(matches)} {noun}s; {_EXPECTED.format('')}")
+        detail = f"{reference} matches {len(matches)} {noun}s; use an id of `{listing}`"
+        raise InvalidError(400, "Ambiguous", detail)
     return matches[0]
 
 
 def _matches(identifier: str, part: str) -> bool:
-    return len(part) >= 4 and (identifier.startswith(part) or identifier.endswith(part))
+    return len(part) >= _SHORTEST and part in identifier

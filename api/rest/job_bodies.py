@@ -163,8 +163,9 @@ class JobChange(_Body):
 class CloneBody(_Body):
     """A clone: the fields of the spec that differ from the cloned job's spec."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"spec": {"seed": 2}}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"spec": {"seed": 2}, "name": "second seed"}]})
 
+    name: Name | None = Field(default=None, description="By default the name of the cloned job with the next number.")
     spec: dict[str, Any] = Field(default={}, description="Fields that override those of the cloned spec.")
 
 
@@ -228,7 +229,7 @@ def create_continued(submission: Submission, job_id: str, body: ContinueBody) ->
     return submission.create(("continue", job_id, body.epochs, body.data), Job, create)
 
 
-def create_clone(submission: Submission, job_id: str, overrides: dict[str, Any]) -> Job:
+def create_clone(submission: Submission, job_id: str, body: CloneBody) -> Job:
     """Create a clone of a job, once for each idempotency key.
 
     Raises:
@@ -237,9 +238,10 @@ def create_clone(submission: Submission, job_id: str, overrides: dict[str, Any])
 
     def create(session: Session) -> Job:
         with checked_spec(kind_of(queries.get_job(session, job_id))):
-            return service.clone(session, job_id, overrides, submission.owner)
+            return service.clone(session, job_id, body.spec, submission.owner, body.name)
 
-    return submission.create(("clone", job_id, overrides), Job, create)
+    named = () if body.name is None else (body.name,)
+    return submission.create(("clone", job_id, body.spec, *named), Job, create)
 
 
 def new_jobs(body: JobBody, created_by: str, parent_id: str | None = None) -> list[NewJob]:

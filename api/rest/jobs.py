@@ -206,7 +206,7 @@ def clone(
     body: CloneBody | None = None,
 ) -> JobResponse:
     """Create a new job with the same spec, some fields replaced, that starts from scratch."""
-    return _rendered(database, job_bodies.create_clone(submission, job_id, body.spec if body else {}))
+    return _rendered(database, job_bodies.create_clone(submission, job_id, body or job_bodies.CloneBody()))
 
 
 class JobItems(Response):

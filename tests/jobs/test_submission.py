@@ -299,6 +299,20 @@ def test_a_clone_takes_overrides_field_by_field(database: Database) -> None:
     assert job(database, job_id).spec["seed"] == 0
 
 
+def test_a_clone_has_a_name_of_its_own(database: Database) -> None:
+    def clone(job_id: str, name: str | None = None, **overrides: Any) -> Job:
+        return database.write(lambda session: submission.clone(session, job_id, overrides, OWNER, name))
+
+    first = submit(database, name="mine")
+    second = clone(first)
+    assert (second.name, clone(first).name, clone(second.id).name) == ("mine-2", "mine-3", "mine-4")
+    assert clone(submit(database, name="resnet-50")).name == "resnet-50-2", "no clone of a job called resnet"
+    assert clone(first, "other").name == "other"
+    assert clone(submit(database), method="simclr").name.startswith("simclr "), "the name tells what the job is"
+    longest = clone(submit(database, name="a" * submission.MAX_NAME))
+    assert (len(longest.name), longest.name[-3:]) == (submission.MAX_NAME, "a-2")
+
+
 def test_a_clone_that_does_not_fit_is_refused(database: Database) -> None:
     job_id = submit(database)
     for overrides in ({"epochs": 0}, {"unknown": 1}, {"loss": 3}, {"data": {"name": "../x"}}):

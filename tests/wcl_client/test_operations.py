@@ -94,10 +94,10 @@ def test_a_job_that_has_ended_has_no_checkpoint_yet_to_come(server: Served) -> N
 def test_retry_and_clone_print_page_and_next_command_beside_the_id(server: Served) -> None:
     job_id = submit()
     wcl("cancel", job_id)
-    for verb in ("retry", "clone"):
+    for verb, ending in (("retry", ""), ("clone", "-2")):
         done = wcl(verb, job_id)
         new = done.stdout.strip()
-        assert f"wcl digits tiny  {server.url}/jobs/{new}" in done.stderr
+        assert f"wcl digits tiny{ending}  {server.url}/jobs/{new}" in done.stderr
         assert "time: unknown until the first epoch" in done.stderr
         assert f"follow it: wcl watch {new[-12:]}" in done.stderr
         assert wcl(verb, job_id, "--json").stderr == ""
@@ -166,7 +166,7 @@ def test_the_error_for_an_absent_object_names_it_and_the_expected_form(server: S
     submit()
     absent = str(uuid4())
     for arguments, expected in (
-        (("submit", "--preset", "digits-cpu", "--after", "nothing"), "no job matches nothing; expected an id"),
+        (("submit", "--preset", "digits-cpu", "--after", "nothing"), "no job matches nothing; expected a name"),
         (("download", absent), f"there is no checkpoint {absent}"),
         (("show", absent[:8]), "four or more characters"),
     ):
@@ -177,7 +177,7 @@ def test_the_error_for_an_absent_object_names_it_and_the_expected_form(server: S
 def test_a_part_of_an_id_stands_for_a_job_that_many_newer_ones_follow(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wcl_client.references._MOST_SIMILAR", 1)
+    monkeypatch.setattr("wcl_client.references._MOST_READ", 1)
     oldest = submit("--name", "the oldest")
     for _ in range(2):
         submit()

@@ -124,11 +124,15 @@ def test_a_job_is_named_by_its_name(server: Served) -> None:
 
     assert printed_json("show", "first")["id"] == first  # type: ignore[index]
     assert wcl("cancel", "first, again").stdout == f"{second} cancelled\n"
-    assert "no job matches firs;" in str(wcl("show", "firs").exception)
+    assert "no job matches frist; did you mean first?" in str(wcl("show", "frist").exception)
     third = submit("--name", "first")
     ambiguous = wcl("cancel", "first").exception
     assert isinstance(ambiguous, InvalidError)
-    assert all(f"{each[-12:]} (pretrain, queued, " in str(ambiguous) for each in (first, third))
+    assert "first matches 2 jobs; choose one by its id" in str(ambiguous)
+    assert all(f"{each[-12:]}: first (pretrain, queued, " in str(ambiguous) for each in (first, third))
+    for each, named in ((second, "AGAIN"), (third, third[9:18]), (third, third[:-1]), (third, third[1:])):
+        assert printed_json("show", named)["id"] == each, "a part of a name or of an id"  # type: ignore[index]
+    assert "no job matches aga;" in str(wcl("show", "aga").exception), "too short a part"
     part = first[-12:]
     fourth = submit("--name", part)
     assert fourth[-12:] in str(wcl("show", part).exception), "a name that is a part of another job's id is ambiguous"

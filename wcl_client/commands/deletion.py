@@ -9,7 +9,7 @@ import typer
 from wcl_client import completion, output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import RUN, SERVICE, AsJson
-from wcl_client.references import find_job
+from wcl_client.references import find_job, matching_jobs
 from wcl_client.responses import Json
 from wcl_client.terminal import err, out, print_json
 
@@ -22,7 +22,7 @@ def delete(
         list[str] | None,
         typer.Argument(
             metavar="JOB...",
-            help="Jobs: names, ids, unique parts of ids, or `last`.",
+            help="Jobs: names, ids, unique parts of them, or `last`.",
             autocompletion=completion.jobs,
         ),
     ] = None,
@@ -117,7 +117,9 @@ def _count(number: int, noun: str) -> str:
 
 @app.command(rich_help_panel=SERVICE)
 def undelete(
-    job: Annotated[str | None, typer.Argument(metavar="JOB", help="The id of a deleted job, or a part of it.")] = None,
+    job: Annotated[
+        str | None, typer.Argument(metavar="JOB", help="A deleted job's name, its id, or a part of one.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Restore a deleted job; without a job, list the deleted ones.
@@ -129,8 +131,10 @@ def undelete(
         if job is None:
             print_json(records) if as_json else out.show(output.deletions_table(records))
             return
-        ids = {each["job_id"] for each in records if each["job_id"].startswith(job) or each["job_id"].endswith(job)}
+        deleted = [{"id": each["job_id"], "name": each["job_name"]} for each in records]
+        ids = [each["id"] for each in matching_jobs(deleted, job)]
         if len(ids) != 1:
-            raise typer.BadParameter(f"{'no' if not ids else 'more than one'} deleted job has the id {job}")
-        restored = client.restore(ids.pop())
+            number = "no deleted job matches" if not ids else f"{len(ids)} deleted jobs match"
+            raise typer.BadParameter(f"{number} {job}; `wcl undelete` lists their ids")
+        restored = client.restore(ids[0])
     print_json(restored) if as_json else out.say(f"{restored['id']} {restored['status']}")

@@ -246,9 +246,7 @@ def archive(
 
 @app.command(rich_help_panel=RUN)
 def star(
-    jobs: Annotated[
-        list[str], typer.Argument(help="One or more jobs: ids, unique beginnings or ends of ids, or `last`.")
-    ],
+    jobs: JobIds,
     undo: Annotated[bool, typer.Option("--undo", help="Remove the stars.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -364,7 +362,15 @@ def go_on(
 
 
 @app.command(rich_help_panel=RUN)
-def clone(job: JobId, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def clone(
+    job: JobId,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the new job; default: the name of the old one with the next number.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
     """Submit a job's spec again, changed by --set.
 
     The new job starts from scratch.
@@ -377,7 +383,7 @@ def clone(job: JobId, overrides: Overrides = None, dry_run: DryRun = False, as_j
             plan = client.plan(cast(JobKind, cloned["kind"]), body, pool=cloned["pool"], gpus=cloned["gpus"])
             print_json(plan) if as_json else print_plan(plan)
             return
-        new = client.clone(cloned["id"], spec)
+        new = client.clone(cloned["id"], spec, name=name)
         if not as_json:
             say_submitted(client.url, new, expected_time(new))
     print_json(new) if as_json else out.say(new["id"])

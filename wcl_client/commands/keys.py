@@ -20,9 +20,7 @@ app.add_typer(group, name="keys", rich_help_panel=SERVICE)
 
 _SCOPES: Final = ("read", "submit", "priority", "admin")
 _MAX_DAYS: Final = 3_650
-_Reference = Annotated[
-    str, typer.Argument(metavar="KEY", help="A key's name, its id, or a unique beginning or end of the id.")
-]
+_Reference = Annotated[str, typer.Argument(metavar="KEY", help="A key's name, its id, or a unique part of the id.")]
 
 
 @group.command("list")

@@ -19,14 +19,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and sub
 JobId = Annotated[
     str,
     typer.Argument(
-        metavar="JOB", help="A job's name, its id, a unique part of the id, or `last`.", autocompletion=completion.jobs
+        metavar="JOB",
+        help="A job's name, its id, a unique part of one of them, or `last`.",
+        autocompletion=completion.jobs,
     ),
 ]
 JobIds = Annotated[
     list[str],
     typer.Argument(
         metavar="JOB...",
-        help="One or more jobs: names, ids, unique parts of ids, or `last`.",
+        help="One or more jobs: names, ids, unique parts of them, or `last`.",
         autocompletion=completion.jobs,
     ),
 ]

@@ -22,7 +22,7 @@ sweep = typer.Typer(help="Search over the fields of a spec.", no_args_is_help=Tr
 app.add_typer(sweep, name="sweep", rich_help_panel=RUN)
 
 SweepId = Annotated[
-    str, typer.Argument(metavar="SWEEP", help="A sweep's id, a unique beginning or end of an id, or `last`.")
+    str, typer.Argument(metavar="SWEEP", help="A sweep's name, its id, a unique part of one of them, or `last`.")
 ]
 
 

@@ -24,7 +24,7 @@ app.add_typer(group, name="webhook", rich_help_panel=SERVICE)
 _WAIT_SECONDS = 30
 _RULE = re.compile(r"\s*([^<>\s]+)\s*([<>])\s*(\S+)\s*")
 _Reference = Annotated[
-    str, typer.Argument(metavar="WEBHOOK", help="A webhook's name, its id, or a unique beginning or end of the id.")
+    str, typer.Argument(metavar="WEBHOOK", help="A webhook's name, its id, or a unique part of the id.")
 ]
 
 

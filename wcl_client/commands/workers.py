@@ -59,7 +59,7 @@ def run_worker(
 @worker.command()
 def drain(
     reference: Annotated[
-        str, typer.Argument(metavar="WORKER", help="A worker's name, its id, or a unique beginning or end of the id.")
+        str, typer.Argument(metavar="WORKER", help="A worker's name, its id, or a unique part of the id.")
     ],
     as_json: AsJson = False,
 ) -> None:

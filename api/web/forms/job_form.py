@@ -234,7 +234,7 @@ def _of_job(session: Session, job_id: str) -> Form:
     job = queries.get_job(session, job_id)
     kind = kind_of(job)
     preset = presets().get(job.preset or "")
-    typed = spec_typed(kind, job.spec) | options_typed(session, job)
+    typed = spec_typed(kind, job.spec) | options_typed(session, job) | {"name": service.free_name(session, job.name)}
     return Form(kind, job.preset if preset else None, job, typed, resolve_spec(preset) if preset else job.spec)
 
 

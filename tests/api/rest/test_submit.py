@@ -294,7 +294,8 @@ def test_a_retry_starts_from_the_last_checkpoint_and_a_clone_from_scratch(served
 
     checkpoint = client.get(f"/v1/jobs/{job_id}/checkpoints").json()["items"][0]["id"]
     assert (retried["resume_checkpoint_id"], cloned["resume_checkpoint_id"]) == (checkpoint, None)
-    assert (cloned["name"], cloned["tags"], cloned["spec"]["seed"]) == ("first", ["t"], 9)
+    assert (cloned["name"], cloned["tags"], cloned["spec"]["seed"]) == ("first-2", ["t"], 9)
+    assert client.post(f"/v1/jobs/{job_id}/clone", json={"name": "mine"}).json()["name"] == "mine"
     assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spec": {"sed": 9}}), 422, "/spec/sed")
     assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spce": {}}), 422, "/spce")
 

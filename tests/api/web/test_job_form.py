@@ -245,7 +245,7 @@ def test_a_job_without_a_preset_is_cloned_whole(visitor: Visitor, site: Site) ->
     page.get_by_role("button", name="Submit anyway").click()
     page.wait_for_url(lambda url: "/jobs/" in url and source not in url)
     job = job_of(page, site)
-    assert (job.parent_id, job.name, job.spec["seed"], job.spec["method"]) == (source, "the source", 6, "simclr")
+    assert (job.parent_id, job.name, job.spec["seed"], job.spec["method"]) == (source, "the source-2", 6, "simclr")
     expect(page.locator("#run-summary .tag")).to_have_text("kept")
 
 
