@@ -170,6 +170,8 @@ def _run(arguments: list[str]) -> None:
     subject, *rest = rest
     sys.argv = [kind, *rest]
     if kind == "-m":
+        is_package = hasattr(importlib.import_module(subject), "__path__")
+        sys.modules.pop(f"{subject}.__main__" if is_package else subject, None)  # it is executed now, not imported
         runpy.run_module(subject, run_name="__main__", alter_sys=True)
         return
     sys.modules["__main__"] = module = ModuleType("__main__")

@@ -26,10 +26,11 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 from unittest import mock
 
 import wcl_client.processes
+import worker.process
 import worker.standby
 from jobs.transitions import outcomes
 from tests import parallel
@@ -195,6 +196,17 @@ def fork_standby(
     if _is_long(arguments):
         _pause_between_steps()
     os._exit(importlib.import_module("wcl_core.__main__").main(arguments))
+
+
+def fork_runs() -> None:
+    """Let a worker that starts its run by command, as with `--once`, fork it from a standby process instead."""
+    waiting, by_command = worker.standby.Standby(worker.process.module_environment()), worker.process._by_command
+
+    def fork(folder: Path, environment: dict[str, str], output: BinaryIO, control: int) -> worker.standby.Process:
+        run = waiting.run(["attempt", str(folder)], environment, output, control)
+        return run or by_command(folder, environment, output, control)
+
+    worker.process._by_command = fork
 
 
 def _is_long(arguments: Sequence[str]) -> bool:

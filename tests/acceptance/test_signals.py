@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import parallel
 from tests.acceptance.service import LONG_SPEC, ROOT, Service, submit_when_ready
 from tests.chaos.proxy import Proxy
 from tests.processes import Forked
@@ -122,7 +123,7 @@ def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
 
 
 def test_a_second_one_on_the_same_folder_names_the_first_and_disturbs_nothing(small_service: Service) -> None:
-    command = [sys.executable, "-m", "wcl_client", "up", "--data-dir", str(small_service.data_dir), "--port", "0"]
+    command = [parallel.python(), "-m", "wcl_client", "up", "--data-dir", str(small_service.data_dir), "--port", "0"]
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
     assert second.returncode == 1

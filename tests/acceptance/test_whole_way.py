@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import parallel
 from tests.acceptance.service import LONG_SPEC, SHORT_SPEC, Service, submit_when_ready
 from tests.waiting import eventually
 from wcl_client.api import WclClient
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(600)
 
 def wcl(service: Service, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "wcl_client", *arguments],
+        [parallel.python(), "-m", "wcl_client", *arguments],
         cwd=cwd,
         env=service.environment(),
         capture_output=True,

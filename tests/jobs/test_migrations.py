@@ -19,6 +19,7 @@ from jobs import backups, schema
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.models import DEFAULT_PROJECT, Base, Job, Project
+from tests import parallel
 from tests.jobs import rows
 from wcl_core.config import parse_spec, resolve_spec, stored_spec
 
@@ -64,7 +65,7 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
 def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
     code = "import sys; from jobs.database import Database; Database(sys.argv[1]).migrate()"
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, empty_url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([parallel.python(), "-c", code, empty_url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     words = [process.communicate(timeout=120)[1] for process in processes]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import parallel
 from tests.kills.attempts import Left, differences
 from tests.kills.moments import KINDS, plan
 from tests.kills.variants import VARIANTS as VARIANTS_OF_RUNS
@@ -27,7 +27,7 @@ def test_runs_killed_again_and_again_end_with_the_bytes_of_undisturbed_ones() ->
     The seed is one whose runs stop four times each, at eight kinds of moments, once of them in order, and resume in
     their middle, within a log window.
     """
-    command = [sys.executable, "-m", "tests.kills", "--kills", "8", "--seed", "1152", "--variants", *VARIANTS]
+    command = [parallel.python(), "-m", "tests.kills", "--kills", "8", "--seed", "1152", "--variants", *VARIANTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 stops in 2 runs, 2 of them orderly" in done.stdout

@@ -13,7 +13,7 @@ from jobs import queries, submission
 from jobs.database import Database
 from jobs.models import Event, Job, Worker
 from jobs.submission import NewJob
-from tests.processes import Forked, outside
+from tests.processes import Forked, fork_runs, outside
 from tests.waiting import eventually
 from wcl_core.config import Kind, parse_spec
 
@@ -52,7 +52,8 @@ class RunningWorker:
     def start(self) -> RunningWorker:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "worker.log"
-        self._process = Forked("worker", outside() | self._settings, log, self.options)
+        prepare = fork_runs if "--once" in self.options else None
+        self._process = Forked("worker", outside() | self._settings, log, self.options, prepare)
         return self
 
     @property

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -21,6 +20,7 @@ from jobs import dataset_sources, transitions, workers
 from jobs.database import Database
 from jobs.models import Dataset, Worker
 from jobs.settings import Settings
+from tests import parallel
 from tests.jobs import rows
 from tests.jobs.rows import WORKER, Run
 from tests.waiting import eventually
@@ -401,7 +401,7 @@ def test_an_archive_keeps_no_folder_waiting(photos: Path, tmp_path: Path) -> Non
         {"name": name, "path": str(path), "cache": str(tmp_path / f"{name}.json"), "lists": {}}
         for name, path in (("zip", tmp_path / "photos.zip"), ("folder", photos))
     ]
-    command = [sys.executable, "-m", "wcl_core.registration"]
+    command = [parallel.python(), "-m", "wcl_core.registration"]
     text = "".join(f"{json.dumps(each)}\n" for each in requests)
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     messages = [(line["name"], "listed" in line) for line in map(json.loads, done.stdout.splitlines())]

@@ -15,10 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
+from tests import parallel
 from tests.processes import ROOT
 from tests.waiting import eventually
 from tests.worker.running import ENDLESS
 from wcl_core.protocol import DatasetSource, RunFile
+from worker import process as process_module
 from worker.process import MARK, TrainingProcess, _kill_all, marked, module_environment
 
 pytestmark = pytest.mark.process
@@ -41,6 +43,13 @@ def is_training(folder: Path) -> bool:
     return any(record["type"] == "metrics" for record in records(folder))
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the runs of a test that is not about their start."""
+    monkeypatch.setattr(process_module, "COMMAND", (parallel.python(), *process_module.COMMAND[1:]))
+
+
+@pytest.mark.usefixtures("forked")
 def test_a_drained_run_saves_and_ends(folder: Path) -> None:
     process = TrainingProcess(folder, "job/1")
     eventually(lambda: is_training(folder), "training")
@@ -54,6 +63,7 @@ def test_a_drained_run_saves_and_ends(folder: Path) -> None:
     process.kill()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_without_its_supervisor_ends(folder: Path) -> None:
     process = TrainingProcess(folder, "job/1")
     eventually(lambda: is_training(folder), "training")
@@ -132,6 +142,7 @@ def test_processes_that_restart_each_other_are_all_killed() -> None:
             process.kill()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_cancel_overrides_and_is_never_overridden(folder: Path) -> None:
     process = TrainingProcess(folder, "job/1")
     try:
@@ -225,8 +236,8 @@ print(json.dumps(facts))
 
 
 def test_the_end_of_a_run_kills_what_it_leaves_behind_and_no_other_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _TWO_RUNS, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    command = [parallel.python(), "-c", _TWO_RUNS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     # Of a run that has ended, the process is killed at the next end of an attempt.
     assert json.loads(done.stdout.splitlines()[-1]) == [False, True, None, True, False, False], done.stderr
@@ -239,4 +250,4 @@ from wcl_core.__main__ import main
 attempt.run_attempt = lambda *_: 7 if orphans.are_adopted() else 8
 main(["attempt", "x"])
 """
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 7
+    assert subprocess.run([parallel.python(), "-c", code], cwd=ROOT).returncode == 7

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import parallel
 from tests.wcl_core.data.test_data import write_image, write_tree
 from wcl_core import data, registration
 from wcl_core.data import decoding, described, file_index, folder, loading, packing
@@ -260,7 +261,7 @@ def test_the_registration_lists_names_before_it_reads_contents(root: Path, tmp_p
         {"name": "digits", "kind": "builtin", "path": None, "cache": str(tmp_path / "f"), "lists": {}},
     ]
     lines = "\n".join(map(json.dumps, requests))
-    command = [sys.executable, "-m", "wcl_core.registration"]
+    command = [parallel.python(), "-m", "wcl_core.registration"]
     done = subprocess.run(command, input=lines, check=True, capture_output=True, text=True)
     messages = [json.loads(line) for line in done.stdout.splitlines()]
 

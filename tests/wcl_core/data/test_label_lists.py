@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests import parallel
 from tests.wcl_core import small
 from tests.wcl_core.data.test_data import write_tree
 from tests.wcl_core.test_attempt import DIGITS, of, write_run
@@ -120,7 +120,7 @@ def test_a_description_counts_the_images_of_each_class(root: Path, tmp_path: Pat
 @pytest.mark.process
 def test_the_command_describes_lists(root: Path, tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text("0\n5\n")
-    command = [sys.executable, "-m", "wcl_core", "describe-dataset", "photos", "folder", str(root)]
+    command = [parallel.python(), "-m", "wcl_core", "describe-dataset", "photos", "folder", str(root)]
     done = subprocess.run([*command, "--list", f"some={tmp_path / 'some.txt'}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["label_lists"] == {
