@@ -29,7 +29,9 @@ from types import SimpleNamespace
 from typing import IO, Any, BinaryIO
 from unittest import mock
 
+import wcl_client.demo
 import wcl_client.processes
+import worker.datasets
 import worker.process
 import worker.standby
 from jobs.transitions import outcomes
@@ -161,6 +163,7 @@ def _execute(
     scale = float(environment.get("WCL_LEASE_SECONDS", _LEASE_SECONDS)) / _LEASE_SECONDS
     outcomes._FIRST_WAIT_SECONDS = _FIRST_WAIT_SECONDS * min(1.0, scale)
     worker.standby.start = fork_standby
+    worker.datasets.sys = SimpleNamespace(executable=parallel.python())  # type: ignore[attr-defined]
     if prepare is not None:
         prepare()
     sys.argv = [module, *arguments]
@@ -227,12 +230,13 @@ def _pause_between_steps() -> None:
 
 
 def fork_children() -> None:
-    """Let `wcl up`, in its own process, fork the server and its workers."""
-    wcl_client.processes.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _fork_child})  # type: ignore[attr-defined]
+    """Let `wcl up`, in its own process, fork the server and its workers; and `wcl demo` fork `wcl up`."""
+    for module in (wcl_client.processes, wcl_client.demo):
+        module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _fork_child})  # type: ignore[attr-defined]
 
 
 def _fork_child(
-    command: list[str], *, env: Mapping[str, str], stdin: int, stdout: IO[bytes], **_: Any
+    command: list[str], *, env: Mapping[str, str], stdin: int = subprocess.DEVNULL, stdout: IO[bytes], **_: Any
 ) -> worker.standby.Forked:
     if pid := os.fork():
         return worker.standby.Forked(pid)

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.service import ROOT
+from tests.processes import Forked, fork_children, outside
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def test_the_demo_ends_by_itself_with_table_weak_labels_and_checkpoint(tmp_path: Path) -> None:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "wcl_client", "demo", "--epochs", "6", "--data-dir", "data"],
-        cwd=tmp_path,
-        env=clean | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    output, errors = tmp_path / "output.log", tmp_path / "errors.log"
+    arguments = ["demo", "--epochs", "6", "--data-dir", "data"]
+    demo = Forked("wcl_client", outside() | {"COLUMNS": "160"}, output, arguments, partial(_prepare, tmp_path), errors)
+    assert demo.wait(400) == 0, output.read_text() + errors.read_text()
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = output.read_text()
     for words in ("raw pixels", "untrained", "SimCLR", "WCL", "kNN, k = 20", "chance", "/weak-labels", "sign-in"):
-        assert words in done.stdout, words
-    assert "token=" not in done.stdout, "a file with this output would keep the secret of a sign-in link"
-    assert "±" in done.stdout
+        assert words in printed, words
+    assert "token=" not in printed, "a file with this output would keep the secret of a sign-in link"
+    assert "±" in printed
     assert len(list((tmp_path / "data" / "demo").glob("wcl-*-last.safetensors"))) == 1
     assert not _is_served(tmp_path / "data"), "the service was left running"
 
@@ -42,3 +36,8 @@ def _is_served(data_dir: Path) -> bool:
             return False
     except UpError:
         return True
+
+
+def _prepare(folder: Path) -> None:
+    os.chdir(folder)
+    fork_children()
