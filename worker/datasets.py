@@ -174,12 +174,11 @@ class _Reader:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            with contextlib.suppress(OSError, ValueError):  # it is killed
+            with contextlib.suppress(OSError, ValueError), process.stdout as messages:  # it is killed
                 with process.stdin as requests:
                     requests.writelines(json.dumps(self._request(*each)) + "\n" for each in self._paths.items())
-                with process.stdout as messages:
-                    for line in messages:
-                        self._note(json.loads(line))
+                for line in messages:
+                    self._note(json.loads(line))
         finally:
             with self._changed:
                 for name in self._paths.keys() - self._results.keys():

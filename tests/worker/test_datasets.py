@@ -10,6 +10,7 @@ import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,6 +41,12 @@ def found(settings: Settings) -> dict[str, Source]:
     results = dict(datasets.find(settings, threading.Event()))
     assert list(results) == datasets.names(settings)
     return {name: result for name, result in results.items() if isinstance(result, Source)}
+
+
+@pytest.fixture(autouse=True)
+def _forked_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the processes that read: their imports take longer than these few images."""
+    monkeypatch.setattr(datasets, "sys", SimpleNamespace(executable=parallel.python()))
 
 
 @pytest.fixture
