@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -44,6 +45,7 @@ _FAULTS_BETWEEN_WAVES = 2
 _HOLD_SECONDS = 2.0
 _LATE_SECONDS = 10.0  # in which a worker has certainly looked at the queue again, also on a busy machine
 _LOOK_SECONDS = 0.02
+_START_SECONDS = 10.0  # in which a new process certainly gets its own command line
 _LIMIT_SECONDS = 1200.0
 
 
@@ -83,6 +85,7 @@ class Round:
     _problems: list[str] = field(default_factory=list)
     _kills: Counter[str] = field(default_factory=Counter)
     _most_at_once: int = 0
+    _processes: dict[int, _Seen] = field(default_factory=dict)
 
     def run(self) -> Outcome:
         began, random_ = time.monotonic(), random.Random(self.seed)
@@ -209,15 +212,24 @@ class Round:
                     self._problems.append(f"{device} is of {', '.join(sorted(folders))} at once")
 
     def _living(self) -> dict[str, psutil.Process]:
-        """Return the runs of the machines, also those whose worker is dead, by the folder of their attempt."""
+        """Return the runs of the machines, also those whose worker is dead, by the folder of their attempt.
+
+        Each look reads the command lines of young processes only: reading all of them would keep a core busy.
+        """
+        pids, now = psutil.pids(), time.monotonic()
+        self._processes = {pid: self._processes.get(pid) or _Seen(now) for pid in pids}
+        for pid, seen in self._processes.items():
+            if seen.run is None and now - seen.since < _START_SECONDS:
+                with suppress(psutil.Error):  # it has ended
+                    process = psutil.Process(pid)
+                    seen.folder = self._folder_of(process.cmdline())
+                    seen.run = process if seen.folder else None
+        return {seen.folder: seen.run for seen in self._processes.values() if seen.run and _is_alive(seen.run)}
+
+    def _folder_of(self, command: list[str]) -> str:
+        """Return the attempt's folder below that of its machine; nothing for other commands."""
         places = [f"{self.stage.folder / name / 'attempts'}/" for name in MACHINES]
-        runs = {}
-        for process in psutil.process_iter(["cmdline"]):
-            for argument in process.info["cmdline"] or ():
-                for place in places:
-                    if argument.startswith(place) and _is_alive(process):
-                        runs[argument.removeprefix(place)] = process
-        return runs
+        return next((each.removeprefix(place) for each in command for place in places if each.startswith(place)), "")
 
     def _devices(self, folder: str) -> set[str]:
         job_id, _, attempt = folder.partition("/")
@@ -277,6 +289,15 @@ class Round:
             if is_large and lasts and starts[0] < since and not restarts and jobs[event.job_id].gpus:
                 problems.append(f"{event.job_id} has passed {first.job_id}, which waits for {NUM_DEVICES} devices")
         return problems
+
+
+@dataclass
+class _Seen:
+    """A process of this machine: when it was seen first, and the run that it is."""
+
+    since: float
+    run: psutil.Process | None = None
+    folder: str = ""
 
 
 @dataclass(frozen=True)
