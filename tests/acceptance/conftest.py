@@ -19,16 +19,17 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
             "WCL_DATABASE_URL": request.getfixturevalue("postgres_url"),
             "WCL_BROKER_URL": request.getfixturevalue("redis_url"),
         }
-    yield from _running(Service(tmp_path / "data", **settings))
+    yield from running(Service(tmp_path / "data", **settings))
 
 
 @pytest.fixture
 def small_service(tmp_path: Path) -> Iterator[Service]:
     """Yield a started service on SQLite, where the mode does not matter."""
-    yield from _running(Service(tmp_path / "data"))
+    yield from running(Service(tmp_path / "data"))
 
 
-def _running(service: Service) -> Iterator[Service]:
+def running(service: Service) -> Iterator[Service]:
+    """Start a service, yield it, and stop it."""
     try:
         service.start()
         yield service

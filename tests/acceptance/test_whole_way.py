@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import parallel
+from tests.acceptance.conftest import running
 from tests.acceptance.service import LONG_SPEC, SHORT_SPEC, Service, submit_when_ready
 from tests.waiting import eventually
 from wcl_client.api import WclClient
@@ -29,14 +31,11 @@ def wcl(service: Service, *arguments: str, cwd: Path) -> subprocess.CompletedPro
     )
 
 
-def test_a_file_with_the_output_of_up_holds_no_sign_in_link(service: Service) -> None:
-    words = service.log_path.read_text()
-
-    assert f"Open     http://127.0.0.1:{service.port}" in words
-    assert "token=" not in words
-
-
 def test_submit_watch_download_by_the_command_line(service: Service, tmp_path: Path) -> None:
+    words = service.log_path.read_text()
+    assert f"Open     http://127.0.0.1:{service.port}" in words
+    assert "token=" not in words, "a file with the output of `wcl up` would keep the secret of a sign-in link"
+
     with service.client() as client:
         eventually(client.datasets, "a data set", 60)
     (tmp_path / "spec.json").write_text(json.dumps(SHORT_SPEC))
@@ -57,8 +56,14 @@ def test_submit_watch_download_by_the_command_line(service: Service, tmp_path: P
     assert len(content) == listed[-1]["size"]
 
 
-def test_an_interrupted_download_resumes_by_range(small_service: Service, tmp_path: Path) -> None:
-    with small_service.client() as client:
+@pytest.fixture(scope="module")
+def one_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Yield a started service for all tests that do not stop it."""
+    yield from running(Service(tmp_path_factory.mktemp("service") / "data"))
+
+
+def test_an_interrupted_download_resumes_by_range(one_service: Service, tmp_path: Path) -> None:
+    with one_service.client() as client:
         job = client.wait(submit_when_ready(client, SHORT_SPEC)["id"], timeout_seconds=120)
         checkpoint = client.checkpoints(job["id"])[-1]
         target = tmp_path / "model.safetensors"
@@ -102,8 +107,8 @@ def test_the_service_stops_in_order_and_the_job_continues_later(small_service: S
     assert attempts[1]["start_step"] > 0
 
 
-def test_a_cancelled_job_ends_cancelled_with_its_checkpoints(small_service: Service) -> None:
-    with small_service.client() as client:
+def test_a_cancelled_job_ends_cancelled_with_its_checkpoints(one_service: Service) -> None:
+    with one_service.client() as client:
         job_id = submit_when_ready(client, LONG_SPEC)["id"]
         eventually(lambda: client.checkpoints(job_id), "a checkpoint", 60)
         client.cancel(job_id)
