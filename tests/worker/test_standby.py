@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import parallel
 from tests.processes import ROOT
 from tests.worker.running import SHORT
 from wcl_core import standby
@@ -63,7 +64,8 @@ def run(environment):
 
 def worker(folder: Path, code: str, *, light: bool = True) -> Any:
     """Run code in a worker process; return what its last line says in JSON."""
-    command = [sys.executable, "-c", _WORKER + (_LIGHT if light else "") + code, str(folder)]
+    python = parallel.python() if light else sys.executable  # a run by command is compared with a forked one
+    command = [python, "-c", _WORKER + (_LIGHT if light else "") + code, str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
@@ -170,7 +172,7 @@ alive = psutil.Process(waiting.pid).status() != psutil.STATUS_ZOMBIE
 print(json.dumps({"pid": waiting.pid, "alive": alive}), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    command = [sys.executable, "-c", _WORKER + _LIGHT + code, str(tmp_path)]
+    command = [parallel.python(), "-c", _WORKER + _LIGHT + code, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)  # its end closes the pipes
 
     assert json.loads(done.stdout.splitlines()[-1])["alive"], done.stderr
