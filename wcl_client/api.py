@@ -486,16 +486,26 @@ class WclClient(SweepClient):
         """Return all keys, newest first, without their secrets."""
         return self._json(KeyList, "GET", "/v1/keys")
 
-    def create_key(self, name: str, scopes: Iterable[str] = ("read", "submit"), *, days: int | None = None) -> NewKey:
+    def create_key(
+        self,
+        name: str,
+        scopes: Iterable[str] = ("read", "submit"),
+        *,
+        days: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> NewKey:
         """Create a key and return it with its secret.
 
         Args:
             name: of the person or program that uses it.
             scopes: `read`, `submit`, `priority`, `admin`.
             days: until it expires; None for a key that does not expire.
+            idempotency_key: a repeated call returns the first call's key with None as its secret, which the server
+                does not store; `rotate_key` makes another one.
         """
         body = {"name": name, "scopes": list(scopes), "days": days}
-        return self._json(NewKey, "POST", "/v1/keys", json=body)
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        return self._json(NewKey, "POST", "/v1/keys", json=body, headers=headers)
 
     def rotate_key(self, key_id: str, *, days: int | Literal["keep"] | None = "keep") -> NewKey:
         """Give a key a new secret and return it; the former one ends at once.

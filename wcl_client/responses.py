@@ -306,9 +306,9 @@ class Key(TypedDict):
 
 
 class NewKey(Key):
-    """A new or rotated key with its secret."""
+    """A new or rotated key with its secret; None if a call with the same idempotency key has created it before."""
 
-    key: str
+    key: str | None
 
 
 class KeyList(TypedDict):

@@ -1,6 +1,6 @@
 """The `Idempotency-Key` header, and its counterpart in the forms of the pages: a repeated request creates nothing new.
 
-`Submission.create` is the only way by which a request creates a job or a sweep.
+`Submission.create` is the only way by which a request creates a job, a sweep or a key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Form, Header, Response
 from sqlalchemy.orm import Session
 
-from api.http.auth import Submitter
+from api.http.auth import Admin, Submitter
 from api.http.dependencies import TheDatabase
 from jobs import idempotency
 from jobs.database import Database
@@ -27,7 +27,7 @@ _MAX_FORM_KEY = 64
 
 @dataclass(frozen=True)
 class Submission:
-    """One request that may create a job or a sweep.
+    """One request that may create a job, a sweep or a key.
 
     Attributes:
         owner: id of the API key that sends the request.
@@ -65,6 +65,11 @@ class Submission:
             self.response.headers["Idempotency-Replayed"] = "true"
         return row
 
+    @property
+    def is_replay(self) -> bool:
+        """Return whether `create` has returned the row of an earlier request."""
+        return "Idempotency-Replayed" in self.response.headers
+
     def _key(self, request: Any) -> str | None:
         key = self.key
         if self.is_form:
@@ -81,17 +86,27 @@ def one_time_key() -> str:
     return secrets.token_hex(16)
 
 
+def _header(what: str) -> Any:
+    return Header(
+        description=f"A key that the client chooses.  A request that repeats it gets the first request's {what}.",
+        max_length=200,
+    )
+
+
 async def _submission(
     principal: Submitter,
     database: TheDatabase,
     response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            description="A key that the client chooses.  A request that repeats it gets the first request's job.",
-            max_length=200,
-        ),
-    ] = None,
+    idempotency_key: Annotated[str | None, _header("job")] = None,
+) -> Submission:
+    return Submission(database, principal.key_id, idempotency_key, response)
+
+
+async def _key_creation(
+    principal: Admin,
+    database: TheDatabase,
+    response: Response,
+    idempotency_key: Annotated[str | None, _header("key, without its secret")] = None,
 ) -> Submission:
     return Submission(database, principal.key_id, idempotency_key, response)
 
@@ -102,5 +117,6 @@ async def _form_submission(
     return Submission(database, principal.key_id, key, response, is_form=True)
 
 
+TheKeyCreation = Annotated[Submission, Depends(_key_creation)]
 TheSubmission = Annotated[Submission, Depends(_submission)]
 TheFormSubmission = Annotated[Submission, Depends(_form_submission)]

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
 
 from api.http.auth import Admin, AnyKey
 from api.http.dependencies import TheDatabase, TheSettings
+from api.http.idempotency import TheKeyCreation
 from api.rest.job_bodies import Name
 from api.rest.responses import Response, Time
 from jobs import keys
@@ -68,6 +70,12 @@ class NewKey(KeyResponse):
     key: str
 
 
+class CreatedKey(KeyResponse):
+    """A new key with its secret, which is null in the response to a repeated request."""
+
+    key: str | None
+
+
 class Keys(Response):
     """Newest first, with the revoked ones; `notice` warns if no key has `admin`, or if all that have it expire."""
 
@@ -91,11 +99,27 @@ def list_keys(principal: Admin, database: TheDatabase) -> Keys:
         return Keys(items=items, notice=keys.notice(session))
 
 
-@router.post("/keys", status_code=201)
-def create_key(body: KeyBody, principal: Admin, database: TheDatabase) -> NewKey:
-    """Create a key and return its secret.  No other response contains the secret."""
-    row, secret = database.write(lambda session: keys.create(session, body.name, body.scopes, body.days))
-    return NewKey.of(row, key=secret, is_active=True)
+@router.post(
+    "/keys", status_code=201, responses={200: {"description": "A replay: the key that the first request created."}}
+)
+def create_key(body: KeyBody, principal: Admin, database: TheDatabase, creation: TheKeyCreation) -> CreatedKey:
+    """Create a key and return its secret.  No other response contains the secret.
+
+    With `Idempotency-Key`, a repeated request gets the first request's key, with status 200,
+    `Idempotency-Replayed: true` and null as its secret, which the server does not store.  A client that has lost the
+    first response rotates the key.
+    """
+    secrets: list[str] = []
+
+    def create(session: Session) -> Key:
+        row, secret = keys.create(session, body.name, body.scopes, body.days)
+        secrets.append(secret)  # of the last one, if the transaction is repeated
+        return row
+
+    row = creation.create(body.model_dump(), Key, create)
+    with database.read() as session:
+        is_active = keys.grants_access(row, database_time(session))
+    return CreatedKey.of(row, key=None if creation.is_replay else secrets[-1], is_active=is_active)
 
 
 @router.post("/keys/{key_id}/rotate")

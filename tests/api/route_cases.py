@@ -5,14 +5,18 @@ A new route without a case fails `tests/api/http/test_access.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 from sqlalchemy import update
 
+from docs.tables import needs
 from jobs import keys, workers
 from jobs.database import Database, new_id
 from jobs.models import Dataset, WebhookDelivery
@@ -32,6 +36,19 @@ SWEEP: dict[str, Any] = {
 }
 HOOK = {"name": "night", "url": "https://hooks.example/hook", "events": ["job.failed"]}
 _NUMBERS = count(1)
+SECURITY = Path(__file__).parents[2] / "SECURITY.md"
+
+
+def roles_of(app: FastAPI) -> dict[str, frozenset[str]]:
+    """Return the roles that may make each request, by SECURITY.md."""
+    header, _, *rows = re.findall(r"^\| .* \|$|^\|---.*$", SECURITY.read_text().split("## Every request")[1], re.M)
+    names = [cell.strip() for cell in header.strip("|").split("|")]
+    table: dict[str, frozenset[str]] = {}
+    for row in rows[: rows.index("| path | GET | POST | PUT | PATCH | DELETE |")]:
+        need, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        assert set(cells) <= {"yes", "no"}
+        table[need] = frozenset(name for name, cell in zip(names[1:], cells, strict=True) if cell == "yes")
+    return {request: table[need] for request, need in needs(app).items()}
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,10 @@ def test_troubleshooting_describes_every_cause_and_reason() -> None:
     assert text == tables.page(name), "run: python docs/tables.py"
 
 
+def test_security_names_every_request() -> None:
+    assert (ROOT / "SECURITY.md").read_text() == tables.page("../SECURITY.md"), "run: python docs/tables.py"
+
+
 def test_method_explains_the_marks() -> None:
     method = (ROOT / "docs" / "method.md").read_text()
 

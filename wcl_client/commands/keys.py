@@ -99,7 +99,7 @@ def _print_secret(key: NewKey, as_json: bool) -> None:
     if as_json:
         print_json(key)
         return
-    out.say(key["key"])
+    out.say(key["key"] or "")
     err.say(f"{key['name']}: {', '.join(key['scopes'])}; {output.expiry(key)}; the secret is not shown again")
     err.say("  to use it: WCL_KEY in the environment, or the sign-in page")
 

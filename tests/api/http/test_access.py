@@ -19,8 +19,8 @@ from api.http.problems import TooMany
 from jobs import keys
 from jobs.database import Database, new_id, now_ms
 from jobs.models import Key
-from tests.api.route_cases import CASES, OF_SESSIONS
-from tests.api.served import SPEC, Served, assert_problem
+from tests.api.route_cases import CASES, OF_SESSIONS, roles_of
+from tests.api.served import ALL, SPEC, Served, assert_problem
 from tests.jobs import rows
 
 JOB = {"kind": "pretrain", "spec": SPEC}
@@ -104,25 +104,40 @@ def test_no_route_answers_without_a_right_key(small: Served) -> None:
         {"Cookie": f"{small.cookie}=wrong"},
         {"Cookie": f"{small.cookie}={small.key()}"},
     ]
+    clients = [small.bare(header) for header in headers]
     for method, address, _ in [*guarded(small), ("GET", "/nowhere", ""), ("POST", "/v1/nowhere", "")]:
-        for header in headers:
+        for client in clients:
             small.forget_failures()
-            answer = small.bare(header).request(method, address)
-            assert answer.status_code == 401, (method, address, header, answer.text)
+            answer = client.request(method, address)
+            assert answer.status_code == 401, (method, address, client.headers, answer.text)
             assert "bearer" in answer.headers["www-authenticate"].lower()
 
 
+ROLES = {"viewer": ("read",), "member": ("read", "submit"), "administrator": ALL}
+
+
+def test_the_table_in_security_has_what_each_route_declares(small: Served) -> None:
+    roles, scopes = roles_of(small.app), classification(small.app)
+
+    assert {route for route, of in roles.items() if "without a key" in of} == PUBLIC - SHARED
+    assert {route for route, of in roles.items() if "a shared link" in of} == PUBLIC
+    for route in scopes.keys() - PUBLIC:
+        of_scopes = {role for role, of_role in ROLES.items() if scopes[route] in (*of_role, "any")}
+        assert roles[route] - {"owner"} == of_scopes - (set() if "member" in roles[route] else {"member"}), route
+
+
 def test_a_key_opens_the_routes_of_its_scopes_and_no_others(small: Served) -> None:
-    clients = {scope: small.client(scope) for scope in ("read", "submit", "admin")}
+    held = ROLES | {"submit alone": ("submit",), "admin alone": ("admin",)}
+    clients = {name: small.client(*scopes) for name, scopes in held.items()}
     for method, address, needed in guarded(small):
-        for scope, client in clients.items():
+        for name, client in clients.items():
             if address.endswith("stream"):
                 with client.stream(method, address) as answer:
                     status = answer.status_code
             else:
                 status = client.request(method, address).status_code
-            is_open = needed in (scope, "any")
-            assert (status != 403) == is_open, (method, address, needed, scope, status)
+            is_open = needed in (*held[name], "any")
+            assert (status != 403) == is_open, (method, address, needed, name, status)
             assert status != 401
             assert status < 500
 
@@ -151,6 +166,24 @@ def test_a_key_is_shown_once_and_stored_as_a_hash(served: Served) -> None:
     assert admin.delete(f"/v1/keys/{created['id']}").status_code == 204
     assert client.get("/v1/jobs").status_code == 401
     assert_problem(admin.delete(f"/v1/keys/{new_id()}"), 404)
+
+
+def test_a_repeated_creation_makes_one_key_and_shows_no_secret_again(served: Served) -> None:
+    admin, body = served.client(), {"name": "ci", "scopes": ["read"], "days": 90}
+    headers = {"Idempotency-Key": "ci-2026"}
+
+    first = admin.post("/v1/keys", json=body, headers=headers)
+    again = admin.post("/v1/keys", json=body, headers=headers)
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == first.json() | {"key": None}
+    assert sum(key["name"] == "ci" for key in admin.get("/v1/keys").json()["items"]) == 1
+    assert_problem(admin.post("/v1/keys", json=body | {"days": 91}, headers=headers), 422)
+    assert served.client().post("/v1/keys", json=body, headers=headers).json()["id"] != first.json()["id"]
+    assert admin.post(f"/v1/keys/{first.json()['id']}/rotate").json()["key"] is not None
+    admin.delete(f"/v1/keys/{first.json()['id']}")
+    assert admin.post("/v1/keys", json=body, headers=headers).json()["is_active"] is False
 
 
 def test_an_expired_key_is_refused_with_the_reason(served: Served) -> None:

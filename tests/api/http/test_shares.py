@@ -54,9 +54,8 @@ def test_a_link_shows_its_job_and_nothing_of_others(small: Served) -> None:
 
 
 def test_a_link_opens_no_other_route(small: Served) -> None:
-    client = small.client()
     job_id = rows.submit(small.database)
-    path = link(small, client, job_id)
+    path = link(small, small.client(), job_id)
     secret = path.removeprefix("/shared/")
     bearers = (
         {"Authorization": f"Bearer {secret}"},
@@ -64,15 +63,16 @@ def test_a_link_opens_no_other_route(small: Served) -> None:
         {"Referer": small.url + path},
     )
     assert {route for route in classification(small.app) if "/shared" in route} == SHARED
+    clients = [small.bare(headers) for headers in bearers]
     for route, scope in classification(small.app).items():
         method, address = route.split(" ", 1)
         if scope == "public":
             continue
         address = address.replace("{job_id}", job_id).replace("{verb}", "cancel")
         address = re.sub(r"\{\w+\}", lambda _: new_id(), address)
-        for headers in bearers:
+        for client in clients:
             small.forget_failures()
-            answer = small.bare(headers).request(method, address, params={"secret": secret, "token": secret})
+            answer = client.request(method, address, params={"secret": secret, "token": secret})
             assert answer.status_code == 401, (route, answer.status_code)
     stranger = small.bare()
     for further in ("", f"/jobs/{job_id}/metrics", "/curve.svg"):
