@@ -149,7 +149,7 @@ GUARDS = (
         "api/web/markdown.py",
         '{"html": False, "maxNesting": 20}',
         '{"html": True, "maxNesting": 20}',
-        ("tests/api/web/test_markdown.py",),
+        ("tests/api/web/test_markdown.py::test_no_text_makes_other_elements_attributes_or_links",),
     ),
     Guard(
         "a note loads nothing",
@@ -163,7 +163,7 @@ GUARDS = (
         "api/web/markdown.py",
         "bool(_ADDRESS.match(url))",
         "True",
-        ("tests/api/web/test_markdown.py",),
+        ("tests/api/web/test_markdown.py::test_no_text_makes_other_elements_attributes_or_links",),
     ),
     Guard(
         "a note is changed by the owner of its job only",
