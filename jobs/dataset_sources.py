@@ -1,6 +1,7 @@
 """Datasets that administrators add while the service runs: a name and a path, which every worker that has it reads.
 
-Only workers read the path.  No response of the server holds it, since users must not learn where files lie.
+Only workers read the path.  No response of the server holds it, since users must not learn where files lie, except for
+the page of datasets of an administrator, who corrects the path of a refused one.
 """
 
 from __future__ import annotations
@@ -56,20 +57,27 @@ def is_current(session: Session, source: Added) -> bool:
 
 
 def add(session: Session, name: str, path: str, has_labels: bool, created_by: str | None) -> Added:
-    """Add a dataset; workers read it within seconds.
+    """Add a dataset; workers read it within seconds.  It replaces an added one that the workers refuse.
 
     Raises:
         Invalid: no spec can hold the name, or the path is not absolute.
-        Conflict: there is a dataset of this name.
+        Conflict: there is another dataset of this name.
     """
     errors = [FieldError("/name", problem) for problem in _problems_of_name(name)]
     if not PurePath(path).is_absolute() or "\0" in path:
         errors.append(FieldError("/path", "expected an absolute path on the machines of the workers"))
     if errors:
         raise Invalid(errors)
-    _check_free(session, name)
-    row = DatasetSource(name=name, id=new_id(), path=path, has_labels=has_labels, created_by=created_by)
-    session.add(row)
+    values = {"id": new_id(), "path": path, "has_labels": has_labels, "created_by": created_by}
+    row = session.get(DatasetSource, name, with_for_update=True)
+    if row is None or not _is_refused(session, name):
+        _check_free(session, name)
+        row = DatasetSource(name=name, **values)
+        session.add(row)
+    else:
+        session.execute(update(DatasetSource).where(DatasetSource.name == name).values(values))
+        session.refresh(row)
+        _drop_from_workers(session, name)
     _flush(session, name)
     activity.note(session, "dataset.add", name)
     return _added(row)
@@ -182,6 +190,14 @@ def _is_of_a_worker(session: Session, name: str) -> bool:
     named = {each for worker in rows for each in worker.datasets}
     state = unsettled(session)
     return name in named | set(state.pending) | {each.name for each in state.refused}
+
+
+def _is_refused(session: Session, name: str) -> bool:
+    """Return whether a worker that runs refuses a dataset, and none has it or reads it."""
+    rows = session.execute(select(Worker).where(Worker.is_live)).scalars().all()
+    if any(name in {*each.datasets, *(each.pending_datasets or ()), *(each.own_datasets or ())} for each in rows):
+        return False
+    return any(name in (each.refused_datasets or {}) for each in rows)
 
 
 def _check_free(session: Session, name: str) -> None:

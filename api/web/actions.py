@@ -210,6 +210,13 @@ def add_dataset(
     return _see("/datasets")
 
 
+@router.post("/datasets/{name}/remove")
+def remove_dataset(name: str, admin: Admin, database: TheDatabase) -> Response:
+    """Remove a dataset that was added; its files stay; redirect to the list."""
+    database.write(lambda session: dataset_sources.remove(session, name))
+    return _see("/datasets")
+
+
 @router.post("/datasets/{name}/read")
 def read_again(name: str, submitter: Submitter, database: TheDatabase) -> Response:
     """Request that the workers read a folder again; redirect to its page."""

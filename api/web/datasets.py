@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.web.render import page
-from jobs import datasets, queries
+from jobs import dataset_sources, datasets, queries
 from jobs.database import database_time
+from jobs.dataset_sources import Added
 from jobs.datasets import DatasetState, Refusal, SheetLayout, Unsettled
 from jobs.models import Dataset, Worker
 
@@ -156,8 +157,11 @@ def _sentence(text: str) -> str:
 
 @dataclass(frozen=True)
 class DatasetList:
+    """All datasets; `added` has those that administrators have added, with their paths."""
+
     views: list[DatasetView]
     unsettled: Unsettled
+    added: dict[str, Added]
     now: int
 
     @property
@@ -171,7 +175,7 @@ def dataset_list(session: Session) -> DatasetList:
     sheets, workers = datasets.sheet_layouts(session), queries.workers(session, alive_only=True)
     states = datasets.states(session)
     views = [dataset_view(row, states[row.name], sheets.get(row.name), workers) for row in queries.datasets(session)]
-    return DatasetList(views, datasets.unsettled(session), database_time(session))
+    return DatasetList(views, datasets.unsettled(session), dataset_sources.added(session), database_time(session))
 
 
 def dataset_view(

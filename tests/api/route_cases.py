@@ -277,6 +277,7 @@ def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /delete", lambda world: _form("/delete", job=[world.ended()])
     yield "POST /deleted/{job_id}/restore", lambda world: _form(f"/deleted/{world.deleted()}/restore")
     yield "POST /datasets", lambda world: _form("/datasets", name="typed", path=str(world.served.settings.data_dir))
+    yield "POST /datasets/{name}/remove", lambda world: _form(f"/datasets/{world.dataset()}/remove")
     yield "POST /datasets/{name}/read", lambda world: _form(f"/datasets/{world.folder()}/read")
     yield "POST /workers/{worker_id}/drain", lambda world: _form(f"/workers/{world.worker()}/drain")
     yield "POST /sweeps/{sweep_id}/cancel", lambda world: _form(f"/sweeps/{world.sweep()}/cancel")

@@ -82,6 +82,21 @@ def test_a_name_is_given_once(database: Database) -> None:
     refused(database, lambda session: dataset_sources.rename(session, "photos", "flowers"), Conflict, "there is a")
 
 
+def test_an_added_dataset_that_is_refused_is_replaced_by_one_of_another_path(database: Database) -> None:
+    source = add(database, path="/data/photso")
+    database.write(lambda session: workers.register(session, worker(datasets={}), 1, [], pending=["photos"]))
+    refused(database, lambda session: dataset_sources.add(session, "photos", "/x", True, None), Conflict, "there is a")
+    database.write(lambda session: workers.settle_dataset(session, WORKER.id, "photos", "there is nothing"))
+
+    other = add(database, path="/data/photos")
+
+    assert (other.path, other.id != source.id, names(database)) == ("/data/photos", True, (["photos"], []))
+    with database.read() as session:
+        assert datasets.unsettled(session) == datasets.Unsettled(["photos"], []), "no worker has looked at it yet"
+    database.write(lambda session: workers.settle_dataset(session, WORKER.id, "photos", FACTS))
+    refused(database, lambda session: dataset_sources.add(session, "photos", "/x", True, None), Conflict, "there is a")
+
+
 def test_a_renamed_dataset_keeps_its_version_and_its_id(database: Database) -> None:
     source = add(database)
     announced(database)

@@ -82,7 +82,9 @@ def test_add_waits_for_a_worker_and_says_what_it_has_read(
         ),
     )
     done = wcl("dataset", "add", "gone", str(tmp_path / "gone"))
-    assert (done.exit_code, "florist refuses it: this machine has nothing" in done.stderr) == (1, True), done.output
+    assert (done.exit_code, f"florist refuses {tmp_path}/gone: this machine has nothing" in done.stderr) == (1, True)
+    assert "gone is not added" in done.stderr, done.output
+    assert wcl("dataset", "remove", "gone").exception is not None, "nothing of it is kept"
 
     second = rows.worker(id=new_id(), name="late", datasets={"digits": "d", "photos": facts.digest})
     server.database.write(lambda session: workers.register(session, second, 2, []))

@@ -16,7 +16,7 @@ import typer
 from wcl_client import completion
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import SERVICE, AsJson
-from wcl_client.errors import NotFoundError
+from wcl_client.errors import ConflictError, NotFoundError
 from wcl_client.registration import START_SECONDS, list_datasets, report_lines, state_of, summary
 from wcl_client.responses import Dataset
 from wcl_client.terminal import Styled, bold, err, out, print_json
@@ -53,7 +53,7 @@ def add(
     place = Path(path).expanduser()
     with WclClient.connect() as client:
         client.add_dataset(name, str(place.absolute()), labels=not without_labels)
-        row = _awaited(client, name) if wait else None
+        row = _awaited(client, name, place) if wait else None
     if as_json:
         print_json(row or {"name": name})
     elif row is None:
@@ -62,11 +62,11 @@ def add(
         _say(row)
 
 
-def _awaited(client: WclClient, name: str) -> Dataset:
+def _awaited(client: WclClient, name: str, place: Path) -> Dataset:
     """Wait until a worker has read a dataset.
 
     Raises:
-        Exit: every worker that runs refuses it, or none runs.
+        Exit: every worker that runs refuses it, and it is removed again; or none runs.
     """
     is_said = False
     deadline = time.monotonic() + START_SECONDS
@@ -79,8 +79,8 @@ def _awaited(client: WclClient, name: str) -> Dataset:
         is_pending = is_pending or (time.monotonic() < deadline and _is_unseen(client, name))
         if not is_pending and (refused or row is not None):
             for each in refused:
-                err.say(Styled(f"{each['worker']} refuses it: {each['reason']}", "red"))
-            err.say(f"{name} stays added; `wcl dataset remove {name}` takes it away")
+                err.say(Styled(f"{each['worker']} refuses {place.absolute()}: {each['reason']}", "red"))
+            err.say(_end(client, name))
             raise typer.Exit(1)
         if time.monotonic() > deadline and not any(worker["is_live"] for worker in client.workers()):
             err.say(f"{name} is added, and no worker runs that could read it")
@@ -89,6 +89,15 @@ def _awaited(client: WclClient, name: str) -> Dataset:
             err.say("a worker reads it (Ctrl-C stops the wait, not the reading)")
             is_said = True
         time.sleep(_POLL_SECONDS)
+
+
+def _end(client: WclClient, name: str) -> str:
+    """Remove a dataset that the workers refuse, unless a job waits for it, and say so."""
+    try:
+        client.remove_dataset(name)
+    except ConflictError as error:
+        return f"{name} stays added, as {error.detail}; the same command with another path replaces it"
+    return f"{name} is not added; the service keeps nothing of it"
 
 
 def _is_unseen(client: WclClient, name: str) -> bool:

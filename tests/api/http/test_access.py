@@ -43,6 +43,7 @@ ADMIN = {
     "PATCH /v1/datasets/{name}",
     "DELETE /v1/datasets/{name}",
     "POST /datasets",
+    "POST /datasets/{name}/remove",
     "POST /v1/workers/{worker_id}/drain",
     "POST /workers/{worker_id}/drain",
     "GET /v1/activity",

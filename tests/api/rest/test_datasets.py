@@ -228,3 +228,12 @@ def test_the_form_adds_a_dataset_at_a_path_that_the_server_may_read(served: Serv
     page = browser.get("/datasets").text
     assert "A worker is still reading <b>photos</b>" in page
     assert str(tmp_path) not in page
+    worker = rows.worker(id=new_id(), datasets={})
+    served.database.write(lambda session: workers.register(session, worker, 1, []))
+    served.database.write(lambda session: workers.settle_dataset(session, worker.id, "photos", "it has no images"))
+    remove = "/datasets/photos/remove"
+    for each, is_mendable in ((browser, True), (served.browser("read", "submit"), False)):
+        page = each.get("/datasets").text
+        assert ("It has no images" in page, remove in page, str(tmp_path) in page) == (True, is_mendable, is_mendable)
+    assert browser.post(remove, headers=origin).headers["location"] == "/datasets"
+    assert "photos" not in served.client().get("/v1/datasets").text
