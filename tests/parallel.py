@@ -38,7 +38,7 @@ _VARIABLE = "PYTEST_FORKED_PYTHON"  # the path of the program that stands for th
 _NUMPY_THREADS = "OPENBLAS_NUM_THREADS"
 _LAUNCHER = Path(__file__).with_name("forked_python.py")
 _PR_SET_PDEATHSIG = 1
-_MOST_BYTES, _MOST_DESCRIPTORS, _LEAST_FREE = 1 << 20, 64, 256
+_MOST_BYTES, _MOST_DESCRIPTORS, _MOST_SIGNALS, _LEAST_FREE = 1 << 20, 64, 16, 256
 
 
 class _ImportsAlone:
@@ -106,18 +106,30 @@ def _silence() -> Iterator[None]:
 
 
 def _serve(listener: socket.socket, memory: standby.Memory) -> list[str]:
-    """Fork a process for each request; return its arguments in that process, and later send its exit code."""
+    """Fork a process for each request; return its arguments in that process, and later send its exit code.
+
+    Until then, the process gets each signal that its launcher sends, and SIGKILL when its launcher has ended.
+    """
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the processes
     requests: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that shows the end of the process
+    launchers: dict[socket.socket, int] = {}  # the processes, by the connections of launchers that have not ended
     while True:
-        ready, _, _ = select.select([listener, *requests], [], [])
+        ready, _, _ = select.select([listener, *requests, *launchers], [], [])
         for end in requests.keys() & ready:
             process, connection = requests.pop(end)
+            launchers.pop(connection, None)
             os.close(end)
             code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
             with connection, contextlib.suppress(ConnectionError):
                 connection.sendall(b"%d" % code)
+        for connection in launchers.keys() & ready:
+            numbers = b""
+            with contextlib.suppress(ConnectionError):
+                numbers = connection.recv(_MOST_SIGNALS)
+            process = launchers[connection] if numbers else launchers.pop(connection)
+            for number in numbers or [signal.SIGKILL]:
+                os.kill(process, number)
         if listener not in ready:
             continue
         connection, _ = listener.accept()
@@ -131,6 +143,7 @@ def _serve(listener: socket.socket, memory: standby.Memory) -> list[str]:
                 os.close(end)
             return _become(json.loads(message), descriptors, memory)
         requests[os.pidfd_open(process)] = process, connection
+        launchers[connection] = process
         for descriptor in descriptors:
             os.close(descriptor)
 

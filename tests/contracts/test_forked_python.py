@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests import parallel
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.process
 _KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
@@ -27,7 +30,8 @@ def test_the_exit_code_arrives() -> None:
     assert run("-c", "pass").returncode == 0
     assert run("-c", "raise SystemExit(3)").returncode == 3
     assert run("-c", _REPLACED).returncode == 4
-    assert run("-c", _KILLED).returncode != 0
+    assert run("-c", _KILLED).returncode == -signal.SIGKILL
+    assert run("-c", "import os; os.abort()").returncode == -signal.SIGABRT
     failed = run("-c", "raise SystemExit('a message')")
     assert (failed.returncode, failed.stderr) == (1, "a message\n")
     assert "ValueError: a fault" in run("-c", "raise ValueError('a fault')").stderr
@@ -40,3 +44,27 @@ def test_a_program_has_its_arguments_its_variables_and_its_files(tmp_path: Path)
     done = run(str(tmp_path / "program.py"), "-c", "last", NAME="a name")
 
     assert (done.returncode, done.stdout) == (0, "a name ['-c', 'last'] input\n"), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_it_ends_its_process(number: signal.Signals) -> None:
+    command = [parallel.python(), "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout
+        process = int(started.stdout.readline())
+
+        started.send_signal(number)
+
+        assert started.wait(60) == -number
+        assert started.stdout.read() == "", "the process still has its output"
+    eventually(lambda: not psutil.pid_exists(process), "the end of the process", 30)
+
+
+def test_a_handler_of_it_gets_the_signal() -> None:
+    code = "import signal, sys; signal.signal(15, lambda *_: sys.exit(5)); print('ready', flush=True); signal.pause()"
+    with subprocess.Popen([parallel.python(), "-c", code], stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout
+        started.stdout.readline()
+        started.terminate()
+
+        assert started.wait(60) == 5
