@@ -81,9 +81,10 @@ class Store(dist.Store):  # type: ignore[name-defined, misc]
         return all(self._ask(_GET, key) for key in keys)
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
-        deadline = time.monotonic() + (timeout or self._timeout).total_seconds()
+        limit = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit.total_seconds()
         while not self.check(keys):
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 raise RendezvousError(f"no rank has set {', '.join(keys)} in time")
             time.sleep(_POLL_SECONDS)
 

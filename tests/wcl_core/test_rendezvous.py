@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.waiting import eventually
+from tests.waiting import eventually, patch_clock
 from wcl_core import rendezvous
 from wcl_core.addresses import bound, resolve
 from wcl_core.distributed import PeerLostError, joined
@@ -55,7 +55,7 @@ def at() -> Iterator[Rendezvous]:
     server.close()
 
 
-def test_ranks_with_the_secret_share_keys_and_values(at: Rendezvous) -> None:
+def test_ranks_with_the_secret_share_keys_and_values(at: Rendezvous, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = Store(at, LIMIT), Store(at, LIMIT)
 
     one.set("a/b", "value")
@@ -68,8 +68,11 @@ def test_ranks_with_the_secret_share_keys_and_values(at: Rendezvous) -> None:
     assert two.num_keys() == 3
     assert two.delete_key("n")
     assert not two.delete_key("n")
+    slept: list[float] = []
+    patch_clock(monkeypatch, rendezvous, sleep=slept.append)
     with pytest.raises(RendezvousError, match="absent"):
         one.wait(["absent"], timedelta(seconds=0))
+    assert slept == []
 
 
 def test_a_rank_with_another_secret_gets_nothing(at: Rendezvous) -> None:
