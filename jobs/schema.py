@@ -92,17 +92,19 @@ def upgrade(database: Database, say: Callable[[str], None] = lambda _text: None)
     Raises:
         Unusable, DBAPIError: as `check`; also if there is no room for the copy.
     """
-    from alembic import command
-
     check(database)
     file = _file_of(database)
     if file is None or (file.exists() and file.stat().st_size):
         with database.engine.connect() as connection:
             state, before = _state(connection)
+        if state is _State.CURRENT:
+            return
         if state is _State.OLDER and before is not None:
             steps = _following(before)
             say(f"{_name_of(database)}: schema {before}; {len(steps)} migrations follow: {', '.join(steps)}")
             say("no copy is made here; `wcl backup` makes one" if file is None else f"kept: {_keep_copy(file, before)}")
+    from alembic import command  # its import takes longer than this whole function without a migration
+
     config = _alembic_config()
     config.attributes["database"] = database
     command.upgrade(config, "head")

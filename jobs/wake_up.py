@@ -10,9 +10,8 @@ import logging
 import threading
 from collections import Counter, defaultdict
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery import Celery
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -23,6 +22,9 @@ from jobs.fault_log import FaultLog
 from jobs.models import Job, Worker
 from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ def transport_options(broker_url: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _producer(broker_url: str) -> Celery:
+    from celery import Celery  # a server without a broker needs none of it
+
     app = Celery("wcl", broker=broker_url, set_as_current=False)
     # Without a limit of retries kombu would wait for an absent broker for ever.
     few_retries = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}

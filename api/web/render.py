@@ -11,6 +11,7 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from api.http.auth import current_principal
 from api.http.idempotency import one_time_key
@@ -18,9 +19,15 @@ from api.http.problems import KeyExpired, Problem, Unauthenticated, shown
 from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
 from api.web.forms.labels import LABELS
-from api.web.markdown import markdown
 from jobs.errors import FieldError, Invalid, NotFound
 from wcl_core.metrics import METRICS
+
+
+def _markdown(text: str) -> Markup:
+    from api.web.markdown import markdown  # few pages need its parser
+
+    return markdown(text)
+
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -31,7 +38,7 @@ _TEMPLATES = Environment(
     undefined=StrictUndefined,
     auto_reload=False,
 )
-_TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS | {"markdown": markdown})
+_TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS | {"markdown": _markdown})
 _TEMPLATES.globals |= {"one_time_key": one_time_key, "metric_table": METRICS, "setting_labels": LABELS}
 _TITLES = {
     400: "Invalid request",

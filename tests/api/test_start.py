@@ -121,6 +121,23 @@ def start(tmp_path: Path) -> Iterator[Start]:
         print(server.words)
 
 
+IMPORTS = """
+import sys
+import api.__main__
+names = {"celery.app", "alembic", "markdown_it", "yaml", "psycopg", "torch", "numpy", "PIL"}
+assert names.isdisjoint(sys.modules), names & set(sys.modules)
+import worker.__main__
+used = names - {"celery.app", "yaml"}  # Celery imports yaml
+assert used.isdisjoint(sys.modules), used & set(sys.modules)
+"""
+
+
+def test_server_and_worker_import_no_library_before_its_first_use() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_local_server_makes_a_key_that_only_its_owner_reads(start: Start) -> None:
     server = start().ready()
     path = server.data_dir / "key"

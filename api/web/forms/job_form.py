@@ -14,7 +14,6 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import yaml
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
@@ -108,6 +107,8 @@ class Form(SpecForm):
 
     @property
     def yaml(self) -> str:
+        import yaml
+
         return yaml.safe_dump(self.request.get("spec") or {}, sort_keys=False, allow_unicode=True).strip()
 
     @property

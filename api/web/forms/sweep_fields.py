@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, get_args
 
 from api.rest.sweep_bodies import SweepBody
@@ -33,8 +34,12 @@ _OF_SEARCH: dict[str, dict[str, str]] = {
     "random": {"trials": "", "seed": "0"},
     "halving": {"trials": "", "seed": "0", "eta": "3", "min_epochs": ""},
 }
-_FIELDS = {entry.name: entry for entry in spec_form.fields("pretrain")}
-SEARCHED = {name: entry for name, entry in _FIELDS.items() if name not in (*ELSEWHERE, "evaluations", "data.name")}
+_NOT_SEARCHED = (*ELSEWHERE, "evaluations", "data.name")
+
+
+@cache
+def _fields() -> dict[str, spec_form.Field]:
+    return {entry.name: entry for entry in spec_form.fields("pretrain")}
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Row:
     @property
     def request(self) -> Any:
         """The part of the request that the row makes."""
-        entry = _FIELDS.get(self.field)
+        entry = _fields().get(self.field)
         if self.how == "values":
             return _values(self.values, entry)
         bounds = {name: _value(text, None) for name, text in (("min", self.min), ("max", self.max)) if text}
@@ -133,7 +138,7 @@ class SweepForm(SpecForm):
 
     def now(self, row: Row) -> str:
         """Return the value of a searched field in the spec that all trials share; empty for an unknown field."""
-        entry = _FIELDS.get(row.field)
+        entry = _fields().get(row.field)
         if entry is None:
             return ""
         return f"base value {self.typed.get(f'spec.{row.field}', '') or 'none'}; {entry.type}"
@@ -144,7 +149,7 @@ class SweepForm(SpecForm):
         groups = []
         for section in spec_form.sections("pretrain"):
             named = [(each.name, each.label, self.typed.get(f"spec.{each.name}", "")) for each in section.fields]
-            fields = [(name, _with_value(label, value)) for name, label, value in named if name in SEARCHED]
+            fields = [(name, _with_value(label, value)) for name, label, value in named if name not in _NOT_SEARCHED]
             groups.append((section.text.title, fields))
         options = spec_form.json_or_text(self.typed.get("spec.method_options", ""))
         if isinstance(options, dict) and options:
@@ -156,7 +161,7 @@ class SweepForm(SpecForm):
     def default_name(self) -> str:
         """The name of a sweep without one: its searched fields and its dataset."""
         fields = [row.field for row in self.rows if row.field]
-        labels = " and ".join(_FIELDS[name].label if name in _FIELDS else name for name in fields)
+        labels = " and ".join(_fields()[name].label if name in _fields() else name for name in fields)
         dataset = self.typed.get("spec.data.name", "").strip()
         return f"{labels} on {dataset}"[:_MAX_NAME] if labels and dataset else ""
 
