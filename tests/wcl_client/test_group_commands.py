@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -50,6 +51,17 @@ def test_show_lists_the_deviations_from_the_preset(server: Served) -> None:
     for words in ("digits-cpu (deviations: 1)", "/epochs", "Deviations from the preset"):
         assert words in shown.stdout
     assert [entry["pointer"] for entry in plan["deviations"]] == ["/seed"]
+
+
+@pytest.mark.usefixtures("server")
+def test_seeds_are_described_as_a_single_job_is() -> None:
+    submitted = wcl("submit", "--preset", "digits-cpu", "--seeds", "0,1", "--set", "epochs=20")
+    group = json.loads(wcl("group", submitted.stdout.strip(), "--json").stdout)
+
+    first, second = (job["id"] for job in group["items"])
+    for words in ("2 jobs, one for each seed", f"/jobs/{first}", " an epoch", "in the queue of pool"):
+        assert words in submitted.stderr
+    assert f"follow them: wcl watch {first[-12:]} {second[-12:]}" in submitted.stderr
 
 
 def test_seeds_that_are_not_numbers_are_wrong_usage(server: Served) -> None:

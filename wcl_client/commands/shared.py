@@ -71,7 +71,7 @@ def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job
     return watch(client, jobs, err if to_stderr else out)
 
 
-def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = ()) -> None:
+def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = (), group: Sequence[Job] = ()) -> None:
     """Print a new job on standard error: its name, page, facts, place in the queue, and the next command.
 
     Standard output has the id alone, for scripts.
@@ -80,6 +80,7 @@ def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = ()) -> Non
         url: of the server.
         job: the new job.
         facts: lines to print after its page.
+        group: all jobs that were submitted together, if there are more.
     """
     err.say(bold(job["name"]), f"  {url}/jobs/{job['id']}")
     for fact in facts:
@@ -87,7 +88,8 @@ def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = ()) -> Non
     waiting = job.get("waiting") or {}
     if waiting.get("position"):
         err.say(f"  place {waiting['position']} in the queue of pool {job['pool']}: {waiting['message']}")
-    err.say(f"  follow it: wcl watch {job['id'][-12:]}")
+    ids = [each["id"][-12:] for each in group or (job,)]
+    err.say(f"  follow {'them' if len(ids) > 1 else 'it'}: wcl watch {' '.join(ids)}")
 
 
 def expected_time(job: Job) -> list[str]:

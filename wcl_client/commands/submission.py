@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -102,14 +103,14 @@ def submit(
             return
         if numbers is None:
             jobs = [when_registered(client, lambda: client.submit(job_kind, body, **options), err.say)]
-            if not as_json:
-                _describe(client, jobs[0])
         else:
             seeds_ = numbers
             group = when_registered(
                 client, lambda: client.submit_group(job_kind, body, seeds=seeds_, **options), err.say
             )
             jobs = group["items"]
+        if not as_json:
+            _describe(client, jobs)
         if follow:
             jobs = follow_jobs(client, jobs, to_stderr=as_json)
         if numbers is None:
@@ -201,18 +202,19 @@ def schema(kind: Annotated[str, typer.Argument(help="pretrain or evaluate.")] = 
 _CONTENTS = ("photos", "drawings", "overhead")
 
 
-def _describe(client: WclClient, job: Job) -> None:
+def _describe(client: WclClient, jobs: Sequence[Job]) -> None:
     """Print what was submitted on standard error; standard output has the id alone, for scripts."""
-    with contextlib.suppress(WclError):  # the job is accepted, whatever becomes of the server now
-        _describe_accepted(client, client.job(job["id"]))
-
-
-def _describe_accepted(client: WclClient, job: Job) -> None:
-    facts: list[str | Styled] = []
-    if job["kind"] == "pretrain":
-        plan = client.plan("pretrain", job["spec"], preset=job.get("preset"), pool=job["pool"], gpus=job["gpus"])
-        facts = plan_lines(plan)
-    say_submitted(client.url, job, facts)
+    with contextlib.suppress(WclError):  # the jobs are accepted, whatever becomes of the server now
+        first = client.job(jobs[0]["id"])
+        facts: list[str | Styled] = []
+        if len(jobs) > 1:
+            facts.append(f"  {len(jobs)} jobs, one for each seed; for each of them:")
+        if first["kind"] == "pretrain":
+            pool, gpus = first["pool"], first["gpus"]
+            facts += plan_lines(
+                client.plan("pretrain", first["spec"], preset=first.get("preset"), pool=pool, gpus=gpus)
+            )
+        say_submitted(client.url, first, facts, jobs)
 
 
 def _seeds(text: str) -> list[int]:
