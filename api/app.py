@@ -16,6 +16,7 @@ from api import rest, streams, web
 from api.http.auth import Failures, KeyUses, Routes, classification, session_cookie
 from api.http.dependencies import heavy_slots
 from api.http.middleware import Middleware
+from api.http.proxies import Proxies
 from api.http.request_metrics import RequestMetrics
 from api.http.uploads import upload_slots
 from api.http.watch import StorageWatch, broker_watch
@@ -56,6 +57,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
     app.state.heavy_slots = heavy_slots()
     app.state.upload_slots = upload_slots()
     app.state.failures = Failures()
+    app.state.proxies = Proxies(settings)
     app.state.key_uses = KeyUses(database)
     app.state.navigation = NAVIGATION
     app.state.stopping = threading.Event()

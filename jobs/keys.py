@@ -1,5 +1,8 @@
 """Access: API keys, one-time sign-in links and browser sessions.  Only hashes of secrets are stored.
 
+A person whom a trusted proxy has signed in has a row, too: it owns what the person submits, and its revocation ends the
+person's access.  It has no secret until a rotation gives it one.
+
 A key is shown once, and ends when it is revoked or expires; `is_active` is the one definition.  A rotation gives it a
 new secret: jobs, webhooks and shared links stay those of the key.  A sign-in link carries a token that works once,
 within 15 minutes, and becomes a browser session, as does a key that a user enters.  The session has the key's scopes
@@ -15,20 +18,22 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs import activity
 from jobs.access import Principal as Principal
 from jobs.database import Database, database_time, new_id, now_ms
-from jobs.errors import Conflict, FieldError, Invalid, existing
+from jobs.errors import Conflict, FieldError, Forbidden, Invalid, existing
 from jobs.models import Key, SignInToken
+from jobs.settings import ScopeName
 from wcl_core.files import write_bytes
 from wcl_core.text import visible
 
-SCOPES = ("read", "submit", "priority", "admin")
+SCOPES: Final = get_args(ScopeName)
 MEMBER: Final = ("read", "submit")  # the scopes of a new key, if none are named
 ADMINISTRATOR: Final = ("read", "submit", "admin")
 MAX_DAYS = 3_650
@@ -36,7 +41,7 @@ Days = int | Literal["keep"] | None  # None: the key does not expire
 _DAY_MS: Final = 86_400_000
 LINK_MINUTES = 15
 SESSION_DAYS = 30
-_PREFIX = "wcl_"
+PREFIX = "wcl_"
 
 
 def is_active() -> tuple[ColumnElement[bool], ...]:
@@ -151,6 +156,47 @@ def expiry(session: Session, secret: str) -> str | None:
     return f"the key {key.name} expired on {_day(key.expires_at)}; an administrator can rotate it, with a new time"
 
 
+def of_person(database: Database, user: str, scopes: Sequence[str]) -> Principal:
+    """Return the principal of a person whom a proxy has signed in; the first time, create the person's row.
+
+    Args:
+        database: of the keys.
+        user: the proxy's name of the person, of 1 to 200 visible characters.
+        scopes: that the person has now; the row keeps them.
+
+    Raises:
+        Forbidden: the person has no scope, or the person's row is revoked or has expired.
+    """
+    ordered = sorted(set(scopes), key=SCOPES.index)
+    with database.read() as session:
+        key, now = session.execute(_of_person(user)).scalar_one_or_none(), database_time(session)
+    if key is None and not ordered:
+        raise Forbidden(f"the proxy has signed {user} in, but no setting gives {user} a scope; ask an administrator")
+    if key is None or (key.scopes != ordered and grants_access(key, now)):
+        with contextlib.suppress(IntegrityError):  # another request of the person has created the row
+            database.write(lambda session: _keep_person(session, user, ordered))
+        with database.read() as session:
+            key = session.execute(_of_person(user)).scalar_one()
+    if not grants_access(key, now):
+        raise Forbidden(f"the access of {user} is revoked or has expired; ask an administrator")
+    return replace(_as_principal(key), scopes=frozenset(ordered))
+
+
+def _of_person(user: str) -> Select[Key]:
+    return select(Key).where(Key.proxy_user == user)
+
+
+def _keep_person(session: Session, user: str, scopes: list[str]) -> None:
+    key = session.execute(_of_person(user).with_for_update()).scalar_one_or_none()
+    if key is not None:
+        key.scopes = scopes
+        return
+    key = Key(id=new_id(), name=user, hash=_hash(_new_secret()), scopes=scopes, proxy_user=user)
+    session.add(key)
+    session.flush()
+    activity.note(session, "key.create", key.id, user, by=_as_principal(key), scopes=scopes, signed_in_by="a proxy")
+
+
 def revoke(session: Session, key_id: str, *, last_administrator: bool = False) -> None:
     """Revoke a key and its browser sessions at once; a second call changes nothing.
 
@@ -178,11 +224,12 @@ def revoke(session: Session, key_id: str, *, last_administrator: bool = False) -
 
 
 def _administrators(session: Session, *, is_locking: bool = False) -> list[Any]:
-    """Return (id, name, scopes, expires_at) of the active keys with `admin`.
+    """Return (id, name, scopes, expires_at) of the active keys with `admin`, without people whom a proxy signs in.
 
     Locking them lets two administrators who revoke each other's key take turns.
     """
-    active = select(Key.id, Key.name, Key.scopes, Key.expires_at).where(*is_active()).order_by(Key.id)
+    own = (*is_active(), Key.proxy_user.is_(None))
+    active = select(Key.id, Key.name, Key.scopes, Key.expires_at).where(*own).order_by(Key.id)
     rows = session.execute(active.with_for_update(key_share=True) if is_locking else active)
     return [row for row in rows if "admin" in row.scopes]
 
@@ -327,7 +374,7 @@ def _as_principal(key: Key) -> Principal:
 
 
 def _new_secret() -> str:
-    return _PREFIX + secrets.token_urlsafe(32)
+    return PREFIX + secrets.token_urlsafe(32)
 
 
 def _expiry(session: Session, days: int | None) -> int | None:

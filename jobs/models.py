@@ -572,7 +572,10 @@ class DatasetSamples(Base):
 
 class Key(Base):
     __tablename__ = "keys"
-    __table_args__ = (Index("ix_keys_form_key", "form_key", unique=True),)
+    __table_args__ = (
+        Index("ix_keys_form_key", "form_key", unique=True),
+        Index("ix_keys_proxy_user", "proxy_user", unique=True),
+    )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(_String(200))
     hash: Mapped[str] = mapped_column(_String(64), unique=True)
@@ -583,6 +586,7 @@ class Key(Base):
     expires_at: Mapped[int | None]
     rotated_at: Mapped[int | None]  # when it got its present secret; None: at its creation
     form_key: Mapped[str | None] = mapped_column(_String(200))  # of the form that created it
+    proxy_user: Mapped[str | None] = mapped_column(_String(200))  # the person whom a proxy signs in
 
 
 class SignInToken(Base):

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, IPvAnyNetwork, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -15,6 +16,7 @@ from sqlalchemy.exc import ArgumentError
 from jobs.logs import Format
 from wcl_core.text import Secret
 
+ScopeName = Literal["read", "submit", "priority", "admin"]  # of a key
 _MOST_SECONDS = 1e9  # longer waits than any clock of the system takes are mistakes
 
 
@@ -54,6 +56,11 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     allowed_hosts: list[str] = Field(default=[])
     trusted_proxies: list[IPvAnyNetwork] = Field(default=[])
+    proxy_user_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{1,64}$")
+    proxy_groups_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{1,64}$")
+    proxy_scopes: list[ScopeName] = Field(default=["read"])
+    proxy_group_scopes: dict[str, list[ScopeName]] = Field(default={})
+    proxy_sign_out_url: str | None = Field(default=None, pattern=r"^https?://[^\s\"'<>]+$")
     root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$")
 
     worker_name: str = Field(default_factory=socket.gethostname)
@@ -145,6 +152,13 @@ class Settings(BaseSettings):
         if url is not None:
             _check_url(url.reveal(), _SCHEMES[str(info.field_name)])
         return url
+
+    @field_validator("proxy_user_header")
+    @classmethod
+    def _has_proxies(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name and info.data.get("trusted_proxies") == []:
+            raise ValueError("expected the addresses of the proxies that set the header, in WCL_TRUSTED_PROXIES")
+        return name
 
     @field_validator("root_path")
     @classmethod

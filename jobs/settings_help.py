@@ -51,6 +51,18 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "`[]`",
         "JSON list of addresses and networks of reverse proxies; `X-Forwarded-*` headers count only from them",
     ),
+    "proxy_user_header": (
+        "none",
+        "header in which a trusted proxy names the signed-in person, such as `X-Auth-Request-Email`; the proxy must "
+        "remove it from the requests of clients",
+    ),
+    "proxy_groups_header": ("none", "header in which the proxy names the person's groups, separated by commas"),
+    "proxy_scopes": (
+        '`["read"]`',
+        "scopes of each person whom the proxy has signed in; `[]`: of those in a group only",
+    ),
+    "proxy_group_scopes": ("`{}`", "JSON object from a group to the scopes that its members have, too"),
+    "proxy_sign_out_url": ("none", "address that signs a person out at the proxy; the pages link to it"),
     "root_path": ("", "path below which a proxy shows the service, such as `/wcl`"),
     "worker_name": ("the machine's name", "name of the worker"),
     "pool": ("`default`", "the worker's pool; a job names the pool that it runs in"),

@@ -303,6 +303,7 @@ class Key(TypedDict):
     expires_at: str | None
     rotated_at: str | None
     is_active: bool
+    proxy_user: NotRequired[str | None]
 
 
 class NewKey(Key):

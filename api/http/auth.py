@@ -1,4 +1,4 @@
-"""Authentication and authorisation: a Bearer key, else the browser's session cookie.
+"""Authentication and authorisation: a Bearer key, else the person whom a proxy has signed in, else a session cookie.
 
 The middleware (api.http.middleware) refuses requests without either one, except for the public paths below.  Each route
 declares the scope that it needs by a parameter: `Reader`, `Submitter`, `Owner`, `Admin` or `AnyKey`; `classification`
@@ -70,14 +70,18 @@ def current_principal(request: Request) -> Principal | None:
 
 
 def authenticate(request: Request, database: Database) -> Principal:
-    """Return the owner of the request's key or session.
+    """Return the owner of the request's key or session, or the person whom a proxy has signed in.
 
     Raises:
         Unauthenticated: the request carries no valid key or session.
-        Forbidden: another site sends the request through a signed-in browser.
+        Forbidden: the person has no access; or another site sends the request through a signed-in browser.
         TooMany: the client has sent too many wrong keys.
     """
-    authorization = request.headers.get("authorization")
+    authorization, person = request.headers.get("authorization"), request.app.state.proxies.person(request.scope)
+    if person is not None and (authorization is None or not _is_key(authorization)):  # else it is the proxy's own
+        if request.method not in _SAFE_METHODS:
+            check_origin(request)
+        return keys.of_person(database, person.name, person.scopes)
     if authorization is not None:
         scheme, _, secret = authorization.partition(" ")
         with database.read() as session:
@@ -90,6 +94,8 @@ def authenticate(request: Request, database: Database) -> Principal:
             raise Unauthenticated("the key is unknown or revoked; expected `Authorization: Bearer KEY`")
         return principal
     if not (token := session_token(request)):
+        if (header := request.app.state.settings.proxy_user_header) and header in request.headers:
+            raise Unauthenticated(f"{header} counts only from the proxies that WCL_TRUSTED_PROXIES names; send a key")
         raise Unauthenticated("send a key as `Authorization: Bearer KEY`, or sign in with a key or a link")
     with database.read() as session:
         principal = keys.by_session(session, token)
@@ -101,6 +107,10 @@ def authenticate(request: Request, database: Database) -> Principal:
     if request.method not in _SAFE_METHODS:
         check_origin(request)
     return principal
+
+
+def _is_key(authorization: str) -> bool:
+    return authorization.lower().startswith(f"bearer {keys.PREFIX}")
 
 
 def check_origin(request: Request) -> None:

@@ -1,8 +1,11 @@
-"""The public address of a request: the one that the client used, also behind a reverse proxy.
+"""The public address of a request, and the person whom a proxy has signed in, also behind several reverse proxies.
 
 `X-Forwarded-For`, `-Host` and `-Proto` count only from the proxies that `WCL_TRUSTED_PROXIES` names; any other client
 could write them itself.  `WCL_ROOT_PATH` is the path below which a proxy shows the service.  The proxy may remove that
 prefix or pass it on.
+
+`WCL_PROXY_USER_HEADER` names the header in which such a proxy names the person.  It counts only if the connection comes
+from a named proxy.
 """
 
 from __future__ import annotations
@@ -10,14 +13,18 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from api.http.problems import Unauthenticated
 from jobs.settings import Settings
+from wcl_core.text import visible
 
 _ROOT = ContextVar("root_path", default="")
 _SCHEMES = ("http", "https")
+_MAX_NAME = 200
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -33,11 +40,20 @@ def route_path(scope: Scope) -> str:
     return path[len(scope.get("app_root_path", scope.get("root_path", ""))) :]
 
 
+@dataclass(frozen=True)
+class Person:
+    """A person whom a proxy has signed in."""
+
+    name: str
+    scopes: tuple[str, ...]
+
+
 class Proxies:
     """Restores the public address of requests."""
 
     def __init__(self, settings: Settings) -> None:
         self._networks = settings.trusted_proxies
+        self._settings = settings
         self.root_path = settings.root_path
 
     def public(self, scope: Scope) -> Scope:
@@ -49,6 +65,7 @@ class Proxies:
         if peer is None or not self._trusts(peer):
             return result
         headers = Headers(scope=scope)
+        result["wcl.is_of_proxy"] = True
         client = self._client(peer, _items(headers, "x-forwarded-for"))
         result["client"] = (str(client), 0)
         # The last value is the one of the nearest proxy; a client may have sent the ones before it.
@@ -58,6 +75,37 @@ class Proxies:
             others = [(name, value) for name, value in scope["headers"] if name != b"host"]
             result["headers"] = [(b"host", hosts[0].encode("latin-1")), *others]
         return result
+
+    def person(self, scope: Scope) -> Person | None:
+        """Return the person whom the proxy of a request has signed in; None if there is none, or no such proxy.
+
+        Raises:
+            Unauthenticated: the header occurs twice, or cannot be the name of one person.
+        """
+        name = self._settings.proxy_user_header
+        if name is None or not scope.get("wcl.is_of_proxy"):
+            return None
+        values = _values(scope, name)
+        if not values or values == [b""]:
+            return None
+        user = values[0].decode("utf-8", "replace").strip()
+        is_name = 0 < len(user) <= _MAX_NAME and "," not in user and "\ufffd" not in user and visible(user) == user
+        if len(values) > 1 or not is_name:
+            raise Unauthenticated(
+                f"the proxy sends {len(values)} values of {name}; expected one name of 1 to {_MAX_NAME} visible "
+                "characters without a comma.  The proxy must replace the header of the client, not add to it"
+            )
+        return Person(user, self._scopes(scope))
+
+    def _scopes(self, scope: Scope) -> tuple[str, ...]:
+        """Return the scopes of a person: those of all people, and those of the person's groups."""
+        header = self._settings.proxy_groups_header
+        values = _values(scope, header) if header else []
+        groups = {part.strip() for value in values[:1] for part in value.decode("utf-8", "replace").split(",")}
+        of_groups = [scopes for group, scopes in self._settings.proxy_group_scopes.items() if group in groups]
+        if len(values) > 1:  # a client may have sent the other one
+            of_groups = []
+        return tuple({scope for scopes in (self._settings.proxy_scopes, *of_groups) for scope in scopes})
 
     def is_trusted(self, host: str) -> bool:
         """Return whether a setting names the proxy of this address."""
@@ -79,6 +127,11 @@ class Proxies:
                 break
             client = before
         return client
+
+
+def _values(scope: Scope, name: str) -> list[bytes]:
+    """Return the values of a header; a name with underscores is another name."""
+    return [value.strip() for each, value in scope["headers"] if each == name.lower().encode()]
 
 
 def _items(headers: Headers, name: str) -> list[str]:

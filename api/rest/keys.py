@@ -16,11 +16,10 @@ from api.rest.responses import Response, Time
 from jobs import keys
 from jobs.database import Database, database_time
 from jobs.models import Key
-from jobs.settings import Settings
+from jobs.settings import ScopeName, Settings
 
 router = APIRouter(prefix="/v1", tags=["access"])
 
-ScopeName = Literal["read", "submit", "priority", "admin"]
 DaysOrNever = Annotated[
     int | None, Field(ge=1, le=keys.MAX_DAYS, description="Days until it expires; null: it does not expire.")
 ]
@@ -50,7 +49,7 @@ class KeyResponse(Response):
     """A key without its secret; `last_used_at` may lag a minute behind.
 
     `expires_at` is null for a key that does not expire; `rotated_at` says when it got its present secret, if that is
-    not its first one.
+    not its first one.  `proxy_user` names the person whom a proxy signs in; the row owns what the person submits.
     """
 
     id: str
@@ -62,6 +61,7 @@ class KeyResponse(Response):
     expires_at: Time | None
     rotated_at: Time | None
     is_active: bool
+    proxy_user: str | None
 
 
 class NewKey(KeyResponse):

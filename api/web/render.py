@@ -85,6 +85,7 @@ def page(request: Request, template: str, status: int = 200, **context: Any) -> 
         "here": route_path(request.scope),
         "origin": str(request.base_url).rstrip("/"),
         "now": "",
+        "sign_out_url": request.app.state.settings.proxy_sign_out_url,
     }
     rendered = _TEMPLATES.get_template(template).render(common | context)
     root = rooted("/")

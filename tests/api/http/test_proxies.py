@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import ValidationError
 from starlette.types import Scope
@@ -14,10 +17,15 @@ from starlette.types import Scope
 from api.app import create_app
 from api.http.auth import session_cookie
 from api.http.proxies import Proxies, route_path
+from jobs import keys
 from jobs.database import Database
+from jobs.errors import Forbidden
 from jobs.settings import InvalidSettings, Settings
-from tests.api.served import SPEC, Served
+from tests import servers
+from tests.api.served import SPEC, Served, assert_problem
+from tests.docs.pages import ROOT, blocks
 from tests.jobs import rows
+from tests.jobs.rows import at_once
 from wcl_client.api import WclClient
 
 JOB = {"kind": "pretrain", "spec": SPEC}
@@ -241,3 +249,209 @@ def test_the_client_works_below_the_root_path(proxied: Served, tmp_path: Path) -
         assert len(client.jobs()) == 1
         assert client.sign_in_link().startswith(f"{proxied.url}/wcl/sign-in?token=")
         assert client.download(checkpoint_id, tmp_path / "file").path.read_bytes() == content
+
+
+# --- people whom a proxy signs in ------------------------------------------------------------------------------------
+
+USER, GROUPS = "X-Auth-Request-Email", "X-Auth-Request-Groups"
+
+
+@pytest.fixture
+def signing(sqlite_database: Database, tmp_path: Path) -> Iterator[Served]:
+    """Yield a server that trusts the proxy at 127.0.0.1 to name people."""
+    rows.add_dataset(sqlite_database)
+    groups = {"vision": ["read", "submit"], "leads": ["submit", "admin"]}
+    served = Served(
+        sqlite_database,
+        tmp_path / "data",
+        trusted_proxies=["127.0.0.1"],
+        proxy_user_header=USER,
+        proxy_groups_header=GROUPS,
+        proxy_group_scopes=groups,
+    )
+    served.start()
+    yield served
+    served.stop()
+
+
+def person(served: Served, name: str, groups: str = "") -> httpx.Client:
+    client = served.bare()
+    client.headers = httpx.Headers({USER: name, GROUPS: groups, "Origin": served.url}, encoding="utf-8")
+    return client
+
+
+def people(database: Database) -> list[str | None]:
+    """Return the names of people, newest first; None for a key."""
+    with database.read() as session:
+        return [key.proxy_user for key in keys.list_keys(session)]
+
+
+@pytest.mark.server
+def test_a_person_of_a_proxy_owns_jobs_and_stands_in_the_activity_log(signing: Served) -> None:
+    anna, ben = person(signing, "anna@lab.example", "vision, other"), person(signing, "b\u00e9n", "vision")
+    viewer, lead = person(signing, "carl"), person(signing, "dora", "leads")
+
+    job = anna.post("/v1/jobs", json=JOB).json()
+
+    assert (job["owner"], anna.get("/v1/keys").status_code) == ("anna@lab.example", 403)
+    for other, status in ((viewer, 403), (ben, 403), (anna, 200)):
+        assert other.post(f"/v1/jobs/{job['id']}/pause").status_code == status
+        assert other.get("/v1/jobs").status_code == 200
+    assert "signed in by the proxy" in ben.get("/", headers={"Accept": "text/html"}).text
+    entries = lead.get("/v1/activity").json()["items"]
+    assert [(each["actor"], each["action"]) for each in entries] == [
+        ("dora", "key.create"),
+        ("anna@lab.example", "job.pause"),
+        ("b\u00e9n", "key.create"),
+        ("carl", "key.create"),
+        ("anna@lab.example", "job.submit"),
+        ("anna@lab.example", "key.create"),
+    ]
+    rows_of = {key["proxy_user"]: key for key in lead.get("/v1/keys").json()["items"]}
+    assert rows_of["dora"]["scopes"] == ["read", "submit", "admin"]
+    assert rows_of["anna@lab.example"]["id"] == entries[1]["actor_id"]
+
+
+@pytest.mark.server
+def test_only_a_named_proxy_signs_people_in(signing: Served) -> None:
+    """The same header from an address that no setting names, here 127.0.0.2."""
+    transport = httpx.HTTPTransport(local_address="127.0.0.2")
+    with httpx.Client(base_url=signing.url, transport=transport, headers={USER: "dora", GROUPS: "leads"}) as stranger:
+        refused = stranger.get("/v1/jobs")
+        assert "WCL_TRUSTED_PROXIES" in assert_problem(refused, 401)["detail"]
+        forwarded = stranger.get("/v1/jobs", headers={"X-Forwarded-For": "127.0.0.1"})
+        assert forwarded.status_code == 401
+        with_key = stranger.get("/v1/keys", headers={"Authorization": f"Bearer {signing.key('read')}"})
+        assert with_key.status_code == 403, "the key counts, and no group"
+    assert people(signing.database) == [None]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(USER, "anna"), (USER, "dora")],
+        [(USER, "dora"), (USER.lower(), "dora")],
+        [(USER, "anna, dora")],
+        [(USER, "an\u202ena")],
+        [(USER, b"\xff")],
+        [(USER, "x" * 201)],
+        [(USER, "")],
+        [(USER.replace("-", "_"), "dora")],
+        [("X-Forwarded-Email", "dora")],
+    ],
+)
+def test_a_header_that_names_no_one_person_signs_nobody_in(
+    signing: Served, headers: list[tuple[str, str | bytes]]
+) -> None:
+    sent = [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers]
+
+    assert httpx.get(f"{signing.url}/v1/jobs", headers=sent).status_code == 401
+    assert people(signing.database) == []
+
+
+@pytest.mark.server
+def test_two_headers_of_groups_give_no_group(signing: Served) -> None:
+    both = [(USER.encode(), b"eve"), (GROUPS.encode(), b"leads"), (GROUPS.encode(), b"vision")]
+
+    assert httpx.get(f"{signing.url}/v1/jobs", headers=both).status_code == 200
+    assert httpx.get(f"{signing.url}/v1/keys", headers=both).status_code == 403
+
+
+@pytest.mark.server
+def test_a_person_changes_things_only_from_our_pages_and_a_key_comes_first(signing: Served) -> None:
+    anna = person(signing, "anna", "vision")
+    for origin in ("http://evil.example", "null", ""):
+        assert anna.post("/v1/jobs", json=JOB, headers={"Origin": origin}).status_code == 403
+    assert anna.post("/v1/jobs", json=JOB, headers={"Authorization": "Basic YW5uYTo="}).status_code == 201
+    key = {"Authorization": f"Bearer {signing.key('read')}", "Origin": ""}
+    assert anna.post("/v1/jobs", json=JOB, headers=key).status_code == 403
+    assert anna.get("/v1/jobs", headers={"Authorization": "Bearer wcl_wrong"}).status_code == 401
+    cookie = {"Cookie": f"{signing.cookie}={signing.browser().cookies[signing.cookie]}"}
+    assert anna.get("/v1/keys", headers=cookie).status_code == 403, "the header comes before a session"
+
+
+@pytest.mark.server
+def test_a_revoked_person_has_no_access_and_scopes_follow_the_groups(signing: Served) -> None:
+    admin, anna = signing.client(), person(signing, "anna", "leads")
+    assert anna.get("/v1/keys").status_code == 200
+    assert person(signing, "anna", "vision").get("/v1/keys").status_code == 403
+    (row,) = (key for key in admin.get("/v1/keys").json()["items"] if key["proxy_user"] == "anna")
+    assert row["scopes"] == ["read", "submit"]
+    secret = admin.post(f"/v1/keys/{row['id']}/rotate").json()["key"]
+    program = signing.bare({"Authorization": f"Bearer {secret}"})
+    assert program.post("/v1/jobs", json=JOB).json()["owner"] == "anna"
+
+    admin.delete(f"/v1/keys/{row['id']}")
+
+    assert "is revoked" in assert_problem(anna.get("/v1/jobs"), 403)["detail"]
+    assert program.get("/v1/jobs").status_code == 401
+
+
+def test_a_person_without_a_scope_gets_no_row(database: Database) -> None:
+    with pytest.raises(Forbidden, match="no setting gives anna a scope"):
+        keys.of_person(database, "anna", ())
+    assert people(database) == []
+
+    principals = at_once(6, lambda _: keys.of_person(database, "anna", ("submit", "read")))
+
+    assert people(database) == ["anna"]
+    assert {each.scopes for each in principals} == {frozenset({"read", "submit"})}
+    assert keys.of_person(database, "anna", ()).scopes == frozenset()
+    with database.read() as session:
+        assert [key.scopes for key in keys.list_keys(session)] == [[]]
+
+
+def test_a_header_without_proxies_is_refused() -> None:
+    with pytest.raises(ValidationError, match="WCL_TRUSTED_PROXIES"):
+        Settings(proxy_user_header=USER)
+
+
+# --- nginx as docs/sign-in.md shows it --------------------------------------------------------------------------------
+
+
+class _Gate(BaseHTTPRequestHandler):
+    """The place of oauth2-proxy: the cookie `who` names the person."""
+
+    def do_GET(self) -> None:
+        who = self.headers.get("Cookie", "").partition("who=")[2]
+        is_question = self.path == "/oauth2/auth"
+        self.send_response(202 if who and is_question else 401 if is_question else 403)
+        if who:
+            self.send_header("X-Auth-Request-Email", who)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.process
+def test_the_documented_nginx_names_people_and_drops_what_clients_send(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
+    gate = ThreadingHTTPServer(("127.0.0.1", 0), _Gate)
+    threading.Thread(target=gate.serve_forever, daemon=True).start()
+    port = servers.free_port()
+    settings = {"proxy_user_header": USER, "proxy_groups_header": GROUPS, "proxy_group_scopes": {"leads": ["admin"]}}
+    served = Served(sqlite_database, tmp_path / "data", allowed_hosts=[HOST], trusted_proxies=["127.0.0.1"], **settings)
+    served.start()
+    (block,) = (block for block in blocks(ROOT / "docs" / "sign-in.md") if block.language == "nginx")
+    lines = [line for line in block.text.splitlines() if "ssl_certificate" not in line]
+    text = "\n".join(lines).replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
+    text = text.replace("127.0.0.1:4180", f"127.0.0.1:{gate.server_port}")
+    text = text.replace("127.0.0.1:8000", served.url.removeprefix("http://"))
+    forged = {USER: "dora", USER.replace("-", "_"): "dora", GROUPS: "leads", "Host": HOST}
+    try:
+        with servers.nginx(text, port), httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=forged) as client:
+            assert client.get("/v1/jobs").status_code == 403, "the gate's page"
+            assert client.get("/v1/jobs", headers={"Cookie": "who=anna"}).status_code == 200
+            assert client.get("/v1/keys", headers={"Cookie": "who=anna"}).status_code == 403
+            key = {"Authorization": f"Bearer {served.key('read')}"}
+            assert client.get("/v1/jobs", headers=key).status_code == 200
+            assert client.get("/v1/jobs", headers={"Authorization": "Bearer wcl_wrong"}).status_code == 401
+        assert people(sqlite_database) == [None, "anna"]
+    finally:
+        served.stop()
+        gate.shutdown()
+        gate.server_close()
