@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 from api.app import create_app
 from api.http import connections, descriptors, hosts
 from api.rest.housekeeping import keep_clean
-from jobs import keys, schema, storage_id
+from jobs import keys, policies, schema, storage_id
 from jobs.database import Database, Signal, is_outage
 from jobs.faults import describe
 from jobs.logs import log_to_stderr
@@ -99,6 +99,7 @@ def serve(settings: Settings) -> None:
         storage_id.refuse_new_database(settings)
         _migrate(database)
         storage_id.connect(database, storage)
+        database.write(lambda session: policies.store(session, settings))
     except ForeignStorage as error:
         raise Misconfigured(str(error)) from error
     except StorageUnavailable as error:

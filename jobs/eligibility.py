@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, exists, or_, true, tuple_
 
@@ -23,24 +23,6 @@ from jobs.status import HELD, Status
 def is_due() -> ColumnElement[bool]:
     """Return the condition for a job that a worker may claim now: queued, and its backoff is over."""
     return and_(Job.status == Status.QUEUED, _is_backoff_over())
-
-
-QUEUE_ORDER = (Job.priority.desc(), Job.queue_place)  # in which jobs are claimed
-
-
-class Place(Protocol):
-    """A job's place in the queue."""
-
-    @property
-    def priority(self) -> int: ...
-
-    @property
-    def queue_place(self) -> int: ...
-
-
-def is_before(job: Place) -> ColumnElement[bool]:
-    """Return the condition for jobs that are claimed before a job: of higher priority, or of the same and older."""
-    return or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.queue_place < job.queue_place))
 
 
 def is_held() -> ColumnElement[bool]:

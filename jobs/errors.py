@@ -3,7 +3,8 @@
 JobsError ── Invalid       422, a list of wrong fields
           ├─ Forbidden     403, the key may not do this, or another site sent the request
           ├─ NotFound      404
-          └─ Conflict      409, the job is in another state
+          ├─ Conflict      409, the job is in another state
+          └─ OverLimit     429, a limit of the key is reached
 
 Superseded       internal: the attempt is no longer open, so its supervisor has to stop
 RecordsMissing   internal: the database has not stored the records before these, so its supervisor has to repeat them
@@ -65,6 +66,22 @@ class Invalid(JobsError):  # noqa: N818
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__("; ".join(f"{e.pointer}: {e.detail}" if e.pointer else e.detail for e in errors))
         self.errors = errors
+
+
+class OverLimit(JobsError):  # noqa: N818
+    """A limit of the key is reached (jobs.limits).
+
+    Args:
+        detail: which limit, and what to do.
+        retry_seconds: after which the same request may succeed.
+    """
+
+    status_code = 429
+    title = "Limit reached"
+
+    def __init__(self, detail: str, retry_seconds: int) -> None:
+        super().__init__(detail)
+        self.retry_seconds = retry_seconds
 
 
 class Superseded(Exception):  # noqa: N818

@@ -22,17 +22,15 @@ from jobs.attempts import AttemptRef
 from jobs.devices import Free, free_of, is_node_of
 from jobs.eligibility import (
     NEEDS,
-    QUEUE_ORDER,
     Needs,
     WorkerFacts,
     fits,
     fits_worker,
     has_needs,
-    is_before,
-    is_due,
     takes_jobs,
 )
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
+from jobs.queue import job_queue
 from jobs.status import Reason, Status
 from wcl_core import protocol
 
@@ -90,7 +88,7 @@ def waiting(session: Session, worker: WorkerFacts) -> list[Needs]:
 
     Many jobs have few different needs, so a job that no gang can start hides no other one.
     """
-    statement = select(*NEEDS).where(is_due(), Job.nodes > 1, fits_worker(worker)).distinct()
+    statement = select(*NEEDS).where(job_queue(session).is_ready(), Job.nodes > 1, fits_worker(worker)).distinct()
     return [Needs(*row) for row in session.execute(statement)]
 
 
@@ -116,7 +114,8 @@ def startable(session: Session, worker: WorkerFacts, free: Free, avoided: Collec
         gangs = {needs: _ids(_filled(needs, *room, avoided, kept)) for needs in every}
         led.append(and_(stretch, has_needs([needs for needs, ids in gangs.items() if ids[:1] == [worker.id]])))
         others.append(and_(stretch, has_needs([needs for needs, ids in gangs.items() if worker.id in ids[1:]])))
-    first = select(Job).where(is_due(), or_(*others)).order_by(*QUEUE_ORDER).limit(1)
+    queue = job_queue(session)
+    first = select(Job).where(queue.is_ready(), or_(*others)).order_by(*queue.order).limit(1)
     if (joined := session.execute(first).scalar_one_or_none()) is None:
         return Startable(or_(*led), None)
     leader = _filled(Needs.of(joined), *room, avoided, _kept(session, room[0], joined))[0]
@@ -185,7 +184,9 @@ def _held_jobs(session: Session, workers: Sequence[Worker]) -> list[Job]:
     """Return the due jobs that some of the workers keep their free part for, in the order of the queue."""
     if not (ids := {each.kept_for for each in workers if each.kept_for is not None}):
         return []
-    return list(session.execute(select(Job).where(is_due(), Job.id.in_(ids)).order_by(*QUEUE_ORDER)).scalars())
+    queue = job_queue(session)
+    held = select(Job).where(queue.is_ready(), Job.id.in_(ids)).order_by(*queue.order)
+    return list(session.execute(held).scalars())
 
 
 def _kept_for(jobs: Sequence[Job], workers: Sequence[Worker]) -> _Kept:
@@ -199,7 +200,7 @@ def _stretches(session: Session, workers: Sequence[Worker]) -> list[tuple[Column
     result: list[tuple[ColumnElement[bool], _Kept]] = []
     is_behind: ColumnElement[bool] = true()
     for index, job in enumerate(held):
-        is_within = or_(is_before(job), Job.id == job.id)
+        is_within = or_(job_queue(session).is_before(job), Job.id == job.id)
         result.append((and_(is_behind, is_within), _kept_for(held[:index], workers)))
         is_behind = ~is_within
     return [*result, (is_behind, _kept_for(held, workers))]
@@ -207,8 +208,8 @@ def _stretches(session: Session, workers: Sequence[Worker]) -> list[tuple[Column
 
 def _kept(session: Session, workers: Sequence[Worker], job: Job) -> _Kept:
     """Return what is kept for jobs that are before a job; `_stretches` decides the same for a query."""
-    place = (-job.priority, job.queue_place)
-    earlier = [each for each in _held_jobs(session, workers) if (-each.priority, each.queue_place) < place]
+    place_of = job_queue(session).place_of
+    earlier = [each for each in _held_jobs(session, workers) if place_of(each) < place_of(job)]
     return _kept_for(earlier, workers)
 
 

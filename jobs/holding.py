@@ -17,10 +17,11 @@ from sqlalchemy.orm import Session
 
 from jobs import gangs
 from jobs.devices import Free, closest, free_of, is_of_worker, used_by
-from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits, fits_worker, has_needs, is_before, is_due, takes_jobs
+from jobs.eligibility import WorkerFacts, fits, fits_worker, has_needs, takes_jobs
 from jobs.estimates import of_job
 from jobs.models import Attempt, AttemptDevice, Job, Worker
 from jobs.preemption import giving_way
+from jobs.queue import job_queue
 from jobs.status import Status
 
 _MOST_ESTIMATED = 20  # jobs without a limit of time whose length a look estimates
@@ -60,7 +61,8 @@ def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver
     is_passed = Job.gpus > free.most_gpus
     if worker.address is not None:
         is_passed = or_(and_(Job.nodes == 1, is_passed), has_needs(gangs.fillable(session, worker)))
-    waiting = select(Job).where(is_due(), fits_worker(worker), is_passed).order_by(*QUEUE_ORDER).limit(1)
+    queue = job_queue(session)
+    waiting = select(Job).where(queue.is_ready(), fits_worker(worker), is_passed).order_by(*queue.order).limit(1)
     if leaving := giving_way(session, worker.pool):
         awaited = waiting.where(Job.id.in_({each.for_job_id for each in leaving}))
         job = session.execute(awaited).scalar_one_or_none()
@@ -98,11 +100,12 @@ def may_start(session: Session, held: PassedOver, fitting: Sequence[ColumnElemen
     Args:
         fitting: the conditions for jobs that fit the worker.
     """
-    passes = or_(Job.id == held.job_id, is_before(held), Job.gpus == 0 if held.gpus else Job.gpus > 0)
+    queue = job_queue(session)
+    passes = or_(Job.id == held.job_id, queue.is_before(held), Job.gpus == 0 if held.gpus else Job.gpus > 0)
     if not math.isfinite(held.seconds):
         return passes
     unlimited = select(Job).where(*fitting, ~passes, Job.max_seconds.is_(None))
-    first = session.execute(unlimited.order_by(*QUEUE_ORDER).limit(_MOST_ESTIMATED)).scalars()
+    first = session.execute(unlimited.order_by(*queue.order).limit(_MOST_ESTIMATED)).scalars()
     brief = [job.id for job in first if _estimated_seconds(session, job) <= held.seconds]
     return or_(passes, Job.max_seconds <= held.seconds, Job.id.in_(brief))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,8 @@ SCOPES: Final = get_args(ScopeName)
 MEMBER: Final = ("read", "submit")  # the scopes of a new key, if none are named
 ADMINISTRATOR: Final = ("read", "submit", "admin")
 MAX_DAYS = 3_650
+LIMITS: Final = ("max_waiting", "max_devices", "max_submissions")  # columns of a key
+MAX_LIMIT: Final = 1_000_000
 Days = int | Literal["keep"] | None  # None: the key does not expire
 _DAY_MS: Final = 86_400_000
 LINK_MINUTES = 15
@@ -55,7 +57,12 @@ def grants_access(key: Key, now: int) -> bool:
 
 
 def create(
-    session: Session, name: str, scopes: Sequence[str] = MEMBER, days: int | None = None, form_key: str | None = None
+    session: Session,
+    name: str,
+    scopes: Sequence[str] = MEMBER,
+    days: int | None = None,
+    form_key: str | None = None,
+    limits: Mapping[str, int | None] | None = None,
 ) -> tuple[Key, str]:
     """Create a key of 256 random bits.
 
@@ -65,12 +72,13 @@ def create(
         scopes: of `SCOPES`.
         days: until it expires; None for a key that does not expire.
         form_key: of the form that creates it (`was_sent`).
+        limits: as of `change`.
 
     Returns:
         (its row, the secret, which is not stored).
 
     Raises:
-        Invalid: a scope is unknown, or there is none; or name or days cannot be one.
+        Invalid: a scope is unknown, or there is none; or name, days or limits cannot be one.
     """
     if not 0 < len(name) <= 200 or visible(name) != name:
         raise Invalid([FieldError("/name", "expected 1 to 200 characters, without control characters")])
@@ -85,16 +93,49 @@ def create(
         expires_at=_expiry(session, days),
         form_key=form_key or None,
     )
+    _set_limits(key, limits or {})
     session.add(key)
     session.flush()
     session.refresh(key)
-    activity.note(session, "key.create", key.id, name, scopes=key.scopes, expires=_day(key.expires_at))
+    set_limits = {each: limit for each, limit in (limits or {}).items() if limit is not None}
+    facts: dict[str, Any] = {"scopes": key.scopes, "expires": _day(key.expires_at), "limits": set_limits or None}
+    activity.note(session, "key.create", key.id, name, **facts)
     return key, secret
 
 
 def was_sent(session: Session, form_key: str) -> bool:
     """Return whether a form has created a key before."""
     return session.execute(select(Key.id).where(Key.form_key == form_key)).first() is not None
+
+
+def change(session: Session, key_id: str, limits: Mapping[str, int | None]) -> Key:
+    """Change limits of a key (jobs.limits).
+
+    Args:
+        session: a writing transaction.
+        key_id: of the key.
+        limits: of `LIMITS`, by name; None for that of the service.
+
+    Raises:
+        NotFound: there is no such key.
+        Conflict: it is revoked.
+        Invalid: a limit is out of range.
+    """
+    key = existing(session.get(Key, key_id, with_for_update=True), f"key {key_id}")
+    if key.revoked_at is not None:
+        raise Conflict(f"the key {key.name} is revoked; create another one")
+    _set_limits(key, limits)
+    session.flush()
+    activity.note(session, "key.change", key_id, key.name, limits=dict(limits))
+    return key
+
+
+def _set_limits(key: Key, limits: Mapping[str, int | None]) -> None:
+    assert set(limits) <= set(LIMITS)
+    for name, limit in limits.items():
+        if limit is not None and not 1 <= limit <= MAX_LIMIT:
+            raise Invalid([FieldError(f"/{name}", f"expected 1 to {MAX_LIMIT:,}, not {limit}")])
+        setattr(key, name, limit)
 
 
 def rotate(

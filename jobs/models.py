@@ -17,7 +17,7 @@ Webhook ─┬─ WebhookDelivery   a message to its receiver, and the result of
 Share ── ShareJob       a link that shows jobs without a key
 Deletion                a deleted job: who deleted it, when, and what has become of it
 Activity                what a person or a key did, to which object, and when
-Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
+Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey, Policy
 """
 
 from __future__ import annotations
@@ -153,6 +153,8 @@ class Job(Hideable, Base):
         Index("ix_jobs_sweep", "sweep_id", "origin", unique=True),
         Index("ix_jobs_dataset", "dataset_name", "id"),
         Index("ix_jobs_status", "status", "id"),
+        Index("ix_jobs_owner", "created_by", "created_at"),
+        Index("ix_jobs_owner_status", "status", "created_by", "created_at"),
         Index("ix_jobs_listed", "id", sqlite_where=LISTED, postgresql_where=LISTED),
         Index("ix_jobs_hidden", "hidden_at", sqlite_where=_HIDDEN, postgresql_where=_HIDDEN),
         Index("ix_jobs_reference", "dataset_name", sqlite_where=_REFERENCE, postgresql_where=_REFERENCE),
@@ -585,8 +587,20 @@ class Key(Base):
     revoked_at: Mapped[int | None]
     expires_at: Mapped[int | None]
     rotated_at: Mapped[int | None]  # when it got its present secret; None: at its creation
+    # Limits (jobs.limits); None: that of the service.
+    max_waiting: Mapped[int | None] = mapped_column(Integer)
+    max_devices: Mapped[int | None] = mapped_column(Integer)
+    max_submissions: Mapped[int | None] = mapped_column(Integer)  # a minute
     form_key: Mapped[str | None] = mapped_column(_String(200))  # of the form that created it
     proxy_user: Mapped[str | None] = mapped_column(_String(200))  # the person whom a proxy signs in
+
+
+class Policy(Base):
+    """A rule that servers and workers share (jobs.policies)."""
+
+    __tablename__ = "policies"
+    name: Mapped[str] = mapped_column(_String(64), primary_key=True)
+    value: Mapped[float]
 
 
 class SignInToken(Base):

@@ -20,8 +20,9 @@ from sqlalchemy.orm import Session
 
 from jobs import gangs
 from jobs.devices import Free, closest, free_of, used_by
-from jobs.eligibility import NEEDS, QUEUE_ORDER, fits, is_due, takes_jobs
+from jobs.eligibility import NEEDS, fits, takes_jobs
 from jobs.models import Attempt, Event, Job, Worker
+from jobs.queue import job_queue
 from jobs.status import Reason, Status
 
 REQUESTED = "preempt_requested"  # type of the event
@@ -180,7 +181,8 @@ def _waiting(session: Session, lowest: int) -> Sequence[Job]:
     """
     was_preempted = func.coalesce(Job.status_reason, "") == Reason.PREEMPTED
     alike_by = (Job.priority, *NEEDS, was_preempted)
-    place = func.row_number().over(partition_by=alike_by, order_by=Job.queue_place).label("place")
-    alike = select(Job.id, place).where(is_due(), Job.priority > lowest).subquery()
-    firsts = select(Job).join(alike, alike.c.id == Job.id).where(alike.c.place == 1).order_by(*QUEUE_ORDER)
+    queue = job_queue(session)
+    place = func.row_number().over(partition_by=alike_by, order_by=queue.order).label("place")
+    alike = select(Job.id, place).where(queue.is_ready(), Job.priority > lowest).subquery()
+    firsts = select(Job).join(alike, alike.c.id == Job.id).where(alike.c.place == 1).order_by(*queue.order)
     return session.execute(firsts).scalars().all()

@@ -134,6 +134,10 @@ class Settings(BaseSettings):
     log_format: Format = Field(default="lines")
     access_log: bool = Field(default=False)
 
+    key_waiting: int | None = Field(default=None, ge=1, le=1_000_000)
+    key_devices: int | None = Field(default=None, ge=1, le=1_000_000)
+    key_submissions: int | None = Field(default=None, ge=1, le=1_000_000)
+
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)
     idempotency_hours: float = Field(default=24, gt=0, le=100_000)
 

@@ -116,6 +116,15 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "scrub_days": ("7", "days within which no checkpoint is read again"),
     "restore_days": ("7", "days for which a deleted job can be restored; then a server removes its files and rows"),
     "activity_days": ("730", "days for which the activity log keeps who did what"),
+    "key_waiting": (
+        "no limit",
+        "most waiting jobs of a key, those of its sweeps included; a key may have another limit (`wcl keys change`)",
+    ),
+    "key_devices": (
+        "no limit",
+        "most devices that the jobs of a key use at once; a job without GPUs counts as one device",
+    ),
+    "key_submissions": ("no limit", "most jobs that a key submits within a minute; a sweep counts as its trainings"),
     "log_format": (
         "`lines`",
         "`lines`, or `json`: one object a line, with the ids of the request and the job",

@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, of_worker, working
-from jobs.eligibility import has_dataset, has_gpus, is_before, is_due, is_met, supports_spec_version, takes_jobs
+from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
 from jobs.holding import next_free
-from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Worker
+from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Key, Worker
 from jobs.preemption import giving_way
+from jobs.queue import job_queue
 from jobs.status import HELD, Reason, Status
 from jobs.transitions.outcomes import seconds_left
 
@@ -35,6 +36,7 @@ class Cause(StrEnum):
     DATASET_ABSENT = "dataset_absent"
     DATASET_BEING_READ = "dataset_being_read"
     SPEC_VERSION_UNKNOWN = "spec_version_unknown"
+    KEY_LIMIT = "key_limit"  # the jobs of its key use as many devices as they may
     JOBS_AHEAD = "jobs_ahead"
     WORKERS_BUSY = "workers_busy"  # it is the next job
     ABOUT_TO_START = "about_to_start"
@@ -43,7 +45,13 @@ class Cause(StrEnum):
 
 
 # No worker of today can run the job, so its place in the queue would say nothing.
-_WITHOUT_PLACE = (Cause.TOO_FEW_GPUS, Cause.TOO_FEW_WORKERS, Cause.DATASET_ABSENT, Cause.SPEC_VERSION_UNKNOWN)
+_WITHOUT_PLACE = (
+    Cause.TOO_FEW_GPUS,
+    Cause.TOO_FEW_WORKERS,
+    Cause.DATASET_ABSENT,
+    Cause.SPEC_VERSION_UNKNOWN,
+    Cause.KEY_LIMIT,
+)
 _WITHOUT_START = (*_WITHOUT_PLACE, Cause.NO_WORKER, Cause.WORKERS_UNABLE)
 
 # The end of each phase of a run, for which a request waits.  A cancel waits for no step and no checkpoint.
@@ -96,7 +104,7 @@ def explain(session: Session, job: Job) -> Waiting | None:
         failed = job.status_message if is_late else "its last attempt failed"
         return Waiting(Cause.BACKING_OFF, f"{failed}; the next attempt starts after a backoff", until=job.not_before)
     ahead = _num_ahead(session, job)
-    cause, message = _on_preemption(session, job) or _on_workers(session, job, ahead)
+    cause, message = _on_preemption(session, job) or _on_limit(session, job) or _on_workers(session, job, ahead)
     return Waiting(cause, message, position=None if cause in _WITHOUT_PLACE else ahead + 1)
 
 
@@ -137,6 +145,18 @@ def _on_preemption(session: Session, job: Job) -> tuple[Cause, str] | None:
     return Cause.PREEMPTING, f"{_listed(names)} {verb} way to it: a checkpoint is saved, then it starts"
 
 
+def _on_limit(session: Session, job: Job) -> tuple[Cause, str] | None:
+    """Return that the key of a job uses as many devices as it may; None if it may use those of the job, too."""
+    use, needed = job_queue(session).use_of(job.created_by), max(1, job.gpus * job.nodes)
+    if use.limit is None or use.room is None or use.room >= needed:
+        return None
+    name = session.execute(select(Key.name).where(Key.id == job.created_by)).scalar_one()
+    limit = f"the jobs of the key {name} may use {use.limit} device{'' if use.limit == 1 else 's'} at once"
+    if needed > use.limit:
+        return Cause.KEY_LIMIT, f"{limit}, and it needs {needed}; an administrator can raise the limit"
+    return Cause.KEY_LIMIT, f"{limit}, and use {use.devices}; it starts when one has ended"
+
+
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
@@ -157,7 +177,8 @@ def _on_dependencies(session: Session, job: Job) -> Waiting:
 
 def _num_ahead(session: Session, job: Job) -> int:
     """Return the number of due jobs of its pool that are claimed before it: a range of the index of claims."""
-    statement = select(func.count()).where(is_due(), Job.pool == job.pool, is_before(job))
+    queue = job_queue(session)
+    statement = select(func.count()).where(queue.is_ready(), Job.pool == job.pool, queue.is_before(job))
     return session.execute(statement).scalar_one()
 
 

@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.devices import free_of
-from jobs.eligibility import is_due, takes_jobs
+from jobs.eligibility import takes_jobs
 from jobs.fault_log import FaultLog
 from jobs.models import Job, Worker
+from jobs.queue import job_queue
 from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
 
@@ -156,7 +157,8 @@ def _counts_by_pool(session: Session) -> dict[str, int]:
     # Numbers of nodes of the waiting jobs by pool, by the GPUs that they need on a worker, and by the job's nodes.
     waiting: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
     kinds = (Job.pool, Job.gpus, Job.nodes)
-    for pool, gpus, nodes, count in session.execute(select(*kinds, func.count()).where(is_due()).group_by(*kinds)):
+    ready = select(*kinds, func.count()).where(job_queue(session).is_ready()).group_by(*kinds)
+    for pool, gpus, nodes, count in session.execute(ready):
         waiting[pool][gpus, nodes] = count * nodes
     workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool.in_(waiting))).scalars().all()
     free = free_of(session, workers)

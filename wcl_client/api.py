@@ -29,6 +29,7 @@ from wcl_client.responses import (
     JobKind,
     JobOptions,
     Json,
+    Key,
     KeyList,
     NewKey,
     NewWebhook,
@@ -492,6 +493,7 @@ class WclClient(SweepClient):
         scopes: Iterable[str] = ("read", "submit"),
         *,
         days: int | None = None,
+        limits: Mapping[str, int | None] | None = None,
         idempotency_key: str | None = None,
     ) -> NewKey:
         """Create a key and return it with its secret.
@@ -500,12 +502,22 @@ class WclClient(SweepClient):
             name: of the person or program that uses it.
             scopes: `read`, `submit`, `priority`, `admin`.
             days: until it expires; None for a key that does not expire.
+            limits: as of `change_key`.
             idempotency_key: a repeated call returns the first call's key with None as its secret, which the server
                 does not store; `rotate_key` makes another one.
         """
-        body = {"name": name, "scopes": list(scopes), "days": days}
+        body = {"name": name, "scopes": list(scopes), "days": days, **(limits or {})}
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
         return self._json(NewKey, "POST", "/v1/keys", json=body, headers=headers)
+
+    def change_key(self, key_id: str, limits: Mapping[str, int | None]) -> Key:
+        """Change limits of a key, and return the key; they hold at once.
+
+        Args:
+            key_id: of the key.
+            limits: some of `max_waiting`, `max_devices` and `max_submissions`; None for that of the service.
+        """
+        return self._json(Key, "PATCH", f"/v1/keys/{part(key_id)}", json=dict(limits))
 
     def rotate_key(self, key_id: str, *, days: int | Literal["keep"] | None = "keep") -> NewKey:
         """Give a key a new secret and return it; the former one ends at once.

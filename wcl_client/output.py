@@ -240,12 +240,23 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
 
 def keys_table(keys: Sequence[Key]) -> Rows:
     """Return a table with a row for each key."""
-    table = Rows("id", "name", "scopes", "expires", "last used", "created", cut=("name",))
+    table = Rows("id", "name", "scopes", "limits", "expires", "last used", "created", cut=("name", "limits"))
     for key in keys:
         used = f"{age(key['last_used_at'])} ago" if key["last_used_at"] else "never"
         created = f"{age(key['created_at'])} ago"
-        table.add(key["id"][-12:], key["name"], ", ".join(key["scopes"]), expiry(key), used, created)
+        limits = key_limits(key).removeprefix("limits of the service")
+        table.add(key["id"][-12:], key["name"], ", ".join(key["scopes"]), limits, expiry(key), used, created)
     return table
+
+
+def key_limits(key: Key) -> str:
+    """Return the limits of a key's own; those of the service hold for the others."""
+    texts = (
+        (key.get("max_waiting"), "waiting jobs"),
+        (key.get("max_devices"), "devices at once"),
+        (key.get("max_submissions"), "submissions a minute"),
+    )
+    return ", ".join(f"{limit:,} {text}" for limit, text in texts if limit) or "limits of the service"
 
 
 def expiry(key: Key) -> str:

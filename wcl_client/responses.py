@@ -302,6 +302,9 @@ class Key(TypedDict):
     revoked_at: str | None
     expires_at: str | None
     rotated_at: str | None
+    max_waiting: int | None
+    max_devices: int | None
+    max_submissions: int | None
     is_active: bool
     proxy_user: NotRequired[str | None]
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Admin, Submitter
 from api.http.dependencies import TheDatabase
-from jobs import idempotency
+from jobs import idempotency, limits
 from jobs.database import Database
 from jobs.errors import FieldError, Invalid
 from jobs.idempotency import Created
@@ -43,7 +43,9 @@ class Submission:
     response: Response
     is_form: bool = False
 
-    def create(self, request: Any, model: type[Created], create: Callable[[Session], Created]) -> Created:
+    def create(
+        self, request: Any, model: type[Created], create: Callable[[Session], Created], count: int = 1
+    ) -> Created:
         """Create a row, or return the row that an earlier request with the same key created.
 
         A replay gets status 200 and `Idempotency-Replayed: true`.
@@ -52,14 +54,23 @@ class Submission:
             request: JSON values that are equal for two equal requests.
             model: the class of the row.
             create: adds the row; runs within the transaction.
+            count: number of jobs that it stands for; of a sweep, that of its trainings; of a key, 0.
 
         Raises:
             Invalid: the key is malformed, or was used with another request; or as `create`.
+            Forbidden, OverLimit: as `limits.check_submission`.
         """
+
+        def limited(session: Session) -> Created:
+            row = create(session)
+            if count:
+                limits.check_submission(session, self.owner, count)
+            return row
+
         key = self._key(request)
         if key is None:
-            return self.database.write(create)
-        row, is_replay = idempotency.create_once(self.database, self.owner, key, request, model, create)
+            return self.database.write(limited)
+        row, is_replay = idempotency.create_once(self.database, self.owner, key, request, model, limited)
         if is_replay:
             self.response.status_code = 200
             self.response.headers["Idempotency-Replayed"] = "true"

@@ -31,7 +31,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from api.http import field_errors
-from jobs.errors import FieldError, Invalid, JobsError
+from jobs.errors import FieldError, Invalid, JobsError, OverLimit
 from jobs.faults import describe, detail_of, fault_of
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,8 @@ def _log_fault(kind: Hashable, text: str) -> None:
 def _headers(error: JobsError) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": 'Bearer realm="wcl"'}
+    if isinstance(error, OverLimit):
+        return {"Retry-After": str(error.retry_seconds)}
     if isinstance(error, TooMany | Unready):
         return {"Retry-After": _RETRY_SECONDS}
     return {}

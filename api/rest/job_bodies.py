@@ -198,7 +198,7 @@ def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob]) ->
 
     request = body.model_dump(mode="json", exclude_unset=True)
     parent = new[0].parent_id
-    return submission.create(request if parent is None else (request, parent), Job, create)
+    return submission.create(request if parent is None else (request, parent), Job, create, len(new))
 
 
 def create_retry(submission: Submission, job_id: str) -> Job:

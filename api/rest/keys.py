@@ -25,11 +25,35 @@ DaysOrNever = Annotated[
 ]
 
 
-class KeyBody(BaseModel):
+LimitOrDefault = Annotated[int | None, Field(ge=1, le=keys.MAX_LIMIT)]
+
+
+class _Limits(BaseModel):
+    """Limits of a key; `null` stands for the service's own one (`WCL_KEY_WAITING` and so on)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_waiting: LimitOrDefault = Field(default=None, description="Most waiting jobs.")
+    max_devices: LimitOrDefault = Field(default=None, description="Most devices that its jobs use at once.")
+    max_submissions: LimitOrDefault = Field(default=None, description="Most jobs that it submits within a minute.")
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """The limits that the request names."""
+        return {name: getattr(self, name) for name in keys.LIMITS if name in self.model_fields_set}
+
+
+class LimitsBody(_Limits):
+    """Limits to change; those that the body does not name stay."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"max_waiting": 200, "max_devices": 4}]})
+
+
+class KeyBody(_Limits):
     """A key to create."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"name": "laptop", "scopes": ["read", "submit"], "days": 90}]}
+        json_schema_extra={"examples": [{"name": "laptop", "scopes": ["read", "submit"], "days": 90}]}
     )
 
     name: Name
@@ -49,7 +73,8 @@ class KeyResponse(Response):
     """A key without its secret; `last_used_at` may lag a minute behind.
 
     `expires_at` is null for a key that does not expire; `rotated_at` says when it got its present secret, if that is
-    not its first one.  `proxy_user` names the person whom a proxy signs in; the row owns what the person submits.
+    not its first one.  A limit of null is that of the service.  `proxy_user` names the person whom a proxy signs in;
+    the row owns what the person submits.
     """
 
     id: str
@@ -60,6 +85,9 @@ class KeyResponse(Response):
     revoked_at: Time | None
     expires_at: Time | None
     rotated_at: Time | None
+    max_waiting: int | None
+    max_devices: int | None
+    max_submissions: int | None
     is_active: bool
     proxy_user: str | None
 
@@ -112,14 +140,22 @@ def create_key(body: KeyBody, principal: Admin, database: TheDatabase, creation:
     secrets: list[str] = []
 
     def create(session: Session) -> Key:
-        row, secret = keys.create(session, body.name, body.scopes, body.days)
+        row, secret = keys.create(session, body.name, body.scopes, body.days, limits=body.limits)
         secrets.append(secret)  # of the last one, if the transaction is repeated
         return row
 
-    row = creation.create(body.model_dump(), Key, create)
+    row = creation.create(body.model_dump(), Key, create, count=0)
     with database.read() as session:
         is_active = keys.grants_access(row, database_time(session))
     return CreatedKey.of(row, key=None if creation.is_replay else secrets[-1], is_active=is_active)
+
+
+@router.patch("/keys/{key_id}")
+def change_key(key_id: str, body: LimitsBody, principal: Admin, database: TheDatabase) -> KeyResponse:
+    """Change limits of a key; they hold at once, also for its waiting jobs."""
+    row = database.write(lambda session: keys.change(session, key_id, body.limits))
+    with database.read() as session:
+        return KeyResponse.of(row, is_active=keys.grants_access(row, database_time(session)))
 
 
 @router.post("/keys/{key_id}/rotate")

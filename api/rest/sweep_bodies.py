@@ -105,7 +105,7 @@ def create_sweep(submission: Submission, body: SweepBody, new: NewSweep, design:
         Invalid: as `Submission.create` and `jobs.sweeps.submit`.
     """
     request = ("sweep", body.model_dump(mode="json", exclude_unset=True))
-    return submission.create(request, Sweep, lambda session: sweeps.submit(session, new, design))
+    return submission.create(request, Sweep, lambda session: sweeps.submit(session, new, design), design.num_runs)
 
 
 def new_sweep(body: SweepBody, created_by: str) -> tuple[NewSweep, Design]:

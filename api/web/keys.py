@@ -10,16 +10,17 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Admin
 from api.http.dependencies import TheDatabase, TheSettings
-from api.rest.keys import KeyBody, RotateBody, rotate
+from api.rest.keys import KeyBody, LimitsBody, RotateBody, rotate
 from api.web.forms.fields import body_of
 from api.web.render import page
-from jobs import keys
+from jobs import keys, policies
 from jobs.database import Database, database_time
 from jobs.models import Key
 
 router = APIRouter(include_in_schema=False)
 
 _LIFETIMES: Final = (("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "never"))
+_Limit = Annotated[str, Form(max_length=20)]
 _ENDED_SHOWN: Final = 20  # revoked and expired keys
 
 
@@ -36,6 +37,21 @@ ROLES: Final = (
     Role("Member", keys.MEMBER, "submits jobs, and changes its own ones"),
     Role("Member with priorities", (*keys.MEMBER, "priority"), "may set priorities above 0"),
     Role("Administrator", keys.ADMINISTRATOR, "changes the jobs of all, and manages keys and workers"),
+)
+
+
+class Limit(NamedTuple):
+    """A limit of the forms: a column of the key, the rule that stands for it, and its text."""
+
+    name: str
+    policy: str
+    text: str
+
+
+_LIMITS: Final = (
+    Limit("max_waiting", "key_waiting", "Waiting jobs"),
+    Limit("max_devices", "key_devices", "Devices at once"),
+    Limit("max_submissions", "key_submissions", "Submissions a minute"),
 )
 
 
@@ -56,19 +72,43 @@ def create(
     scopes: Annotated[str, Form()] = ",".join(keys.MEMBER),
     days: Annotated[str, Form()] = "",
     key: Annotated[str, Form(max_length=200)] = "",
+    max_waiting: _Limit = "",
+    max_devices: _Limit = "",
+    max_submissions: _Limit = "",
 ) -> Response:
     """Create a key and show its secret once; a form that is sent again creates nothing."""
-    body = body_of(KeyBody, {"name": name.strip(), "scopes": scopes.split(","), "days": days.strip() or None})
+    limits = _limits(max_waiting, max_devices, max_submissions)
+    facts = {"name": name.strip(), "scopes": scopes.split(","), "days": days.strip() or None}
+    body = body_of(KeyBody, facts | limits)
 
     def change(session: Session) -> tuple[Key, str] | None:
         if key and keys.was_sent(session, key):
             return None
-        return keys.create(session, body.name, body.scopes, body.days, key)
+        return keys.create(session, body.name, body.scopes, body.days, key, body.limits)
 
     result = database.write(change)
     if result is None:
         return RedirectResponse("/keys", status_code=303)
     return _keys_page(request, database, new=result)
+
+
+@router.post("/keys/{key_id}/limits")
+def change_limits(
+    key_id: str,
+    admin: Admin,
+    database: TheDatabase,
+    max_waiting: _Limit = "",
+    max_devices: _Limit = "",
+    max_submissions: _Limit = "",
+) -> Response:
+    """Change the limits of a key; redirect to its forms."""
+    body = body_of(LimitsBody, _limits(max_waiting, max_devices, max_submissions))
+    database.write(lambda session: keys.change(session, key_id, body.limits))
+    return RedirectResponse(f"/keys?key={key_id}#change", status_code=303)
+
+
+def _limits(*typed: str) -> dict[str, str | None]:
+    return {name: text.strip() or None for name, text in zip(keys.LIMITS, typed, strict=True)}
 
 
 @router.post("/keys/{key_id}/rotate")
@@ -102,10 +142,12 @@ def revoke_key(
 def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None = None, chosen: str = "") -> Response:
     with database.read() as session:
         rows, notice, now = keys.list_keys(session), keys.notice(session), database_time(session)
+        of_service = policies.stored(session)
     active = [row for row in rows if keys.grants_access(row, now)]
     ended = [row for row in rows if not keys.grants_access(row, now)]
     administrators = [row.id for row in active if "admin" in row.scopes]
     context: dict[str, Any] = {"active": active, "ended": ended[:_ENDED_SHOWN], "num_ended": len(ended)}
     context |= {"chosen": next((row for row in rows if row.id == chosen and row.revoked_at is None), None)}
     context |= {"is_last_administrator": administrators == [chosen], "notice": notice, "new": new}
+    context |= {"limits": _LIMITS, "defaults": [getattr(of_service, each.policy) for each in _LIMITS]}
     return page(request, "keys.html", **context, roles=ROLES, lifetimes=_LIFETIMES, now=now)

@@ -9,15 +9,16 @@ from typing import Any
 from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, gangs
+from jobs import checkpoints, gangs, limits
 from jobs.attempts import AttemptRef
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Signal, now_ms, signal
 from jobs.devices import Free, in_use
-from jobs.eligibility import QUEUE_ORDER, WorkerFacts, fits_free, fits_worker, is_before, is_due
+from jobs.eligibility import WorkerFacts, fits_free, fits_worker
 from jobs.gangs import Member
 from jobs.holding import PassedOver, may_start
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Job, Worker
+from jobs.queue import job_queue
 from jobs.status import Status
 from jobs.transitions.status_change import move
 
@@ -100,15 +101,18 @@ def claim(
     if session.execute(draining).scalar_one_or_none() is not None:
         return None
     free = unused(session, worker, free)
-    # Locked until the commit.  SQLite has no row locks and ignores this; its writers take turns.
-    best = _best(session, worker, free, held, avoided).with_for_update(skip_locked=True)
-    if (job := session.execute(best).scalar_one_or_none()) is None:
-        return None
-    job_id, num_nodes = job.id, job.nodes
+    while True:
+        # Locked until the commit.  SQLite has no row locks and ignores this; its writers take turns.
+        best = _best(session, worker, free, held, avoided).with_for_update(skip_locked=True)
+        if (job := session.execute(best).scalar_one_or_none()) is None:
+            return None
+        job_id, num_nodes = job.id, job.nodes
+        gang: tuple[Member, ...] = (Member(worker.id, worker.name, "", free.take(job.gpus)),)
+        if num_nodes > 1 and not (gang := gangs.locked(session, job, worker, free, avoided)):
+            return None
+        if limits.has_room(session, job):
+            break  # else another worker has claimed a job of this key meanwhile, and the queue now leaves this one out
     attempt = AttemptRef.new(job_id, job.attempt + 1)
-    gang: tuple[Member, ...] = (Member(worker.id, worker.name, "", free.take(job.gpus)),)
-    if num_nodes > 1 and not (gang := gangs.locked(session, job, worker, free, avoided)):
-        return None
     moved = move(
         session,
         job_id,
@@ -196,12 +200,13 @@ def _best(
     session: Session, worker: WorkerFacts, free: Free, held: PassedOver | None, avoided: Collection[str]
 ) -> Select[Job]:
     """Return the query of the best due job that fits the free part of the worker and may start before the held one."""
-    fitting = [is_due(), fits_worker(worker), fits_free(free)]
+    queue = job_queue(session)
+    fitting = [queue.is_ready(), fits_worker(worker), fits_free(free)]
     if worker.address is not None:
         gang = gangs.startable(session, worker, free, avoided)
         fitting.append(or_(Job.nodes == 1, gang.led))
         if gang.joined is not None:
-            fitting.append(is_before(gang.joined))
+            fitting.append(queue.is_before(gang.joined))
     if held is not None:
         fitting.append(may_start(session, held, fitting))
-    return select(Job).where(*fitting).order_by(*QUEUE_ORDER).limit(1)
+    return select(Job).where(*fitting).order_by(*queue.order).limit(1)

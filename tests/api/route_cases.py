@@ -248,6 +248,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
         lambda world: Request("POST", f"/v1/workers/{world.worker()}/drain", {}),
     )
     yield "POST /v1/keys", lambda _: Request("POST", "/v1/keys", {"json": {"name": "other", "scopes": ["read"]}})
+    limits: dict[str, Any] = {"json": {"max_waiting": 5}}
+    yield "PATCH /v1/keys/{key_id}", lambda world: Request("PATCH", f"/v1/keys/{world.key()}", limits)
     yield "DELETE /v1/keys/{key_id}", lambda world: Request("DELETE", f"/v1/keys/{world.key()}", {})
     yield "POST /v1/keys/{key_id}/rotate", lambda world: Request("POST", f"/v1/keys/{world.key()}/rotate", {})
     yield "POST /v1/sign-in-links", lambda _: Request("POST", "/v1/sign-in-links", {})
@@ -258,6 +260,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
 
 def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /keys", lambda _: _form("/keys", name="typed", scopes="read", days="30")
+    yield "POST /keys/{key_id}/limits", lambda world: _form(f"/keys/{world.key()}/limits", max_waiting="5")
     yield "POST /keys/{key_id}/rotate", lambda world: _form(f"/keys/{world.key()}/rotate", days="keep")
     yield "POST /keys/{key_id}/revoke", lambda world: _form(f"/keys/{world.key()}/revoke")
     yield "POST /jobs/{job_id}/{verb}", lambda world: _form(f"/jobs/{world.job()}/pause")

@@ -627,9 +627,9 @@ GUARDS = (
     ),
     Guard(
         "the queue follows the database's sequence",
-        "jobs/eligibility.py",
-        "QUEUE_ORDER = (Job.priority.desc(), Job.queue_place)",
-        "QUEUE_ORDER = (Job.priority.desc(), Job.id)",
+        "jobs/queue.py",
+        "return Job.priority.desc(), Job.queue_place.asc()",
+        "return Job.priority.desc(), Job.id.asc()",
         (
             "tests/jobs/test_transitions.py::test_jobs_of_equal_priority_are_claimed_in_the_order_of_the_database[sqlite]",
         ),
@@ -816,7 +816,7 @@ GUARDS = (
         "each kind of waiting gang is judged",
         "jobs/gangs.py",
         "fits_worker(worker)).distinct()",
-        "fits_worker(worker)).order_by(*QUEUE_ORDER).limit(20)",
+        "fits_worker(worker)).order_by(*job_queue(session).order).limit(20)",
         ("tests/jobs/test_gangs.py::test_jobs_that_can_never_start_hide_no_gang_behind_them[sqlite]",),
     ),
     Guard(

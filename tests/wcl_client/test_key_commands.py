@@ -16,6 +16,14 @@ def test_a_key_is_created_listed_rotated_and_revoked(server: Served) -> None:
     assert status(secret) == 200
     assert "anna" in wcl("keys", "list").stdout
 
+    changed = wcl("keys", "change", "anna", "--max-waiting", "200", "--max-devices", "2")
+    assert changed.stdout == "anna: 200 waiting jobs, 2 devices at once\n"
+    assert "200 waiting" in wcl("keys", "list").stdout
+    assert (
+        "limits of the service"
+        in wcl("keys", "change", "anna", "--max-waiting", "default", "--max-devices", "default").stdout
+    )
+
     rotated = wcl("keys", "rotate", "anna", "--expires", "never")
     assert "does not expire" in rotated.stderr
     assert (status(secret), status(rotated.stdout.strip())) == (401, 200)
@@ -28,6 +36,8 @@ def test_a_key_is_created_listed_rotated_and_revoked(server: Served) -> None:
 def test_wrong_requests_name_what_to_do(server: Served) -> None:
     assert "--expires 90: expected days such as 90d" in wcl("keys", "create", "x", "--expires", "90").output
     assert "no scope 'root'" in wcl("keys", "create", "x", "--scopes", "read,root").output
+    assert "--max-devices 0: expected a number from 1" in wcl("keys", "change", "x", "--max-devices", "0").output
+    assert "at least one of --max-waiting" in wcl("keys", "change", "x").output
     assert "no key matches absent" in str(wcl("keys", "rotate", "absent").exception)
     assert "--last-administrator" in str(wcl("keys", "revoke", "test").exception)
     assert wcl("keys", "revoke", "test", "--last-administrator").exit_code == 0

@@ -1,4 +1,4 @@
-"""Commands for keys: list, create, rotate, revoke."""
+"""Commands for keys: list, create, change, rotate, revoke."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from wcl_client.responses import Key, NewKey
 from wcl_client.terminal import err, out, print_json
 
 app = typer.Typer()
-group = typer.Typer(no_args_is_help=True, help="Keys of people and programs: list, create, revoke.")
+group = typer.Typer(no_args_is_help=True, help="Keys of people and programs: list, create, change, revoke.")
 app.add_typer(group, name="keys", rich_help_panel=SERVICE)
 
 _SCOPES: Final = ("read", "submit", "priority", "admin")
 _MAX_DAYS: Final = 3_650
 _Reference = Annotated[str, typer.Argument(metavar="KEY", help="A key's name, its id, or a unique part of the id.")]
+_MAX_LIMIT: Final = 1_000_000
+_Waiting = Annotated[str | None, typer.Option("--max-waiting", metavar="N", help="Most waiting jobs, or `default`.")]
+_Devices = Annotated[
+    str | None,
+    typer.Option("--max-devices", metavar="N", help="Most devices that its jobs use at once, or `default`."),
+]
+_Submissions = Annotated[
+    str | None, typer.Option("--max-submissions", metavar="N", help="Most jobs submitted a minute, or `default`.")
+]
 
 
 @group.command("list")
@@ -48,15 +57,38 @@ def create(
         ),
     ] = "read,submit",
     expires: Annotated[str, typer.Option(metavar="DAYS", help="When it expires, such as 90d, or never.")] = "never",
+    max_waiting: _Waiting = None,
+    max_devices: _Devices = None,
+    max_submissions: _Submissions = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a key, and print its secret; no other command prints it."""
     chosen = [scope.strip() for scope in scopes.split(",")]
     if wrong := [scope for scope in chosen if scope not in _SCOPES]:
         raise typer.BadParameter(f"--scopes: no scope {wrong[0]!r}; expected some of {', '.join(_SCOPES)}")
-    days = _days(expires)
+    days, limits = _days(expires), _limits(max_waiting, max_devices, max_submissions)
     with WclClient.connect() as client:
-        _print_secret(client.create_key(name, chosen, days=days), as_json)
+        _print_secret(client.create_key(name, chosen, days=days, limits=limits), as_json)
+
+
+@group.command()
+def change(
+    reference: _Reference,
+    max_waiting: _Waiting = None,
+    max_devices: _Devices = None,
+    max_submissions: _Submissions = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change limits of a key; `default` is that of the service.
+
+    They hold at once, also for its waiting jobs.
+    """
+    limits = _limits(max_waiting, max_devices, max_submissions)
+    if not limits:
+        raise typer.BadParameter("expected at least one of --max-waiting, --max-devices, --max-submissions")
+    with WclClient.connect() as client:
+        key = client.change_key(find_key(client, reference)["id"], limits)
+    print_json(key) if as_json else out.say(f"{key['name']}: {output.key_limits(key)}")
 
 
 @group.command()
@@ -102,6 +134,21 @@ def _print_secret(key: NewKey, as_json: bool) -> None:
     out.say(key["key"] or "")
     err.say(f"{key['name']}: {', '.join(key['scopes'])}; {output.expiry(key)}; the secret is not shown again")
     err.say("  to use it: WCL_KEY in the environment, or the sign-in page")
+
+
+def _limits(waiting: str | None, devices: str | None, submissions: str | None) -> dict[str, int | None]:
+    """Return the limits of the options that are set; None for `default`."""
+    typed = {"max_waiting": waiting, "max_devices": devices, "max_submissions": submissions}
+    return {name: _limit(name, text) for name, text in typed.items() if text is not None}
+
+
+def _limit(name: str, text: str) -> int | None:
+    if text == "default":
+        return None
+    if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= _MAX_LIMIT:
+        option = "--" + name.replace("_", "-")
+        raise typer.BadParameter(f"{option} {text}: expected a number from 1 to {_MAX_LIMIT:,}, or default")
+    return int(text)
 
 
 def _days(text: str) -> int | None:

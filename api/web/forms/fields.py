@@ -17,7 +17,7 @@ from api.http.dependencies import TheDatabase
 from api.http.idempotency import Submission
 from api.web.forms import spec_form
 from jobs import queries
-from jobs.errors import FieldError, Invalid
+from jobs.errors import FieldError, Invalid, OverLimit
 from jobs.models import Job
 from wcl_core.config import Kind
 from wcl_core.config.overlay import changed_fields, changes_from, followed, leaves, merged
@@ -177,3 +177,11 @@ def body_of(model: type[M], values: Mapping[str, Any]) -> M:
     except ValidationError as error:
         entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]
         raise Invalid(field_errors.of_request(entries)) from error
+
+
+def limited(shown: Response, over: OverLimit | None) -> Response:
+    """Return the response with a form, marked as the refusal of a request that is beyond a limit of the key."""
+    if over is not None:
+        shown.status_code = over.status_code
+        shown.headers["Retry-After"] = str(over.retry_seconds)
+    return shown

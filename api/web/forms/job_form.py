@@ -33,6 +33,7 @@ from api.web.forms.fields import (
     TheSubmission,
     Typed,
     body_of,
+    limited,
     number,
     options_typed,
     parts,
@@ -43,7 +44,7 @@ from api.web.forms.labels import LABELS
 from api.web.render import page
 from jobs import queries, weights
 from jobs import submission as service
-from jobs.errors import Invalid
+from jobs.errors import Invalid, OverLimit
 from jobs.new_job import default_name, kind_of
 from wcl_core.config import Kind, PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.overlay import changes_from, leaves, merged, overlaid
@@ -170,6 +171,7 @@ def send(
     request: Request, submitter: Submitter, database: TheDatabase, typed: Typed, submission: TheSubmission
 ) -> Response:
     """Check or submit the form."""
+    over: OverLimit | None = None
     with database.read() as session:
         filled = _of_typed(session, typed)
     try:
@@ -182,8 +184,10 @@ def send(
         filled = replace(filled, plan=plan, deviations=preset_deviations(filled.preset, plan["spec"]))
     except Invalid as error:
         filled = replace(filled, errors=filled.placed(error.errors))
+    except OverLimit as error:
+        filled, over = replace(filled, errors={"": error.detail}), error
     with database.read() as session:
-        return _shown(request, session, filled)
+        return limited(_shown(request, session, filled), over)
 
 
 def _shown(request: Request, session: Session, filled: Form) -> Response:

@@ -20,12 +20,12 @@ from api.rest.presets import preset_fields
 from api.rest.sweep_bodies import SweepBody, create_sweep, new_sweep
 from api.web import parallel
 from api.web.forms import spec_form, sweep_fields
-from api.web.forms.fields import FIRST_PRESET, TheSubmission, Typed, body_of, options_typed, spec_typed
+from api.web.forms.fields import FIRST_PRESET, TheSubmission, Typed, body_of, limited, options_typed, spec_typed
 from api.web.forms.spec_form import Section
 from api.web.forms.sweep_fields import SweepForm, shared_by_all
 from api.web.render import page
 from jobs import queries, sweeps, weights
-from jobs.errors import FieldError, Invalid
+from jobs.errors import FieldError, Invalid, OverLimit
 from jobs.models import Job
 from jobs.sweeps import Design, NewSweep
 from wcl_core.config import resolve_spec
@@ -49,6 +49,7 @@ def send(
     request: Request, submitter: Submitter, database: TheDatabase, typed: Typed, submission: TheSubmission
 ) -> Response:
     """Check or submit the form, or show one more row."""
+    over: OverLimit | None = None
     with database.read() as session:
         source = queries.get_job(session, typed["source"]) if typed.get("source") else None
     filled = _of_typed(typed, source)
@@ -64,8 +65,10 @@ def send(
                 filled = replace(filled, plan=sweeps.plan(session, design))
         except Invalid as error:
             filled = replace(filled, errors=filled.placed(error.errors))
+        except OverLimit as error:
+            filled, over = replace(filled, errors={"": error.detail}), error
     with database.read() as session:
-        return _shown(request, session, filled)
+        return limited(_shown(request, session, filled), over)
 
 
 def _new(filled: SweepForm, created_by: str) -> tuple[SweepBody, NewSweep, Design]:

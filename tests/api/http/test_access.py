@@ -33,10 +33,12 @@ PUBLIC = {"GET /healthz", "GET /readyz", "GET /sign-in", "POST /sign-in", "ANY /
 ADMIN = {
     "GET /v1/keys",
     "POST /v1/keys",
+    "PATCH /v1/keys/{key_id}",
     "DELETE /v1/keys/{key_id}",
     "POST /v1/keys/{key_id}/rotate",
     "GET /keys",
     "POST /keys",
+    "POST /keys/{key_id}/limits",
     "POST /keys/{key_id}/rotate",
     "POST /keys/{key_id}/revoke",
     "POST /v1/datasets",

@@ -345,3 +345,43 @@ def test_a_cancelled_need_is_refused(served: Served) -> None:
     problem = assert_problem(client.post("/v1/jobs", json=JOB | {"after": [needed]}), 422, "/after/0")
 
     assert "cancelled" in problem["detail"]
+
+
+def test_a_submission_beyond_a_limit_is_refused_with_the_time_of_the_next_try(small: Served) -> None:
+    admin = small.client()
+    body = {"name": "anna", "scopes": ["read", "submit"], "max_submissions": 2}
+    created = admin.post("/v1/keys", json=body).json()
+    anna = small.bare({"Authorization": f"Bearer {created['key']}"})
+    first = anna.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "one"})
+    assert anna.post("/v1/jobs", json=JOB | {"seeds": [1, 2, 3]}).status_code == 403
+    assert anna.post("/v1/jobs", json=JOB).status_code == 201
+
+    refused = anna.post(f"/v1/jobs/{first.json()['id']}/clone", json={})
+
+    detail = assert_problem(refused, 429)["detail"]
+    assert "the key anna may submit 2 jobs a minute" in detail
+    assert "wcl keys change" in detail
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    assert anna.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "one"}).json()["id"] == first.json()["id"]
+    changed = admin.patch(f"/v1/keys/{created['id']}", json={"max_submissions": 9})
+    assert (changed.json()["max_submissions"], changed.json()["max_waiting"]) == (9, None)
+    assert anna.post("/v1/jobs", json=JOB).status_code == 201
+    assert_problem(admin.patch(f"/v1/keys/{created['id']}", json={"max_devices": 0}), 422, "/max_devices")
+
+
+def test_a_form_beyond_a_limit_keeps_what_was_typed(small: Served) -> None:
+    browser = small.browser("read", "submit")
+    admin = small.client()
+    own = next(key["id"] for key in admin.get("/v1/keys").json()["items"] if key["scopes"] == ["read", "submit"])
+    admin.patch(f"/v1/keys/{own}", json={"max_waiting": 1})
+    fields = {"kind": "pretrain", "spec.data.name": "digits", "spec.data.image_size": "8", "name": "kept name"}
+
+    answers = [
+        browser.post("/submit", data=fields | {"step": "submit", "key": key}, headers={"Origin": small.url})
+        for key in ("a", "b")
+    ]
+
+    assert [answer.status_code for answer in answers] == [303, 429]
+    assert "retry-after" in answers[1].headers
+    assert "may have 1 waiting job" in answers[1].text
+    assert "kept name" in answers[1].text
