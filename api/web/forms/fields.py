@@ -83,10 +83,11 @@ class SpecForm:
         return {home: "; ".join(details) for home, details in by_pointer.items()}
 
     @property
-    def other_errors(self) -> list[str]:
-        """The errors that belong to no field of the form."""
-        places = self.pointers
-        return [f"{pointer}: {text}".lstrip(": ") for pointer, text in self.errors.items() if pointer not in places]
+    def wrong_fields(self) -> list[tuple[str, str, str]]:
+        """The errors: id of the input (empty for an error of no single one), its label, and what is wrong."""
+        labels = {entry.pointer: (f"spec.{entry.name}", entry.label) for entry in spec_form.fields(self.kind)}
+        labels |= {f"/{name}": (name, name) for name in _OPTIONS}
+        return [(*labels.get(pointer, ("", pointer)), text) for pointer, text in self.errors.items()]
 
     @property
     def spec_request(self) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     field(page, "warmup_epochs").fill("9")
     expect(hint(page, "warmup_epochs")).to_contain_text("warmup_epochs is 9, but epochs is 5; use fewer than 5")
     expect(plan).to_contain_text("1 error to correct")
+    plan.get_by_role("link", name="Warm-up of the learning rate (epochs)").click()
+    expect(field(page, "warmup_epochs")).to_be_focused()
     field(page, "warmup_epochs").fill("6")
     field(page, "epochs").fill("many")
     expect(hint(page, "epochs")).to_contain_text("expected an integer")
