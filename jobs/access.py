@@ -8,11 +8,14 @@ that follow from them.  A key with `admin` changes those of all.  A priority abo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy.orm import Session
 
 from jobs.database import actor_of
 from jobs.errors import Forbidden
+
+WARNED_MS: Final = 7 * 86_400_000  # before a key expires, its user is warned
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Principal:
     session: str = ""  # the hash of the browser session's secret, if the request carries one
     expires_at: int | None = None
     rotated_at: int | None = None
+
+    def ends_at(self, now: int) -> int | None:
+        """Return when the key expires, if that is within a week of `now`; it is for a warning, and grants nothing."""
+        return self.expires_at if self.expires_at is not None and self.expires_at - now < WARNED_MS else None
 
     def may_change(self, created_by: str | None) -> bool:
         """Return whether it may change what a key has created."""

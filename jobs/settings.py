@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     allowed_hosts: list[str] = Field(default=[])
     trusted_proxies: list[IPvAnyNetwork] = Field(default=[])
+    shared_links: bool = Field(default=True)
     proxy_user_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{1,64}$")
     proxy_groups_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{1,64}$")
     proxy_scopes: list[ScopeName] = Field(default=["read"])

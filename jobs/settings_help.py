@@ -51,6 +51,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "`[]`",
         "JSON list of addresses and networks of reverse proxies; `X-Forwarded-*` headers count only from them",
     ),
+    "shared_links": (
+        "`true`",
+        "whether keys may create links that show jobs without a key; `false` also closes those that exist",
+    ),
     "proxy_user_header": (
         "none",
         "header in which a trusted proxy names the signed-in person, such as `X-Auth-Request-Email`; the proxy must "

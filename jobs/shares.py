@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from jobs import activity
 from jobs.comparisons import comparison
 from jobs.database import database_time, new_id, now_ms
-from jobs.errors import FieldError, Invalid, NotFound
+from jobs.errors import FieldError, Forbidden, Invalid, NotFound
 from jobs.events import record
 from jobs.keys import Principal, is_active
 from jobs.models import Job, Key, Share, ShareJob
@@ -36,6 +36,16 @@ class Link:
     share: Share
     jobs: list[tuple[str, str]]
     is_open: bool
+
+
+def check_allowed(is_allowed: bool) -> None:
+    """Check that the server allows links (`WCL_SHARED_LINKS`).
+
+    Raises:
+        Forbidden: it does not.
+    """
+    if not is_allowed:
+        raise Forbidden("links without a key are switched off on this server (WCL_SHARED_LINKS)")
 
 
 def create(

@@ -61,6 +61,7 @@ from wcl_client.errors import (
     Unreachable,
     WclError,
 )
+from wcl_client.key_expiry import ROTATION_ADVICE, expiry_text, is_first_of_day
 from wcl_client.terminal import Styled, be_robust, closed_pipe, err, flush, write
 from wcl_core.spec_files import SpecFileError
 from wcl_core.text import visible
@@ -144,6 +145,13 @@ _command = cache(lambda: get_command(app))
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; an error of any kind is printed as one message."""
     Answers.forget()
+    code = _run(arguments)
+    if Answers.key_expires is not None and is_first_of_day(Answers.key_expires):
+        err.say(f"the key of this command expires on {expiry_text(Answers.key_expires)}; {ROTATION_ADVICE}")
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         code = _command().main(list(arguments), prog_name="wcl", standalone_mode=False)
         flush()

@@ -38,11 +38,12 @@ class Answers:
     """The server that has answered a command: where a value of another form than expected comes from."""
 
     url: str | None = None
+    key_expires: str | None = None  # if that is soon
 
     @classmethod
     def forget(cls) -> None:
         """Start a new command."""
-        cls.url = None
+        cls.url = cls.key_expires = None
 
 
 class Connection:
@@ -148,6 +149,7 @@ class Connection:
                 if attempt == tries or isinstance(error, httpx.UnsupportedProtocol):
                     raise self._unreachable(error) from error
                 time.sleep(0.1 * 2**attempt)
+        Answers.key_expires = response.headers.get("X-Key-Expires", Answers.key_expires)
         check(response)
         return response
 

@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wcl_client.api import WclClient
+from wcl_client.connection import Answers
 from wcl_client.errors import NotFoundError, Unreachable, WclError
+from wcl_client.key_expiry import ROTATION_ADVICE, expiry_text
 from wcl_client.output import size, unable_workers
 from wcl_client.processes import module_environment
 from wcl_client.registration import pending, refusals
@@ -166,10 +168,18 @@ def _server(client: WclClient) -> list[Finding]:
     reading = [f"a worker is still reading {name}" for name in pending(workers)]
     return [
         *findings,
-        Finding("Key", True, "accepted"),
+        _key(),
         Finding("Workers", bool(live) and not unable, "; ".join([live, *unable] if live else [_NO_WORKER])),
         Finding("Datasets", bool(names) and not refused, "; ".join([names or _NO_DATASET, *refused, *reading])),
     ]
+
+
+def _key() -> Finding:
+    """Return whether the key that the server has accepted expires soon."""
+    expires = Answers.key_expires
+    if expires is None:
+        return Finding("Key", True, "accepted")
+    return Finding("Key", False, f"accepted; expires on {expiry_text(expires)}; {ROTATION_ADVICE}")
 
 
 def _with_room(worker: Worker) -> str:

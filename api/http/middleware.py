@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio.to_thread
@@ -142,6 +143,7 @@ class _Sender:
     def __init__(self, scope: Scope, send: Send, request_id: str, note: Callable[[int], None]) -> None:
         self._request_id, self._note = request_id, note
         self._must_close = is_ambiguous(scope)
+        self._state = scope.setdefault("state", {})
         self._is_private = not route_path(scope).startswith(auth.PUBLIC_FOLDER)
         self._send = send
         self.has_started = False
@@ -153,6 +155,9 @@ class _Sender:
             self._note(message["status"])
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self._request_id
+            principal = self._state.get("principal")
+            if principal is not None and (ends_at := principal.ends_at(int(time.time() * 1000))) is not None:
+                headers["X-Key-Expires"] = datetime.fromtimestamp(ends_at / 1000, UTC).isoformat(timespec="seconds")
             if "Location" in headers:
                 headers["Location"] = rooted(headers["Location"])
             if self._must_close:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.auth import Owner, Submitter
-from api.http.dependencies import TheDatabase
+from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.responses import Response, Time
 from jobs import shares
 from jobs.comparisons import MAX_JOBS
@@ -61,17 +61,21 @@ class NewShare(Response):
 
 
 class Shares(Response):
-    """Newest first."""
+    """Newest first; `allowed` is false if links are switched off on this server, and then none shows anything."""
 
     items: list[ShareResponse]
+    allowed: bool
 
 
 @router.post("", status_code=201)
-def create(body: ShareBody, request: Request, principal: Submitter, database: TheDatabase) -> NewShare:
+def create(
+    body: ShareBody, request: Request, principal: Submitter, database: TheDatabase, settings: TheSettings
+) -> NewShare:
     """Create a link that shows jobs to everyone who has its address, read-only, until it expires.
 
     It shows names, states, settings, notes, evaluations and curves of these jobs, and nothing else.
     """
+    shares.check_allowed(settings.shared_links)
     created = database.write(lambda session: shares.create(session, body.jobs, body.days, principal))
     assert created is not None, "only a form can be sent again"
     share, secret = created
@@ -84,10 +88,11 @@ def address_of(request: Request, secret: str) -> str:
 
 
 @router.get("")
-def list_shares(principal: Submitter, database: TheDatabase) -> Shares:
+def list_shares(principal: Submitter, database: TheDatabase, settings: TheSettings) -> Shares:
     """List the links that the key created, or all links for an administrator."""
     with database.read() as session:
-        return Shares(items=[_response(link) for link in shares.links(session, principal)])
+        items = [_response(link) for link in shares.links(session, principal)]
+    return Shares(items=items, allowed=settings.shared_links)
 
 
 def _response(link: Link) -> ShareResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,16 @@ def page(request: Request, template: str, status: int = 200, **context: Any) -> 
 
     Text in `context` is escaped where it is shown, with hidden characters visible.  Addresses get the root path.
     """
+    viewer = current_principal(request)
     common = {
-        "viewer": current_principal(request),
+        "viewer": viewer,
+        "key_ends_at": None if viewer is None else viewer.ends_at(int(time.time() * 1000)),
         "navigation": request.app.state.navigation,
         "here": route_path(request.scope),
         "origin": str(request.base_url).rstrip("/"),
         "now": "",
         "sign_out_url": request.app.state.settings.proxy_sign_out_url,
+        "shares_allowed": request.app.state.settings.shared_links,
     }
     rendered = _TEMPLATES.get_template(template).render(common | context)
     root = rooted("/")

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.http.auth import Owner, Submitter
-from api.http.dependencies import TheDatabase
+from api.http.dependencies import TheDatabase, TheSettings
 from api.rest import responses
 from api.rest.shares import ShareBody, address_of
 from api.web.forms.fields import body_of
@@ -53,11 +53,13 @@ def create(
     request: Request,
     submitter: Submitter,
     database: TheDatabase,
+    settings: TheSettings,
     job: Annotated[list[str], Form(max_length=MAX_JOBS)] = [],  # noqa: B006
     days: Annotated[str, Form()] = "",
     key: Annotated[str, Form(max_length=200)] = "",
 ) -> Response:
     """Create a link and show its address once; a form that is sent again creates nothing."""
+    shares.check_allowed(settings.shared_links)
     body = body_of(ShareBody, {"jobs": job, "days": days.strip()})
     created = database.write(lambda session: shares.create(session, body.jobs, body.days, submitter, key or None))
     if created is None:
@@ -95,11 +97,11 @@ async def _shared(request: Request, secret: str) -> Shared:
     """Return the jobs of the link.
 
     Raises:
-        NotFound: the link is unknown, expired or revoked, or its jobs are deleted: one text for all.
+        NotFound: the link is unknown, expired or revoked, its jobs are deleted, or links are off: one text for all.
         TooMany: the client has sent too many wrong secrets.
     """
-    database = cast(Database, request.app.state.database)
-    job_ids = await run_in_threadpool(_jobs_of, database, secret)
+    database, is_allowed = cast(Database, request.app.state.database), request.app.state.settings.shared_links
+    job_ids = await run_in_threadpool(_jobs_of, database, secret) if is_allowed else None
     if job_ids is None:
         request.app.state.failures.note(request)
         raise NotFound("this link does not exist, is expired or is revoked; ask its author for a new one")

@@ -208,6 +208,13 @@ GUARDS = (
         ("tests/api/http/test_proxies.py::test_a_revoked_person_has_no_access_and_scopes_follow_the_groups",),
     ),
     Guard(
+        "links that are switched off show nothing",
+        "api/web/shares.py",
+        "await run_in_threadpool(_jobs_of, database, secret) if is_allowed else None",
+        "await run_in_threadpool(_jobs_of, database, secret)",
+        ("tests/api/http/test_shares.py::test_a_server_may_switch_links_off",),
+    ),
+    Guard(
         "a priority above 0 needs its scope",
         "jobs/checks.py",
         "    if priority <= 0 or access.may_prioritise(session):\n",

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs import keys
 from tests.api.served import Served
 from tests.wcl_client.test_operations import wcl
+from wcl_client import cli
+from wcl_client.api import WclClient
+from wcl_client.connection import Answers
+from wcl_client.doctor import _server
 
 
 def test_a_key_is_created_listed_rotated_and_revoked(server: Served) -> None:
@@ -41,3 +51,31 @@ def test_wrong_requests_name_what_to_do(server: Served) -> None:
     assert "no key matches absent" in str(wcl("keys", "rotate", "absent").exception)
     assert "--last-administrator" in str(wcl("keys", "revoke", "test").exception)
     assert wcl("keys", "revoke", "test", "--last-administrator").exit_code == 0
+
+
+def test_a_key_that_expires_soon_is_a_warning_once_a_day(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def warned(days: int | None = 3) -> bool:
+        if days != 3:
+            secret = server.database.write(lambda session: keys.create(session, "night", ("read",), days))[1]
+            monkeypatch.setenv("WCL_KEY", secret)
+        assert cli.run(["keys", "list", "--json"] if days is None else ["jobs", "--json"]) in (0, 5)
+        printed = capsys.readouterr()
+        assert "expires on" not in printed.out
+        return "the key of this command expires on 2" in printed.err
+
+    assert [warned(days) for days in (30, 2, 3, 3)] == [False, True, False, False]
+    note = tmp_path / "state" / "wcl" / "key-expires"
+    os.utime(note, (1, 1))
+    assert [warned(), warned()] == [True, False]
+    note.unlink()
+    note.mkdir()  # nothing can be noted
+    assert [warned(), warned()] == [True, True]
+
+    Answers.forget()
+    with WclClient.connect() as client:
+        (finding,) = (each for each in _server(client) if each.name == "Key")
+    assert (finding.is_ok, "expires on 2" in finding.detail) == (False, True)

@@ -217,6 +217,22 @@ def test_an_expired_key_is_refused_with_the_reason(served: Served) -> None:
     assert [key["is_active"] for key in admin.get("/v1/keys").json()["items"]] == [True, True]
 
 
+def test_pages_and_responses_warn_before_a_key_expires(small: Served) -> None:
+    def shown(days: int | None, *scopes: str) -> tuple[str | None, str]:
+        secret = small.database.write(lambda session: keys.create(session, "night", scopes, days))[1]
+        client = small.bare({"Authorization": f"Bearer {secret}"})
+        (banner,) = re.findall(r'id="key-expires">.*?</p>', client.get("/").text) or [""]
+        return client.get("/v1/jobs").headers.get("x-key-expires"), banner
+
+    assert shown(None, "read") == shown(8, "read") == (None, "")
+    header, banner = shown(2, "read")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", header or "")
+    assert "The key night expires on 20" in banner
+    assert "An administrator can rotate it" in banner
+    assert "Rotate it</a>" in shown(2, "read", "admin")[1]
+    assert "x-key-expires" not in small.bare().get("/healthz").headers
+
+
 def test_the_last_administrators_key_needs_a_word(small: Served) -> None:
     admin = small.client()
     (key,) = admin.get("/v1/keys").json()["items"]

@@ -155,6 +155,27 @@ def test_a_wrong_link_is_refused(shared: Served, body: dict[str, object], status
     assert_problem(shared.client().post("/v1/shares", json=body), status)
 
 
+def test_a_server_may_switch_links_off(small: Served) -> None:
+    client, browser, stranger = small.client(), small.browser(), small.bare()
+    job_id = trained(small, 0.6, "shared")
+    path, unknown = link(small, client, job_id), stranger.get("/shared/wcs_unknown").json()["detail"]
+    assert "Share…" in browser.get(f"/jobs/{job_id}").text
+
+    small.app.state.settings = small.settings.model_copy(update={"shared_links": False})
+
+    for further in ("", f"/jobs/{job_id}/metrics", "/curve.svg?name=eval/knn_top1"):
+        assert assert_problem(stranger.get(path + further), 404)["detail"] == unknown
+    assert "WCL_SHARED_LINKS" in assert_problem(client.post("/v1/shares", json={"jobs": [job_id]}), 403)["detail"]
+    form = {"job": job_id, "days": "5", "key": "a"}
+    assert browser.post("/shares", data=form, headers={"Origin": small.url}).status_code == 403
+    page, listed = browser.get(f"/shares?job={job_id}").text, client.get("/v1/shares").json()
+    assert "switched off on this server" in page
+    assert "Create link" not in page
+    assert (listed["allowed"], len(listed["items"])) == (False, 1)
+    for address in (f"/jobs/{job_id}", f"/compare?job={job_id}"):
+        assert "Share…" not in browser.get(address).text
+
+
 def test_wrong_secrets_are_slowed_down_and_right_ones_pass(small: Served) -> None:
     stranger, path = small.bare(), link(small, small.client(), rows.submit(small.database))
     statuses = {stranger.get(f"/shared/wcs_{number}").status_code for number in range(25)}
