@@ -263,7 +263,7 @@ def go_on(session: Session, job_id: str, epochs: int | None, dataset_name: str |
     ends = {"restarts": [*job.spec["restarts"], job.spec["epochs"]], "epochs": job.spec["epochs"] + epochs}
     new = _copy(session, job, created_by, point, job.spec_sent | lengths | ends)
     spec = parse_spec("pretrain", job.spec | ends)  # with the sizes that the run has found
-    return submit(session, replace(new, spec=spec, name=_shortened(job.name, f", {epochs} more epochs")))
+    return submit(session, replace(new, spec=spec, name=shortened(job.name, f", {epochs} more epochs")))
 
 
 def _check_finished(job: Job) -> None:
@@ -283,10 +283,11 @@ def _on_other_data(
     sent |= {"data": job.spec["data"] | {"name": dataset_name}, "weights": checkpoint.sha256}
     sent |= {"epochs": epochs or job.spec["epochs"]}
     new = _copy(session, job, created_by, None, sent)
-    return replace(new, name=_shortened(job.name, f", then on {dataset_name}"))
+    return replace(new, name=shortened(job.name, f", then on {dataset_name}"))
 
 
-def _shortened(name: str, end: str) -> str:
+def shortened(name: str, end: str) -> str:
+    """Return a name with an end, as long as names may be."""
     return name[: MAX_NAME - len(end)] + end
 
 
@@ -333,7 +334,7 @@ def free_name(session: Session, name: str) -> str:
     if not (number.isdecimal() and base in taken(base)):  # `resnet-50` is no clone of `resnet`
         base = name
     names = taken(base)
-    numbered = (_shortened(base, f"-{number}") for number in count(2))
+    numbered = (shortened(base, f"-{number}") for number in count(2))
     return name if name not in names else next(each for each in numbered if each not in names)
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from jobs.models import Checkpoint, Dataset, DatasetVersion, Evaluation, Job, Point, Series
 from jobs.seed_groups import SHARES, training_settings
 from jobs.status import TERMINAL
-from wcl_core.config import held_out_count, method_title
+from wcl_core.config import held_out_count, method_title, twin_of
 from wcl_core.intervals import Difference, difference, newcombe, wilson
 from wcl_core.metrics import metric_facts
 from wcl_core.protocol import KNN_TOP1, VIEW_TOP1, VIEW_TOP1_CHANCE
@@ -322,11 +322,6 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     is_over = all(job.status in TERMINAL for job in every)
     facts = (gap, step, step == max(map(max, steps)), [job.id for job in every], is_over)
     return Contrast(names[second], *facts, subject=names[first], metric=metric)
-
-
-def twin_of(method: str) -> str:
-    """Return the method of the twin: SimCLR, or for SimCLR itself WCL."""
-    return "wcl" if method == "simclr" else "simclr"
 
 
 def sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:

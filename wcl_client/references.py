@@ -11,7 +11,7 @@ from typing import Any
 from wcl_client.api import WclClient
 from wcl_client.errors import FieldProblem, InvalidError, NotFoundError
 from wcl_client.output import age
-from wcl_client.responses import Job, JobKind, Json, Key, Webhook, Weights, Worker
+from wcl_client.responses import Checkpoint, Job, JobKind, Json, Key, Webhook, Weights, Worker
 
 _ID_LENGTH = 36
 _ID = re.compile("[0-9a-f-]{4,36}")
@@ -143,6 +143,15 @@ def find_checkpoint(client: WclClient, reference: str, choice: str | None = None
             return each["id"]
     steps = ", ".join(str(each["step"]) for each in checkpoints)
     raise NotFoundError(404, "Not found", f"job {job['id']} has no checkpoint {choice}; it has those of steps {steps}")
+
+
+def checkpoint_sentence(checkpoint: Checkpoint, job: Job) -> str:
+    """Return which checkpoint of a training it is, and whether the training goes on."""
+    epochs = (job.get("spec") or {}).get("epochs", 0)
+    text = (
+        f"the checkpoint of epoch {checkpoint['epoch']:,} of {epochs:,} (step {checkpoint['step']:,}) of {job['name']}"
+    )
+    return text if job["ended_at"] else f"{text}, which goes on"
 
 
 def _why_none(job: Job) -> str:

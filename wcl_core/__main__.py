@@ -34,7 +34,9 @@ from wcl_core.protocol import Outcome, Request
 from wcl_core.registration import description_json
 from wcl_core.reporter import ConsoleReporter
 from wcl_core.spec_files import read_spec
-from wcl_core.text import Arguments, visible_json, write_error, write_line
+from wcl_core.text import Arguments, counted, visible_json, write_error, write_line
+
+_MOST_REASONS = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -260,8 +262,8 @@ def _by_module(names: Sequence[str]) -> list[str]:
 def _features(options: argparse.Namespace) -> int:
     from wcl_core.evaluation.new_images import write_features
 
-    count = write_features(options.file, options.folder, options.out, _checked_size(options), _say_left_out)
-    write_line(f"{options.out}: features of {_images(count)}")
+    written = write_features(options.file, options.folder, options.out, _checked_size(options), _say_left_out)
+    write_line(f"{options.out}: features of {_of_all(written.num_images, written.left_out)}")
     return 0
 
 
@@ -296,12 +298,16 @@ def _classify_fit(options: argparse.Namespace) -> int:
     more = f" and {len(counts) - 20:,} more" if len(counts) > 20 else ""
     write_line(f"read as: {fitted.layout}")
     write_line(f"classes: {', '.join(f'{name} {count:,}' for name, count in counts[:20])}{more}")
+    if fitted.left_out:
+        write_line(f"left out: {_reasons(fitted.left_out)}")
     if (held := fitted.held_out) is None:
         write_line("held-out accuracy: not measured, because no class has two images")
     else:
         interval = f"95 % interval {held.low:.1%} to {held.high:.1%}"
         commonest = max(fitted.counts.values()) / sum(fitted.counts.values())
         write_line(f"held-out accuracy: {held.accuracy:.1%} ({interval}) on {_images(held.count)}")
+        if fitted.untrained is not None:
+            write_line(f"the untrained network: {fitted.untrained.accuracy:.1%}")
         write_line(f"always the largest class: {commonest:.1%}")
     write_line(f"{options.out}: a classifier with its network; `wcl classify predict` uses it")
     return 0
@@ -310,9 +316,9 @@ def _classify_fit(options: argparse.Namespace) -> int:
 def _classify_predict(options: argparse.Namespace) -> int:
     from wcl_core.evaluation.image_classifier import predict
 
-    counts = predict(options.file, options.folder, options.out, None, _say_left_out)
-    write_line(f"{options.out}: {_images(sum(counts.values()))}")
-    for name, count in counts.most_common(20):
+    predicted = predict(options.file, options.folder, options.out, None, _say_left_out)
+    write_line(f"{options.out}: classes of {_of_all(predicted.counts.total(), predicted.left_out)}")
+    for name, count in predicted.counts.most_common(20):
         write_line(f"  {count:,} {name}")
     return 0
 
@@ -325,7 +331,21 @@ def _checked_size(options: argparse.Namespace) -> int | None:
 
 
 def _images(count: int) -> str:
-    return f"{count:,} image{'s' if count != 1 else ''}"
+    return counted(count, "image")
+
+
+def _of_all(num_images: int, left_out: Counter[str]) -> str:
+    """Return how many images a table has, of how many, and why others are left out."""
+    if not left_out:
+        return _images(num_images)
+    total = num_images + left_out.total()
+    return f"{num_images:,} of {_images(total)}; {left_out.total():,} left out: {_reasons(left_out)}"
+
+
+def _reasons(left_out: Counter[str]) -> str:
+    return "; ".join(f"{count:,}, {reason}" for reason, count in left_out.most_common(_MOST_REASONS)) + (
+        "; …" if len(left_out) > _MOST_REASONS else ""
+    )
 
 
 def _say_left_out(message: str) -> None:

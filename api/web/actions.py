@@ -21,7 +21,7 @@ from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
 from api.rest.datasets import NewDataset
 from api.rest.evaluations import EvaluateBody, create_baselines, create_evaluation
-from api.rest.job_bodies import ContinueBody, JobChange, create_continued, create_retry
+from api.rest.job_bodies import CloneBody, ContinueBody, JobChange, create_clone, create_continued, create_retry
 from api.web.forms.fields import body_of
 from api.web.jobs import filters_of_query
 from jobs import checkpoints, dataset_sources, datasets, queries, references, transitions
@@ -30,7 +30,8 @@ from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
 from jobs.models import Job
 from jobs.status import TERMINAL
-from wcl_core.config import Protocol
+from jobs.verdicts import sides
+from wcl_core.config import Protocol, twin_of
 
 router = APIRouter(include_in_schema=False)
 
@@ -92,6 +93,21 @@ def go_on(
     """Train the finished job for more epochs; redirect to the page of the new job."""
     body = body_of(ContinueBody, {"epochs": epochs.strip()})
     return _see(f"/jobs/{create_continued(submission, job_id, body).id}")
+
+
+@router.post("/jobs/{job_id}/twin")
+def train_twin(job_id: str, submitter: Submitter, database: TheDatabase, submission: TheFormSubmission) -> Response:
+    """Train the twin of a training; redirect to its page, or to the comparison if there is a twin already."""
+    with database.read() as session:
+        job = queries.get_job(session, job_id)
+        if job.kind != "pretrain":
+            raise Conflict("only a training has a twin, and this job is an evaluation")
+        if sides(session, job)[1]:
+            return _see(f"/compare?job={job_id}&twin=true")
+        method = twin_of(job.spec["method"])
+        name = service.free_name(session, service.shortened(job.name, f"-{method}"))
+    body = CloneBody(spec={"method": method}, name=name)
+    return _see(f"/jobs/{create_clone(submission, job_id, body).id}")
 
 
 @router.post("/jobs/cancel")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -13,10 +14,12 @@ from api.http.dependencies import TheDatabase
 from api.web.picture import drawings
 from api.web.render import page, picture
 from jobs import curves, queries
-from jobs.comparisons import MAX_CONFIGURATIONS, MAX_JOBS, chosen_jobs, comparison
+from jobs.comparisons import MAX_CONFIGURATIONS, MAX_JOBS, Comparison, chosen_jobs, comparison
 from jobs.configurations import configurations_of
 from jobs.database import database_time
 from jobs.models import Job
+from jobs.verdicts import sides
+from wcl_core.config import method_title, twin_of
 
 router = APIRouter(include_in_schema=False)
 
@@ -46,11 +49,13 @@ def compare_page(
         chosen = chosen_jobs(session, list(dict.fromkeys(job))) if find else []
         shown = comparison(session, [] if find else job, [] if find else group, with_twin=twin)
         choices = [] if shown.configurations else _choices(session, q)
+        twin_offer = _twin_offer(session, shown)
         now = database_time(session)
     return page(
         request,
         "compare.html",
         comparison=shown,
+        twin=twin_offer,
         chosen=chosen,
         choices=[each for each in choices if each.id not in {kept.id for kept in chosen}],
         q=q,
@@ -58,6 +63,29 @@ def compare_page(
         now=now,
         may_submit="submit" in reader.scopes,
     )
+
+
+@dataclass(frozen=True)
+class TwinOffer:
+    """The twin of the only configuration of a comparison.
+
+    Attributes:
+        job: of the configuration.
+        method: title of the twin's method.
+        exists: whether a twin has been submitted.
+    """
+
+    job: Job
+    method: str
+    exists: bool
+
+
+def _twin_offer(session: Session, shown: Comparison) -> TwinOffer | None:
+    """Return the twin to compare with; None for a comparison of several configurations."""
+    if len(shown.configurations) != 1:
+        return None
+    job = shown.configurations[0].jobs[0]
+    return TwinOffer(job, method_title(twin_of(job.spec["method"])), bool(sides(session, job)[1]))
 
 
 def _choices(session: Session, q: str) -> list[Job]:

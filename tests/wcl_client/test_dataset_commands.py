@@ -136,7 +136,7 @@ def test_recommend_writes_a_spec_that_can_be_submitted(server: Served, tmp_path:
         True,
     )
     assert not any("steps in all" in warning for warning in plan["warnings"])
-    hurried = wcl("recommend", "clothes", "--minutes", "1", "-o", str(tmp_path / "clothes.yaml")).stdout
+    hurried = wcl("recommend", "clothes", "--minutes", "1", "--force", "-o", str(tmp_path / "clothes.yaml")).stdout
     further = re.search(r"then: wcl continue JOB --epochs (\d+)", hurried)
     assert further, hurried
     trial = yaml.safe_load((tmp_path / "clothes.yaml").read_text())

@@ -18,6 +18,7 @@ from tests.wcl_client.test_operations import wcl
 from wcl_client.commands import images
 from wcl_core import checkpoint
 from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
+from wcl_core.evaluation.image_classifier import predict
 from wcl_core.evaluation.new_images import Features
 from wcl_core.networks.backbones import build_backbone
 from wcl_core.protocol import EMBEDDINGS_FILE
@@ -52,13 +53,19 @@ def test_each_command_runs_a_verb_of_the_library(
     assert wcl(*command).exit_code == 0
     assert calls == [["-m", "wcl_core", *verb]]
     assert wcl(*command).exit_code == 1, "the library has printed why"
+    if target := next((name for name in command if name.startswith(("x.", "n.", "c.csv", "c.safe"))), None):
+        Path(target).write_text("mine")
+        refused = wcl(*command)
+        assert f"{target} exists; choose another name, or replace it with --force" in " ".join(refused.stderr.split())
+        assert (refused.exit_code, len(calls)) == (2, 2), "nothing was computed"
+        wcl(*command, "--force")
+        assert calls[2] == calls[0]
 
 
 @pytest.mark.parametrize(
     "command",
     [
         ["features", "training", "gone", "-o", "x.csv"],
-        ["classify", "fit", "training", "gone", "-o", "c.safetensors"],
         ["classify", "predict", "c.safetensors", "gone", "-o", "c.csv"],
     ],
 )
@@ -127,8 +134,9 @@ def test_features_of_a_dataset_come_from_the_job_that_has_them(computed: Compute
 
 def test_neighbours_in_a_dataset_come_from_the_job_that_has_its_features(computed: Computed, tmp_path: Path) -> None:
     target = tmp_path / "n.csv"
-    for _ in range(2):
-        done = wcl("neighbours", computed.training_id, str(tmp_path / "red.png"), "--in", "digits", "-o", str(target))
+    arguments = (computed.training_id, str(tmp_path / "red.png"), "--in", "digits", "-o", str(target))
+    for force in ((), ("--force",)):
+        done = wcl("neighbours", *arguments, *force)
         assert done.exit_code == 0, done.output
     rows_written = [line.split(",") for line in target.read_text().splitlines()[1:]]
     assert [path for each in rows_written for path in each if path.startswith("train")] == ["train/1", "train/0"]
@@ -141,6 +149,28 @@ def test_neighbours_in_a_dataset_come_from_the_job_that_has_its_features(compute
     assert len(rows.rows_of(computed.server.database, Job)) == 2
 
 
+def test_a_classifier_of_a_dataset_comes_from_the_job_that_has_its_features(computed: Computed, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "c.safetensors"
+    done = wcl("classify", "fit", computed.training_id, "digits", "-o", str(target))
+    assert done.exit_code == 0, done.output
+    assert f"made the folder {target.parent}" in done.stderr
+    assert len(rows.rows_of(computed.server.database, Job)) == 2, "no second job computes them"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "red.png").rename(tmp_path / "one" / "red.png")
+    predicted = predict(target, tmp_path / "one", tmp_path / "c.csv", None, pytest.fail)
+    assert predicted.counts == {"zero": 1}
+
+
+def test_weights_of_a_training_that_goes_on_name_their_epoch(server: Served, tmp_path: Path) -> None:
+    training = rows.Run(server.database, rows.running(server.database))
+    server.checkpoint(b"weights", training, step=12)
+    sentence = "the checkpoint of epoch 1 of 100 (step 12) of wcl digits tiny, which goes on"
+    assert f"takes {sentence}" in " ".join(wcl("download", training.job_id, "-o", str(tmp_path / "w")).stderr.split())
+    training.end("succeeded")
+    assert "takes" not in wcl("download", training.job_id, "-o", str(tmp_path / "w"), "--force").stderr
+    assert "exists" in wcl("download", training.job_id, "-o", str(tmp_path / "w")).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -149,7 +179,7 @@ def test_neighbours_in_a_dataset_come_from_the_job_that_has_its_features(compute
         (["features", "ID", "--dataset", "digits"], "expected a file to write"),
         (["features", "ID", "photos", "--split", "train", "-o", "x.csv"], "with --dataset"),
         (["features", "ID", "--dataset", "digits", "-o", "x.txt"], "ends in .csv"),
-        (["features", "ID", "--dataset", "digits", "-o", "absent/x.csv"], "there is no folder absent"),
+        (["features", "ID", "--dataset", "digits", "-o", "pyproject.toml/x.csv"], "can write no file into"),
         (["features", "ID", "--dataset", "digit", "-o", "x.csv"], "no dataset of the service (digits)"),
     ],
 )

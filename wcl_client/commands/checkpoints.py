@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,10 +13,20 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, USE, AsJson, JobId, Overrides, follow_jobs, require_success
+from wcl_client.commands.shared import (
+    LOOK,
+    USE,
+    AsJson,
+    Force,
+    JobId,
+    Overrides,
+    follow_jobs,
+    output_file,
+    require_success,
+)
 from wcl_client.download import Downloaded
 from wcl_client.errors import ConflictError, ForeignServer
-from wcl_client.references import find_checkpoint, find_job
+from wcl_client.references import checkpoint_sentence, find_checkpoint, find_job
 from wcl_client.responses import FileKind, Job
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import err, out, print_json
@@ -99,6 +110,7 @@ def download(
     kind: Annotated[
         str, typer.Option(help="full: to go on training, or weights: the backbone alone, for other libraries.")
     ] = "full",
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Download a checkpoint and verify its checksum.
@@ -107,8 +119,10 @@ def download(
     """
     if kind not in _KINDS:
         raise typer.BadParameter(f"--kind {kind}: expected full or weights")
-    with WclClient.connect() as client:
-        file = download_to(client, find_checkpoint(client, reference), target, _KINDS[kind])
+    # The default name is that of the content, so a file of this name is the same one.
+    check = nullcontext() if target is None or target.is_dir() else output_file(target, force)
+    with check, WclClient.connect() as client:
+        file = download_to(client, announced_checkpoint(client, reference), target, _KINDS[kind])
     facts = {"path": str(file.path), "sha256": file.sha256, "size": file.size, "resumed_from": file.resumed_from}
     if as_json:
         print_json(facts)
@@ -134,6 +148,14 @@ def _loading_lines(path: Path) -> list[str]:
         RecursionError,
     ):  # of a server of an older version
         return []
+
+
+def announced_checkpoint(client: WclClient, reference: str) -> str:
+    """Return the id of a checkpoint as `find_checkpoint` does; of a training that has not succeeded, say its epoch."""
+    checkpoint = client.checkpoint(find_checkpoint(client, reference))
+    if (job := client.job(checkpoint["job_id"]))["status"] != "succeeded":
+        err.say(f"takes {checkpoint_sentence(checkpoint, job)}")
+    return checkpoint["id"]
 
 
 def download_to(client: WclClient, checkpoint_id: str, target: Path | None, kind: FileKind) -> Downloaded:

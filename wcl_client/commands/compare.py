@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from wcl_client import output
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import LOOK, AsJson, JobIds
 from wcl_client.references import find_job
+from wcl_client.responses import Job
 from wcl_client.terminal import Rows, Styled, bold, out, print_json
 
 app = typer.Typer()
@@ -27,14 +29,15 @@ def compare(
     The twin is a SimCLR run with the settings of a WCL run, or the other way round. All seeds of both count.
     """
     with WclClient.connect() as client:
-        ids = [find_job(client, reference)["id"] for reference in jobs]
+        jobs_of = [find_job(client, reference) for reference in jobs]
+        ids = [job["id"] for job in jobs_of]
         comparison = client.compare(ids, twin=len(ids) == 1)
         query = "&".join([*(f"job={job_id}" for job_id in ids), *(["twin=true"] if len(ids) == 1 else [])])
         page = f"{client.url}/compare?{query}"
     if as_json:
         print_json(comparison)
         return
-    _say(comparison)
+    _say(comparison, jobs_of[0])
     for table in (_results(comparison), _differing(comparison)):
         if table.has_rows:
             out.say()
@@ -43,12 +46,18 @@ def compare(
     out.say(page)
 
 
-def _say(comparison: Mapping[str, Any]) -> None:
-    """Print the verdict, then what makes the comparison unfair."""
+def _say(comparison: Mapping[str, Any], first: Job) -> None:
+    """Print the verdict, or how to train the twin of the first job; then what makes the comparison unfair."""
     if verdict := comparison.get("verdict"):
         out.say(bold(f"kNN accuracy: {verdict['sentence']}"))
     elif len(comparison["configurations"]) < 2:
         out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
+        if first["kind"] == "pretrain":
+            from wcl_core.config.methods import twin_of  # here, as it takes longer than the rest of `wcl`
+
+            method = twin_of(first["spec"]["method"])
+            name = shlex.quote(f"{first['name']}-{method}")
+            out.say(f"  train it: wcl clone {first['id'][-12:]} --set method={method} --name {name}")
     else:
         out.say(bold("kNN accuracy cannot be compared: the jobs have no measured step in common."))
     for row in comparison["results"]:

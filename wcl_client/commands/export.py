@@ -10,10 +10,10 @@ import typer
 
 from wcl_client import model_card, trackers
 from wcl_client.api import WclClient
-from wcl_client.commands.checkpoints import download_to
+from wcl_client.commands.checkpoints import announced_checkpoint, download_to
 from wcl_client.commands.images import JobOrFile, on_weights, run_library
-from wcl_client.commands.shared import USE, JobIds
-from wcl_client.references import find_checkpoint, find_job
+from wcl_client.commands.shared import USE, Force, JobIds, output_file
+from wcl_client.references import find_job
 from wcl_client.terminal import out
 
 group = typer.Typer(no_args_is_help=True, help="Write a job for other tools.")
@@ -25,12 +25,14 @@ app.add_typer(group, name="export", rich_help_panel=USE)
 def onnx(
     reference: JobOrFile,
     target: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    force: Force = False,
 ) -> None:
     """Write the network as an ONNX graph for any number of images.
 
     This machine converts it, with the package onnx.
     """
-    on_weights(reference, lambda file: ["export", file, str(target), "--form=onnx"])
+    with output_file(target, force):
+        on_weights(reference, lambda file: ["export", file, str(target), "--form=onnx"])
     out.say(str(target))
 
 
@@ -38,17 +40,20 @@ def onnx(
 def timm(
     reference: JobOrFile,
     target: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    force: Force = False,
 ) -> None:
     """Write a folder that timm loads and the Hugging Face Hub takes, with a model card.
 
     The card of a job has its settings, the digest of its images and its results.
     """
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise typer.BadParameter(f"--output: {target} has files; choose another name, or replace them with --force")
     arguments = ["export", "", str(target), "--form=timm"]
     with tempfile.TemporaryDirectory(prefix="wcl-export-") as place:
         file = Path(reference)
         if not file.is_file():
             with WclClient.connect() as client:
-                checkpoint = client.checkpoint(find_checkpoint(client, reference))
+                checkpoint = client.checkpoint(announced_checkpoint(client, reference))
                 file = download_to(client, checkpoint["id"], Path(place), "backbone").path
                 job = client.job(checkpoint["job_id"])
                 results = [each for each in client.evaluations(job["id"]) if each["checkpoint_id"] == checkpoint["id"]]

@@ -11,15 +11,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 
 from wcl_client.api import WclClient
-from wcl_client.commands.checkpoints import download_to
-from wcl_client.commands.shared import USE, follow_jobs, require_success
-from wcl_client.references import find_checkpoint, find_job
+from wcl_client.commands.checkpoints import announced_checkpoint, download_to
+from wcl_client.commands.shared import USE, Force, follow_jobs, output_file, require_success
+from wcl_client.references import checkpoint_sentence, find_checkpoint, find_job
 from wcl_client.responses import Job
 from wcl_client.terminal import err
 
@@ -63,6 +64,7 @@ def features(
     split: Annotated[
         str | None, typer.Option(help="Of the dataset: train, test or unlabelled alone; default: all.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Compute the features of new images.
 
@@ -78,9 +80,18 @@ def features(
         raise typer.BadParameter(f"--split {split}: expected {', '.join(_SPLITS)}, with --dataset")
     if folder is not None:
         _existing(folder)
-        on_weights(reference, lambda file: ["features", file, str(folder), str(target)], size)
-        return
-    _check_table(target)
+    _check_ending(target)
+    with output_file(target, force):
+        if folder is not None:
+            on_weights(reference, lambda file: ["features", file, str(folder), str(target)], size)
+        else:
+            _write_dataset_features(reference, dataset, size, target, split)
+
+
+def _write_dataset_features(
+    reference: str, dataset: str | None, size: int | None, target: Path, split: str | None
+) -> None:
+    """Write the features of a dataset, or those that an evaluation or a file has."""
     chosen = [] if split is None else [f"--split={split}"]
     if dataset is None and Path(reference).is_file():
         run_library(["dataset-features", reference, str(target), *chosen])
@@ -111,12 +122,21 @@ def neighbours(
     count: Annotated[int, typer.Option("-k", min=1, help="Number of neighbours.")] = 10,
     target: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv file, in place of the output.")] = None,
     size: _Size = None,
+    force: Force = False,
 ) -> None:
     """Find the images that are most similar to an image.
 
     This machine searches a folder, or the features of a dataset that a job has computed; the nearest image comes first.
     """
     place = image.parent if folder is None else folder
+    with nullcontext() if target is None else output_file(target, force):
+        _write_neighbours(reference, image, place, count, target, size)
+
+
+def _write_neighbours(
+    reference: str, image: Path, place: Path, count: int, target: Path | None, size: int | None
+) -> None:
+    """Print the neighbours of an image in a folder, a list or a dataset, or write them into a file."""
     out = [] if target is None else [f"--output={target}"]
     if place.exists() or Path(reference).is_file():
         on_weights(reference, lambda file: ["neighbours", file, str(image), str(place), f"--count={count}", *out], size)
@@ -124,21 +144,24 @@ def neighbours(
     if not image.is_file():
         raise typer.BadParameter(f"{image} is no file; expected an image")
     with tempfile.TemporaryDirectory(prefix="wcl-features-") as downloads, WclClient.connect() as client:
-        weights = download_to(client, find_checkpoint(client, reference), Path(downloads), "backbone").path
-        stored = _dataset_features(client, reference, str(place), size, Path(downloads))
+        weights, stored = _of_dataset(client, reference, str(place), size, Path(downloads))
         run_library(["neighbours", str(weights), str(image), str(stored), f"--count={count}", *out])
 
 
-def _check_table(target: Path) -> None:
-    """Raise before a job is submitted if the table could not be written.
+def _check_ending(target: Path) -> None:
+    """Raise before a job is submitted if no table has the name.
 
     Raises:
-        BadParameter: the name has another ending, or the folder is absent.
+        BadParameter: it has another ending.
     """
     if target.suffix.lower() not in (".csv", ".parquet", ".npy"):
         raise typer.BadParameter(f"{target}: expected a name that ends in .csv, .parquet or .npy")
-    if not target.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{target}: there is no folder {target.parent}; create it first")
+
+
+def _of_dataset(client: WclClient, reference: str, dataset: str, size: int | None, place: Path) -> tuple[Path, Path]:
+    """Return the downloaded weights of a job, and the features of a dataset by them; raise as `_dataset_features`."""
+    stored = _dataset_features(client, reference, dataset, size, place)
+    return download_to(client, find_checkpoint(client, reference), place, "backbone").path, stored
 
 
 def _dataset_features(client: WclClient, reference: str, dataset: str, size: int | None, place: Path) -> Path:
@@ -168,7 +191,7 @@ def _dataset_features(client: WclClient, reference: str, dataset: str, size: int
     data = {**trained["spec"]["data"], "name": dataset, "held_out_share": 0}
     data |= {} if size is None else {"image_size": size}
     job = client.evaluate(checkpoint["id"], {"protocols": ["embed"], "data": data})
-    err.say(f"features of {dataset} by step {checkpoint['step']} of {trained['name']}: {client.url}/jobs/{job['id']}")
+    err.say(f"features of {dataset} by {checkpoint_sentence(checkpoint, trained)}: {client.url}/jobs/{job['id']}")
     jobs = [job] if job["status"] == "succeeded" else follow_jobs(client, [job], to_stderr=True)
     require_success(jobs)
     return _stored_features(client, job, place)
@@ -192,13 +215,27 @@ def _stored_features(client: WclClient, job: Job, place: Path) -> Path:
 def classify_fit(
     reference: JobOrFile,
     folder: Annotated[
-        Path, typer.Argument(help="A folder with a folder for each class, or a list with classes.", callback=_existing)
+        Path,
+        typer.Argument(
+            metavar="FOLDER_OR_DATASET",
+            help="A folder with a folder for each class, or a list with classes, else a dataset of the service.",
+        ),
     ],
     target: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it ends in .safetensors.")],
     size: _Size = None,
+    force: Force = False,
 ) -> None:
     """Fit a linear classifier on the features of few labelled images; one file holds it and its network."""
-    on_weights(reference, lambda file: ["classify-fit", file, str(folder), str(target)], size)
+    if target.suffix.lower() != ".safetensors":
+        raise typer.BadParameter(f"{target}: expected a name that ends in .safetensors")
+    with output_file(target, force):
+        if folder.exists() or Path(reference).is_file():
+            _existing(folder)
+            on_weights(reference, lambda file: ["classify-fit", file, str(folder), str(target)], size)
+            return
+        with tempfile.TemporaryDirectory(prefix="wcl-features-") as place, WclClient.connect() as client:
+            weights, stored = _of_dataset(client, reference, str(folder), size, Path(place))
+            run_library(["classify-fit", str(weights), str(stored), str(target)])
 
 
 @group.command(name="predict")
@@ -206,9 +243,11 @@ def classify_predict(
     file: Annotated[Path, typer.Argument(help="A file of `wcl classify fit`.")],
     folder: _Folder,
     target: Annotated[Path, typer.Option("--output", "-o", help="The .csv file to write.")],
+    force: Force = False,
 ) -> None:
     """Predict the classes of images: a table with the path, the class and the probability of each class."""
-    run_library(["classify-predict", str(file), str(folder), str(target)])
+    with output_file(target, force):
+        run_library(["classify-predict", str(file), str(folder), str(target)])
 
 
 def on_weights(reference: str, arguments: Callable[[str], list[str]], size: int | None = None) -> None:
@@ -217,7 +256,7 @@ def on_weights(reference: str, arguments: Callable[[str], list[str]], size: int 
         file = Path(reference)
         if not file.is_file():
             with WclClient.connect() as client:
-                file = download_to(client, find_checkpoint(client, reference), Path(place), "backbone").path
+                file = download_to(client, announced_checkpoint(client, reference), Path(place), "backbone").path
         run_library([*arguments(str(file)), *([f"--size={size}"] if size else [])])
 
 

@@ -16,11 +16,13 @@ from wcl_client.commands.shared import (
     USE,
     AsJson,
     DryRun,
+    Force,
     JobId,
     JobIds,
     Overrides,
     expected_time,
     follow_jobs,
+    output_file,
     require_success,
     say_submitted,
 )
@@ -183,16 +185,18 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
 def metrics(
     jobs: JobIds,
     target: Annotated[Path, typer.Option("--output", "-o", help="The file.")] = Path("metrics.csv"),
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write every point of every metric of jobs into a CSV file."""
-    with WclClient.connect() as client:
-        content = client.metrics_csv([find_job(client, reference)["id"] for reference in jobs])
-    try:
-        refuse_device(target)
-        write_bytes(target, content)
-    except OSError as error:
-        raise typer.BadParameter(f"--output {target}: {error.strerror or error}") from error
+    with output_file(target, force):
+        with WclClient.connect() as client:
+            content = client.metrics_csv([find_job(client, reference)["id"] for reference in jobs])
+        try:
+            refuse_device(target)
+            write_bytes(target, content)
+        except OSError as error:
+            raise typer.BadParameter(f"--output {target}: {error.strerror or error}") from error
     count = max(0, content.count(b"\n") - 1)
     print_json({"path": str(target), "points": count}) if as_json else out.say(f"{target}  {count:,} points")
 

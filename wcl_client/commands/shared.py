@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -42,6 +45,9 @@ Overrides = Annotated[
 ]
 
 
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
 # The subjects of the commands, in the order of the help.
 RUN: Final = "Run"
 LOOK: Final = "Look"
@@ -69,6 +75,26 @@ class Commands(TyperGroup):
 def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job]:
     """Show the progress of jobs until they end, and return the ended jobs."""
     return watch(client, jobs, err if to_stderr else out)
+
+
+@contextmanager
+def output_file(target: Path, force: bool) -> Iterator[None]:
+    """Check the file that a command writes before its work, and say afterwards which folder was made for it.
+
+    Raises:
+        BadParameter: it exists and may not be replaced, or no file can be written there.
+    """
+    existing = [target, *([target.with_suffix(".txt")] if target.suffix.lower() == ".npy" else [])]  # its names
+    for each in existing:
+        if each.is_file() and not force:
+            raise typer.BadParameter(f"--output: {each} exists; choose another name, or replace it with --force")
+    folder = target.absolute().parent
+    present = next(each for each in (folder, *folder.parents) if each.exists())
+    if not present.is_dir() or not os.access(present, os.W_OK):
+        raise typer.BadParameter(f"--output {target}: this account can write no file into {present}")
+    yield
+    if present != folder and folder.is_dir():
+        err.say(f"made the folder {folder}")
 
 
 def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = (), group: Sequence[Job] = ()) -> None:

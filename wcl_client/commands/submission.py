@@ -16,8 +16,10 @@ from wcl_client.commands.shared import (
     RUN,
     AsJson,
     DryRun,
+    Force,
     Overrides,
     follow_jobs,
+    output_file,
     require_success,
     say_submitted,
 )
@@ -130,6 +132,7 @@ def recommend(
     ] = "photos",
     pool: Annotated[str, typer.Option(help="The pool of workers that would run it.")] = "default",
     target: Annotated[Path | None, typer.Option("--output", "-o", help="Write the spec to this .yaml file.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Propose a spec that fits a dataset.
@@ -140,12 +143,13 @@ def recommend(
         raise typer.BadParameter(f"--content {content}: expected {', '.join(_CONTENTS)}")
     if target is not None and target.suffix.lower() not in (".yaml", ".yml"):
         raise typer.BadParameter(f"--output {target}: expected a name that ends in .yaml")
-    with WclClient.connect() as client:
-        recipe = client.recommendation(dataset, minutes=minutes, content=content, pool=pool)
-    if target is not None:
-        import yaml
+    with contextlib.nullcontext() if target is None else output_file(target, force):
+        with WclClient.connect() as client:
+            recipe = client.recommendation(dataset, minutes=minutes, content=content, pool=pool)
+        if target is not None:
+            import yaml
 
-        write_bytes(target, yaml.safe_dump(recipe["spec"], sort_keys=False, allow_unicode=True).encode())
+            write_bytes(target, yaml.safe_dump(recipe["spec"], sort_keys=False, allow_unicode=True).encode())
     if as_json:
         print_json(recipe)
         return

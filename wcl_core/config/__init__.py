@@ -23,7 +23,7 @@ from wcl_core.config.images import (
     proposed_image_size,
     weak_augmentation,
 )
-from wcl_core.config.methods import MethodOptions, method_title, options_of, why_no_weak_labels
+from wcl_core.config.methods import MethodOptions, method_title, options_of, twin_of, why_no_weak_labels
 from wcl_core.config.network import BackboneConfig, HeadConfig, is_transformer
 from wcl_core.config.pretrain import PretrainSpec
 from wcl_core.config.protocols import (
@@ -105,6 +105,7 @@ __all__ = [
     "resolve_spec",
     "result_title",
     "stored_spec",
+    "twin_of",
     "version_of",
     "weak_augmentation",
     "why_no_weak_labels",

@@ -72,6 +72,11 @@ def method_title(method: str) -> str:
     return method
 
 
+def twin_of(method: str) -> str:
+    """Return the method of the twin: SimCLR, or for SimCLR itself WCL."""
+    return "wcl" if method == "simclr" else "simclr"
+
+
 def why_no_weak_labels(method: str) -> str | None:
     """Return the sentence on why a method has no weak labels; None if it has some or is not installed here."""
     with contextlib.suppress(plugins.PluginError):

@@ -145,7 +145,10 @@ def read_image(path: Path, side: int, *, is_preview: bool = False) -> tuple[Imag
         raise
     except Exception as error:  # image decoders raise anything on damaged bytes
         # The message must not show where the file lies on this machine.
-        raise UnreadableError(f"{type(error).__name__}: {str(error).replace(str(path), path.name)}") from error
+        reason = str(error).replace(str(path), path.name)
+        if "truncated" in reason.lower():
+            raise UnreadableError("the file is truncated: its end is missing") from error
+        raise UnreadableError(f"the file is damaged ({type(error).__name__}: {reason})") from error
 
 
 def _read(opened: ImageFile.ImageFile, ending: str, side: int, is_preview: bool) -> tuple[Image.Image, Facts]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from wcl_core import checkpoint
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.data.images import DataError
 from wcl_core.data.layout import LIST, SPLIT_MADE, Files, shown
+from wcl_core.evaluation.embedding import read_embeddings
 from wcl_core.evaluation.feature_table import write_table
 from wcl_core.evaluation.linear import chosen_strength, classes, fit, logits, standard
 from wcl_core.evaluation.new_images import Features, Warn, listed
@@ -50,12 +51,24 @@ class Fitted:
     Attributes:
         counts: images by class, on which the classifier of the file was fitted.
         held_out: None if no class has two images.
+        untrained: what the same network reaches before any training; None where it is not measured.
         layout: how the folder was read.
+        left_out: number of images that cannot be read, by reason.
     """
 
     counts: dict[str, int]
     held_out: HeldOut | None
+    untrained: HeldOut | None
     layout: str
+    left_out: Counter[str]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The number of images by predicted class, and of those that cannot be read, by reason."""
+
+    counts: Counter[str]
+    left_out: Counter[str]
 
 
 def fit_classifier(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Fitted:
@@ -66,32 +79,91 @@ def fit_classifier(file: Path, folder: Path, out: Path, size: int | None, warn: 
 
     Args:
         file, size, warn: as for `Features`.
-        folder: with a folder for each class, or a list with classes.
+        folder: with a folder for each class, or a list with classes; or the file of a dataset's features by the same
+            network.
         out: a safetensors file; it becomes visible whole.
 
     Raises:
-        ValueError: the ending of `out` is another one.
+        ValueError: the ending of `out` is another one, or the file of features is that of another network.
         DataError: the folder names fewer than two classes, or a class has no image that can be read.
         CheckpointError: as `load_backbone`.
     """
     if out.suffix.lower() != ".safetensors":
         raise ValueError(f"{out}: expected a name that ends in .safetensors")
-    entries, names, held, files = _labelled(folder, warn)
     computed = Features(file, size, warn)
-    places, rows = computed.of(files.root, [path for path, _ in entries])
-    labels = torch.tensor([entries[place][1] for place in places])
-    is_held = torch.tensor([held[place] for place in places])
+    images = _of_dataset(folder) if folder.suffix == ".safetensors" else _of_folder(folder, computed, warn)
+    rows, labels, is_held, names = images.features, images.labels, images.is_held, images.classes
+    if rows.shape[1] != computed.network.feature_dim:
+        raise ValueError(
+            f"{folder}: its features have {rows.shape[1]} numbers, and those of {file} {computed.network.feature_dim}; "
+            "expected features by the same network"
+        )
     if absent := sorted(set(range(len(names))) - set(labels[~is_held].tolist())):
         raise DataError(f"{folder}: no image of class {names[absent[0]]} can be read; a classifier needs one of each")
     strength, measured = _measured(rows, labels, is_held)
-    kept = torch.ones_like(is_held) if SPLIT_MADE in files.layout else ~is_held
+    untrained = None
+    if measured is not None and images.untrained is not None:
+        _, untrained = _measured(images.untrained(), labels, is_held)
+    kept = torch.ones_like(is_held) if SPLIT_MADE in images.layout else ~is_held
     mean, deviation = standard(rows[kept])
     weights = fit((rows[kept] - mean) / deviation, labels[kept], strength)
     tensors = {f"{_PREFIX}{name}": value for name, value in computed.network.state_dict().items()}
-    facts = {"spec": exported_facts(file, computed.size), "classifier": {"classes": list(names)}}
+    facts = {"spec": exported_facts(file, images.size), "classifier": {"classes": list(names)}}
     checkpoint.write(out, tensors | {_WEIGHTS: weights, _MEAN: mean, _DEVIATION: deviation}, facts)
     counts = Counter(names[label] for label in labels[kept].tolist())
-    return Fitted({name: counts[name] for name in names}, measured, files.layout)
+    by_class = {name: counts[name] for name in names}
+    return Fitted(by_class, measured, untrained, images.layout, computed.left_out)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Labelled images.
+
+    Attributes:
+        features: (N, D) float32.
+        labels: (N,) int64, places in `classes`.
+        is_held: (N,) bool, whether an image measures the accuracy.
+        layout: how the folder was read.
+        size: side of the images in pixels.
+        untrained: computes the features by the untrained network; None where the images are not here.
+    """
+
+    features: Tensor
+    labels: Tensor
+    is_held: Tensor
+    classes: tuple[str, ...]
+    layout: str
+    size: int
+    untrained: Callable[[], Tensor] | None
+
+
+def _of_folder(folder: Path, computed: Features, warn: Warn) -> _Images:
+    """Compute the features of the images of a folder or list; raise as `fit_classifier`."""
+    entries, names, held, files = _labelled(folder, warn)
+    places, rows = computed.of(files.root, [path for path, _ in entries])
+    read = [entries[place][0] for place in places]
+    return _Images(
+        rows,
+        torch.tensor([entries[place][1] for place in places]),
+        torch.tensor([held[place] for place in places]),
+        names,
+        files.layout,
+        computed.size,
+        lambda: computed.untrained().of(files.root, read)[1],
+    )
+
+
+def _of_dataset(file: Path) -> _Images:
+    """Return the labelled images of a dataset, whose test split measures the accuracy; raise as `fit_classifier`."""
+    stored = read_embeddings(file)
+    kept = [place for place, label in enumerate(stored.labels) if label and stored.splits[place] in ("train", "test")]
+    names = tuple(sorted({stored.labels[place] for place in kept}))
+    if len(names) < 2:
+        raise DataError(f"dataset {stored.dataset} has no two classes with images; a classifier needs labels")
+    labels = torch.tensor([names.index(stored.labels[place]) for place in kept])
+    is_held = torch.tensor([stored.splits[place] == "test" for place in kept])
+    layout = f"dataset {stored.dataset}, whose test split measures the accuracy"
+    return _Images(stored.features[kept], labels, is_held, names, layout, stored.image_size, None)
 
 
 def _labelled(folder: Path, warn: Warn) -> tuple[list[tuple[str, int]], tuple[str, ...], list[bool], Files]:
@@ -129,8 +201,8 @@ def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, Hel
     return strength, HeldOut(accuracy, *wilson(accuracy, count), count)
 
 
-def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Counter[str]:
-    """Write the classes of the images of a folder or list as CSV, and return the number of images by class.
+def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Predicted:
+    """Write the classes of the images of a folder or list as CSV.
 
     Args:
         file: as `fit_classifier` writes it.
@@ -156,7 +228,7 @@ def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -
         for place, best, row in zip(places, chosen, probabilities.tolist(), strict=True)
     ]
     write_table(out, ["path", "class", "probability", *(f"p({name})" for name in names)], table)
-    return Counter(names[best] for best in chosen)
+    return Predicted(Counter(names[best] for best in chosen), computed.left_out)
 
 
 def _read(file: Path) -> tuple[Sequence[str], Tensor, Tensor, Tensor]:

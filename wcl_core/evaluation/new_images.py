@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +17,20 @@ from wcl_core.data.images import DataError
 from wcl_core.data.layout import HIDDEN, Files, list_files, shown
 from wcl_core.evaluation.embedding import read_embeddings
 from wcl_core.evaluation.feature_table import check_target, listing_of, write_feature_table
+from wcl_core.evaluation.run import untrained_backbone
 from wcl_core.images.augment import normalised
 from wcl_core.methods.heads import normalise
 from wcl_core.networks.backbones import FeatureNetwork, VisionBackbone
-from wcl_core.networks.weights import load_backbone, trained_size
+from wcl_core.networks.weights import load_backbone, read_backbone, trained_size
 
 _BATCH_SIZE = 64
+_SEED = 0
 
 Warn = Callable[[str], None]
 
 
 class Features:
-    """The features of images by a weight file.
+    """The features of images by a weight file; `left_out` counts the images that cannot be read, by reason.
 
     Args:
         file: an exported backbone, a native checkpoint, or a classifier.
@@ -41,7 +45,8 @@ class Features:
     def __init__(self, file: Path, size: int | None, warn: Warn) -> None:
         self.network: FeatureNetwork = load_backbone(file)
         self.size = size or trained_size(file)
-        self._warn = warn
+        self.left_out = Counter[str]()
+        self._file, self._warn = file, warn
         if isinstance(self.network, VisionBackbone) and self.size < self.network.patch_size:
             side = self.network.patch_size
             raise ValueError(
@@ -64,6 +69,7 @@ class Features:
         for place, (read, pixels) in enumerate(read_all(root, paths, Wish(self.size))):
             if pixels is None:
                 self._warn(f"{shown(paths[place])}: {read.error}")
+                self.left_out[read.error] += 1
                 continue
             places.append(place)
             images.append(torch.from_numpy(pixels.copy()))
@@ -76,14 +82,30 @@ class Features:
             raise DataError(f"{root}: no image can be read")
         return places, torch.cat(rows)
 
+    def untrained(self) -> Features:
+        """Return the features by the same network before any training, which warn of nothing."""
+        other = copy(self)
+        _, config, side = read_backbone(self._file)
+        other.network = untrained_backbone(config, _SEED, side).eval()
+        other.left_out, other._warn = Counter(), lambda _: None
+        return other
+
     def _computed(self, images: list[Tensor]) -> Tensor:
         with torch.inference_mode():
             rows: Tensor = self.network(normalised(torch.stack(images))).float()
         return rows
 
 
-def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> int:
-    """Write the features of all images of a folder or list, and return their number.
+@dataclass(frozen=True)
+class Written:
+    """The number of images in a table, and of those that cannot be read, by reason."""
+
+    num_images: int
+    left_out: Counter[str]
+
+
+def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Written:
+    """Write the features of all images of a folder or list.
 
     Args:
         file, size, warn: as for `Features`.
@@ -103,7 +125,7 @@ def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: 
     paths = [path for path, _ in files.unlabelled]
     places, rows = computed.of(files.root, paths)
     write_feature_table(out, {"path": [shown(paths[place]) for place in places]}, rows)
-    return len(places)
+    return Written(len(places), computed.left_out)
 
 
 def write_dataset_features(embeddings: Path, out: Path, split: str | None) -> int:

@@ -29,7 +29,7 @@ from wcl_core.evaluation.features import network_features, pixel_features
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.progress import Progress
 from wcl_core.evaluation.results import Subject, results
-from wcl_core.networks.backbones import build_backbone
+from wcl_core.networks.backbones import FeatureNetwork, build_backbone
 from wcl_core.protocol import EMBEDDINGS_FILE, OUTCOME_OF, Outcome
 from wcl_core.reporter import Reporter
 from wcl_core.stop import Interrupted, interruptible
@@ -148,7 +148,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, PretrainSpec]:
     return backbone, saved.spec
 
 
-def untrained_backbone(config: BackboneConfig, seed: int, image_size: int = 32) -> nn.Module:
+def untrained_backbone(config: BackboneConfig, seed: int, image_size: int = 32) -> FeatureNetwork:
     """Return the backbone that `pretrain` starts from with the same seed; the size matters to transformers only."""
     torch.manual_seed(derived_seed(seed, "initialisation"))
     return build_backbone(config, image_size)

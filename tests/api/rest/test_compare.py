@@ -58,3 +58,20 @@ def test_one_job_is_compared_with_its_twin_over_the_seeds_of_both(served: Served
     assert (alone["verdict"], len(alone["configurations"])) == (None, 1)
     assert_problem(served.client("read").get("/v1/compare?job=absent"), 404)
     assert_problem(served.client("read").get("/v1/compare"), 422)
+
+
+def test_a_run_without_a_twin_gets_one_from_the_page_and_by_the_printed_command(served: Served) -> None:
+    job_id = rows.submit(served.database, name="ours", spec={"loss": {"temperature": 0.5}})
+    browser, origin = served.browser("read", "submit"), {"Origin": served.url}
+    page = browser.get(f"/compare?job={job_id}").text
+    assert f'action="/jobs/{job_id}/twin"' in page
+    assert "Train the SimCLR twin" in page
+    assert "Train the SimCLR twin" not in served.browser("read").get(f"/compare?job={job_id}").text
+
+    created = browser.post(f"/jobs/{job_id}/twin", data={"key": "one"}, headers=origin)
+
+    twin = rows.job(served.database, created.headers["location"].removeprefix("/jobs/"))
+    assert (twin.name, twin.spec["method"], twin.spec["loss"]["temperature"]) == ("ours-simclr", "simclr", 0.5)
+    again = browser.post(f"/jobs/{job_id}/twin", data={"key": "one"}, headers=origin)
+    assert again.headers["location"] == f"/compare?job={job_id}&twin=true", "a second request trains no second twin"
+    assert "Compare with the twin" in browser.get(f"/compare?job={job_id}").text

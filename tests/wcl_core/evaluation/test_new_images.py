@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -119,6 +120,7 @@ def test_a_classifier_is_taken_along_in_one_file(
     count = 18 if is_split else 3
     low, high = wilson(1, count)
     assert f"held-out accuracy: 100.0% (95 % interval {low:.1%} to {high:.1%}) on {count} images" in printed
+    assert re.search(r"the untrained network: \d+\.\d%\nalways the largest class: 33.3%", printed)
     assert "classes: blue # 3 6, green 6, red 6" in printed, "the classifier of the file is fitted on all images"
     assert trained_size(out) == 16
     assert torch.equal(load_backbone(out)(torch.ones(1, 3, 16, 16)), load_backbone(network)(torch.ones(1, 3, 16, 16)))
@@ -127,7 +129,10 @@ def test_a_classifier_is_taken_along_in_one_file(
     (photos / "phone.HEIC").write_bytes(b"none")
     (photos / ".hidden").write_bytes(b"none")
     assert main(["classify-predict", str(out), str(photos), str(tmp_path / "classes.csv")]) == 0
-    errors = capsys.readouterr().err.splitlines()
+    output = capsys.readouterr()
+    errors = output.err.splitlines()
+    reason = "its content is none of the formats JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"
+    assert f"classes of 18 of 19 images; 1 left out: 1, {reason}\n" in output.out
     assert [line.split(": ")[-1] for line in errors if "convert them to JPEG" in line] == ["phone.HEIC"]
     assert (len(errors), "cut.png" in errors[1]) == (2, True), errors
     rows = table(tmp_path / "classes.csv")
