@@ -40,6 +40,7 @@ class PassedOver:
     """
 
     job_id: str
+    created_by: str | None
     priority: int
     queue_place: int
     is_here: bool
@@ -81,7 +82,7 @@ def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver
 
 
 def _passed(job: Job, *, is_here: bool, is_urgent: bool, seconds: float) -> PassedOver:
-    return PassedOver(job.id, job.priority, job.queue_place, is_here, is_urgent, seconds, job.gpus)
+    return PassedOver(job.id, job.created_by, job.priority, job.queue_place, is_here, is_urgent, seconds, job.gpus)
 
 
 def _seconds_of(session: Session, worker_id: str, missing: int) -> float:

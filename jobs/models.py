@@ -17,7 +17,8 @@ Webhook ─┬─ WebhookDelivery   a message to its receiver, and the result of
 Share ── ShareJob       a link that shows jobs without a key
 Deletion                a deleted job: who deleted it, when, and what has become of it
 Activity                what a person or a key did, to which object, and when
-Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey, Policy
+Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
+Policy, DeviceUse
 """
 
 from __future__ import annotations
@@ -593,6 +594,19 @@ class Key(Base):
     max_submissions: Mapped[int | None] = mapped_column(Integer)  # a minute
     form_key: Mapped[str | None] = mapped_column(_String(200))  # of the form that created it
     proxy_user: Mapped[str | None] = mapped_column(_String(200))  # the person whom a proxy signs in
+
+
+class DeviceUse(Base):
+    """The use of devices by the ended attempts of a key on a day (jobs.usage); it stays when their jobs are removed."""
+
+    __tablename__ = "device_use"
+    owner_id: Mapped[str] = mapped_column(_Id, primary_key=True)  # of the key; empty for jobs of none
+    day: Mapped[int] = mapped_column(Integer, primary_key=True)  # since 1970, UTC
+    gpu_ms: Mapped[int]  # of all GPUs together
+    cpu_ms: Mapped[int]  # of attempts without GPUs
+    jobs: Mapped[int] = mapped_column(Integer)  # whose first attempt ended
+    attempts: Mapped[int] = mapped_column(Integer)
+    updated_at: Mapped[int]
 
 
 class Policy(Base):

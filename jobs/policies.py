@@ -19,11 +19,13 @@ class Policies:
         key_waiting: most waiting jobs of a key; None for no limit.
         key_devices: most devices that its jobs use at once.
         key_submissions: most jobs that it submits within a minute.
+        fair_share_days: half-life of the use of devices that decides between keys; 0 for none.
     """
 
     key_waiting: int | None = None
     key_devices: int | None = None
     key_submissions: int | None = None
+    fair_share_days: int = 7
 
 
 NAMES = tuple(each.name for each in fields(Policies))

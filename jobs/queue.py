@@ -1,5 +1,9 @@
 """The queue: which due jobs may start now, and in which order they are claimed.
 
+Jobs are claimed by priority.  Among jobs of equal priority those of the key with the least recent use of devices come
+first, then the oldest (fair share).  The use of a day counts half as much after `fair_share_days` (jobs.policies), and
+running jobs count from their start.  A key that has waited for a day, without any job that ran, comes first once.
+
 A job whose key uses as many devices as it may (jobs.limits) is due, and is not ready: it waits, and nothing waits for
 it.
 """
@@ -8,22 +12,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from sqlalchemy import ColumnElement, CompoundSelect, and_, case, func, literal, not_, or_, select, union_all
 from sqlalchemy.orm import Session
 
 from jobs import policies
+from jobs.database import now_ms
 from jobs.eligibility import is_due
-from jobs.models import SEES_HIDDEN, Job, Key, Policy
+from jobs.models import SEES_HIDDEN, Attempt, DeviceUse, Job, Key, Policy
 from jobs.status import Status
+from jobs.usage import DAY_MS
 
 _QUEUE: Final = "queue"  # in `Session.info`
+_LONGEST_WAIT_MS: Final = DAY_MS  # of a key of whose jobs none runs
+_OLDEST_DAYS: Final = 400
 
 
 class Place(Protocol):
     """A job's place in the queue."""
+
+    @property
+    def created_by(self) -> str | None: ...
 
     @property
     def priority(self) -> int: ...
@@ -56,9 +67,11 @@ class Queue:
 
     Attributes:
         uses: by the id of the key; those with waiting or running jobs.
+        ranks: by the id of the key, the lowest first; empty where all keys are equal.
     """
 
     uses: Mapping[str, Use]
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def is_ready(self) -> ColumnElement[bool]:
         """Return the condition for a job that a worker may claim now: it is due, and within the limit of its key."""
@@ -73,16 +86,31 @@ class Queue:
 
     @property
     def order(self) -> tuple[ColumnElement[Any], ...]:
-        """The order in which jobs are claimed: by priority, then age."""
-        return Job.priority.desc(), Job.queue_place.asc()
+        """The order in which jobs are claimed."""
+        ranks = (self._rank().asc(),) if self.ranks else ()
+        return Job.priority.desc(), *ranks, Job.queue_place.asc()
 
     def is_before(self, job: Place) -> ColumnElement[bool]:
         """Return the condition for jobs that are claimed before a job."""
-        return or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.queue_place < job.queue_place))
+        is_older = Job.queue_place < job.queue_place
+        if self.ranks:
+            rank = self._rank_of(job)
+            is_older = or_(self._rank() < rank, and_(self._rank() == rank, is_older))
+        return or_(Job.priority > job.priority, and_(Job.priority == job.priority, is_older))
 
-    def place_of(self, job: Place) -> tuple[int, int]:
+    def passes(self, job: Place) -> ColumnElement[bool]:
+        """Return the condition for later jobs that are claimed before a job, since their keys have used less."""
+        return and_(self.is_before(job), Job.priority == job.priority, Job.queue_place > job.queue_place)
+
+    def place_of(self, job: Place) -> tuple[int, int, int]:
         """Return the place of a job for comparisons: the lowest is claimed first."""
-        return -job.priority, job.queue_place
+        return -job.priority, self._rank_of(job), job.queue_place
+
+    def _rank(self) -> ColumnElement[int]:
+        return case(dict(self.ranks), value=owner_of_job(), else_=len(self.ranks))
+
+    def _rank_of(self, job: Place) -> int:
+        return self.ranks.get(job.created_by or "", len(self.ranks)) if self.ranks else 0
 
     def use_of(self, owner: str | None) -> Use:
         """Return what the jobs of a key use."""
@@ -109,20 +137,49 @@ def job_queue(session: Session, *, is_fresh: bool = False) -> Queue:
 
 def _read(session: Session) -> Queue:
     """Read all parts by one statement, since each one takes a round trip to the database."""
-    running = select(literal("running"), Job.created_by, func.sum(devices_of_job()))
-    waiting = select(literal("waiting"), Job.created_by, func.count())
-    parts: CompoundSelect[Any] = union_all(
-        running.where(Job.status == Status.RUNNING).group_by(Job.created_by),
-        waiting.where(Job.status == Status.QUEUED).group_by(Job.created_by),
-        select(literal("limit"), Key.id, Key.max_devices).where(Key.max_devices.is_not(None)),
-        select(literal("policy"), Policy.name, Policy.value),
+    held_ms = devices_of_job() * (now_ms() - func.coalesce(Attempt.started_at, now_ms()))
+    running = (
+        select(literal("running"), Job.created_by, func.sum(devices_of_job()), func.sum(held_ms))
+        .outerjoin(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
+        .where(Job.status == Status.RUNNING)
+        .group_by(Job.created_by)
     )
-    values: dict[str, dict[str, float]] = defaultdict(dict)
-    for part, name, value in session.execute(parts, execution_options=SEES_HIDDEN):
-        values[part][name or ""] = float(value)
-    default = policies.of_rows(values["policy"]).key_devices
+    waiting = select(literal("waiting"), Job.created_by, func.count(), func.min(Job.created_at))
+    by_day = select(literal("use"), DeviceUse.owner_id, DeviceUse.day, DeviceUse.gpu_ms + DeviceUse.cpu_ms)
+    ended = select(literal("ended"), DeviceUse.owner_id, literal(0), func.max(DeviceUse.updated_at))
+    parts: CompoundSelect[Any] = union_all(
+        running,
+        waiting.where(Job.status == Status.QUEUED).group_by(Job.created_by),
+        by_day.where(DeviceUse.day > now_ms() / DAY_MS - _OLDEST_DAYS),
+        ended.group_by(DeviceUse.owner_id),
+        select(literal("limit"), Key.id, literal(0), Key.max_devices).where(Key.max_devices.is_not(None)),
+        select(literal("policy"), Policy.name, literal(0), Policy.value),
+        select(literal("now"), literal(""), literal(0), now_ms()),
+    )
+    rows: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for part, name, first, second in session.execute(parts, execution_options=SEES_HIDDEN):
+        rows[part][name or ""].append((float(first), float(second)))
+    rules = policies.of_rows({name: row[0][1] for name, row in rows["policy"].items()})
     uses = {}
-    for owner in sorted(values["running"].keys() | values["waiting"].keys()):
-        limit = values["limit"].get(owner, default) if owner else None
-        uses[owner] = Use(int(values["running"].get(owner, 0)), None if limit is None else int(limit))
-    return Queue(uses)
+    for owner in sorted(rows["running"].keys() | rows["waiting"].keys()):
+        (devices, _), *_ = rows["running"].get(owner) or [(0, 0)]
+        limit = rows["limit"][owner][0][1] if owner in rows["limit"] else rules.key_devices if owner else None
+        uses[owner] = Use(int(devices), None if limit is None else int(limit))
+    return Queue(uses, _ranks(rows, rules.fair_share_days))
+
+
+def _ranks(rows: Mapping[str, Mapping[str, list[tuple[float, float]]]], half_life: int) -> dict[str, int]:
+    """Return the ranks of the keys with waiting jobs; those of equal use have the same rank."""
+    owners, now = rows["waiting"], rows["now"][""][0][1]
+    if len(owners) < 2 or not half_life:
+        return {}
+    today = now // DAY_MS
+    keys: dict[str, tuple[bool, float]] = {}
+    for owner, ((_, oldest), *_) in owners.items():
+        used = sum(ms * 0.5 ** ((today - day) / half_life) for day, ms in rows["use"].get(owner, ()))
+        used += sum(max(1.0, ms) for _, ms in rows["running"].get(owner, ()))
+        last = max([oldest, *(at for _, at in rows["ended"].get(owner, ()))])
+        is_starved = owner not in rows["running"] and now - last > _LONGEST_WAIT_MS
+        keys[owner] = (not is_starved, used)
+    order = sorted(set(keys.values()))
+    return {owner: order.index(key) for owner, key in keys.items()}

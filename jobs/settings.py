@@ -138,6 +138,7 @@ class Settings(BaseSettings):
     key_waiting: int | None = Field(default=None, ge=1, le=1_000_000)
     key_devices: int | None = Field(default=None, ge=1, le=1_000_000)
     key_submissions: int | None = Field(default=None, ge=1, le=1_000_000)
+    fair_share_days: int = Field(default=7, ge=0, le=365)
 
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)
     idempotency_hours: float = Field(default=24, gt=0, le=100_000)

@@ -129,6 +129,11 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "most devices that the jobs of a key use at once; a job without GPUs counts as one device",
     ),
     "key_submissions": ("no limit", "most jobs that a key submits within a minute; a sweep counts as its trainings"),
+    "fair_share_days": (
+        "7",
+        "half-life of the use of devices by which the queue chooses between keys: among jobs of equal priority, those "
+        "of the key with the least recent use start first; 0: the oldest job starts first",
+    ),
     "log_format": (
         "`lines`",
         "`lines`, or `json`: one object a line, with the ids of the request and the job",

@@ -105,6 +105,8 @@ def explain(session: Session, job: Job) -> Waiting | None:
         return Waiting(Cause.BACKING_OFF, f"{failed}; the next attempt starts after a backoff", until=job.not_before)
     ahead = _num_ahead(session, job)
     cause, message = _on_preemption(session, job) or _on_limit(session, job) or _on_workers(session, job, ahead)
+    if cause is Cause.JOBS_AHEAD and (passing := _num_passing(session, job)):
+        message += f"; {passing} of these {'is' if passing == 1 else 'are'} later, of keys with less recent use"
     return Waiting(cause, message, position=None if cause in _WITHOUT_PLACE else ahead + 1)
 
 
@@ -179,6 +181,15 @@ def _num_ahead(session: Session, job: Job) -> int:
     """Return the number of due jobs of its pool that are claimed before it: a range of the index of claims."""
     queue = job_queue(session)
     statement = select(func.count()).where(queue.is_ready(), Job.pool == job.pool, queue.is_before(job))
+    return session.execute(statement).scalar_one()
+
+
+def _num_passing(session: Session, job: Job) -> int:
+    """Return the number of later jobs among those ahead."""
+    queue = job_queue(session)
+    if not queue.ranks:
+        return 0
+    statement = select(func.count()).where(queue.is_ready(), Job.pool == job.pool, queue.passes(job))
     return session.execute(statement).scalar_one()
 
 

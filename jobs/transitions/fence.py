@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row, Select, case, exists, null, select, update
 from sqlalchemy.orm import Session
 
-from jobs import ingest
+from jobs import ingest, usage
 from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.devices import is_node_of
@@ -222,6 +222,7 @@ def _close(
     result = session.execute(statement, execution_options={"synchronize_session": False})
     if result.scalar_one_or_none() is None:
         return False
+    usage.charge(session, attempt)
     its = (AttemptDevice.job_id == attempt.job_id, AttemptDevice.attempt == attempt.number)
     session.execute(update(AttemptDevice).where(*its, AttemptDevice.released_at.is_(None)).values(released_at=now_ms()))
     return True

@@ -635,11 +635,32 @@ GUARDS = (
     Guard(
         "the queue follows the database's sequence",
         "jobs/queue.py",
-        "return Job.priority.desc(), Job.queue_place.asc()",
-        "return Job.priority.desc(), Job.id.asc()",
+        "*ranks, Job.queue_place.asc()",
+        "*ranks, Job.id.asc()",
         (
             "tests/jobs/test_transitions.py::test_jobs_of_equal_priority_are_claimed_in_the_order_of_the_database[sqlite]",
         ),
+    ),
+    Guard(
+        "the key with the least recent use comes first",
+        "jobs/queue.py",
+        "return Job.priority.desc(), *ranks, Job.queue_place.asc()",
+        "return Job.priority.desc(), Job.queue_place.asc()",
+        ("tests/jobs/test_fair_share.py::test_a_flood_delays_the_first_job_of_another_key_by_at_most_one_job[sqlite]",),
+    ),
+    Guard(
+        "two claims at one time do not pass a key's limit of devices",
+        "jobs/limits.py",
+        "    room = job_queue(session, is_fresh=True).use_of(job.created_by).room\n",
+        "    room = job_queue(session).use_of(job.created_by).room\n",
+        ("tests/jobs/test_key_limits.py::test_claims_at_one_time_do_not_pass_a_limit_together[postgres]",),
+    ),
+    Guard(
+        "two submissions at one time do not pass a key's limit of waiting jobs",
+        "jobs/limits.py",
+        "    limits = limits_of(session, owner, is_locking=True)",
+        "    limits = limits_of(session, owner)",
+        ("tests/jobs/test_key_limits.py::test_submissions_at_one_time_do_not_pass_a_limit_together[postgres]",),
     ),
     Guard(
         "a backoff ends when the clock has gone back",
