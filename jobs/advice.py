@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 
 from pydantic import ValidationError
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.checks import pretraining_count
 from jobs.estimates import steps_per_epoch
-from jobs.models import Dataset, Job
+from jobs.models import Job
+from jobs.shared_reads import dataset_named
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.presets import presets
 from wcl_core.recommendation import MIN_STEPS, SMALLEST_BATCH
@@ -36,7 +36,7 @@ def advice(spec: PretrainSpec, images: int, preset: str | None, *, is_trained: b
 
 def advice_of(session: Session, job: Job) -> list[str]:
     """Return the warnings about the spec of a job; none for an evaluation."""
-    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    dataset = dataset_named(session, job.dataset_name)
     if job.kind != "pretrain" or dataset is None:
         return []
     try:

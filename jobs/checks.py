@@ -17,6 +17,7 @@ from jobs.devices import is_part, of_pool, process_memory
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
+from jobs.shared_reads import dataset_named, live_workers
 from jobs.status import Status
 from wcl_core.config import (
     PROTOCOLS,
@@ -86,7 +87,7 @@ def _fitted(session: Session, spec: Spec) -> Spec:
 
 
 def _fitted_settings(session: Session, settings: _Settings, data: DataConfig) -> _Settings:
-    dataset = session.execute(select(Dataset).where(Dataset.name == data.name)).scalar_one_or_none()
+    dataset = dataset_named(session, data.name)
     if dataset is None:
         return settings
     smallest, _ = _smallest_class(dataset, data.held_out_share)
@@ -108,7 +109,7 @@ def _left(count: int, held_out_share: float) -> int:
 
 
 def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[FieldError]) -> Dataset | None:
-    dataset = session.execute(select(Dataset).where(Dataset.name == data.name)).scalar_one_or_none()
+    dataset = dataset_named(session, data.name)
     if dataset is not None and not dataset.digest and not is_being_read(session, data.name):
         dataset = None  # its names are known, but no worker could read it
     if dataset is not None and data.held_out_share and not _has_labels(dataset):
@@ -201,8 +202,8 @@ def _check_devices(session: Session, new: NewJob) -> list[FieldError]:
 
 def _check_workers(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
     """Return an error for what no live worker of the pool with enough GPUs can do."""
-    fitting = (Worker.pool == new.pool, Worker.gpus >= (new.gpus or 0), Worker.is_live)
-    workers = session.execute(select(Worker).where(*fitting)).scalars().all()
+    of_pool = [worker for worker in live_workers(session) if worker.pool == new.pool]
+    workers = [worker for worker in of_pool if worker.gpus >= (new.gpus or 0)]
     return _check_memory(workers, new, spec) + _check_compiler(workers, spec)
 
 

@@ -18,6 +18,7 @@ from jobs import activity
 from jobs.database import insert, new_id, now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.models import Dataset, DatasetSamples, DatasetSource, DatasetVersion, Job, Sweep, Worker
+from jobs.shared_reads import hold_datasets, live_workers
 from wcl_core.config import WITHOUT_LABELS, PretrainSpec, Spec
 
 
@@ -110,13 +111,12 @@ def hold(session: Session, spec: Spec) -> None:
     """Lock the datasets of a new job or sweep: until the transaction ends, none is removed or renamed."""
     plans = spec.evaluations if isinstance(spec, PretrainSpec) else ()
     names = {spec.data.name, *(plan.data.name for plan in plans if plan.data)}
-    rows = select(Dataset.id).where(Dataset.name.in_(names)).order_by(Dataset.name)
-    session.execute(rows.with_for_update(read=True))
+    hold_datasets(session, names)
 
 
 def pinned_digest(session: Session, dataset: Dataset) -> str:
     """Return the version that a new job pins; empty while a worker reads the dataset and none has this version."""
-    workers = session.execute(select(Worker).where(Worker.is_live)).scalars().all()
+    workers = live_workers(session)
     if any(worker.datasets.get(dataset.name) == dataset.digest for worker in workers):
         return dataset.digest
     return "" if _share_read(workers, dataset.name) is not None else dataset.digest
@@ -124,8 +124,7 @@ def pinned_digest(session: Session, dataset: Dataset) -> str:
 
 def is_being_read(session: Session, name: str) -> bool:
     """Return whether a live worker reads a dataset."""
-    workers = session.execute(select(Worker).where(Worker.is_live)).scalars().all()
-    return _share_read(workers, name) is not None
+    return _share_read(live_workers(session), name) is not None
 
 
 def _share_read(workers: Sequence[Worker], name: str) -> float | None:

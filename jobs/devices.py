@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, and_, exists, literal, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Worker
+from jobs.shared_reads import live_workers, newest_worker
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,8 @@ def of_pool(session: Session, pool: str) -> list[Device]:
 
     They include broken devices: they show for which jobs the machines are meant.
     """
-    workers = select(Worker).where(Worker.pool == pool)
-    rows = session.execute(workers.where(Worker.is_live)).scalars().all()
-    rows = rows or session.execute(workers.order_by(Worker.id.desc()).limit(1)).scalars().all()
+    rows = [worker for worker in live_workers(session) if worker.pool == pool]
+    rows = rows or newest_worker(session, pool)
     return [device for worker in rows for device in of_worker(worker)]
 
 

@@ -124,6 +124,11 @@ def takes_jobs() -> ColumnElement[bool]:
     return and_(Worker.is_live, Worker.drain_requested_at.is_(None), Worker.unable.is_(None))
 
 
+def may_take_jobs(worker: Worker) -> bool:
+    """Return whether a worker claims jobs; `takes_jobs` decides the same in a query."""
+    return worker.is_live and worker.drain_requested_at is None and worker.unable is None
+
+
 def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:
     """Return the condition for a job that the worker can run; `fits` decides the same about two rows."""
     return and_(

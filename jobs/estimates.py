@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from jobs import checkpoints
 from jobs.checks import pretraining_count
 from jobs.devices import process_memory
-from jobs.models import Checkpoint, Dataset, Job, Worker
+from jobs.models import Checkpoint, Job
+from jobs.shared_reads import dataset_named, live_workers
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.memory import SHARE, advice, image_cost, largest_batch, process_bytes
@@ -91,7 +92,7 @@ def of_job(session: Session, job: Job) -> dict[str, Any] | None:
     Returns:
         None for an evaluation, for a job that has ended, and where the dataset or a plugin of the spec is gone.
     """
-    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    dataset = dataset_named(session, job.dataset_name)
     if job.kind != "pretrain" or job.status in TERMINAL or dataset is None:
         return None
     try:
@@ -99,7 +100,8 @@ def of_job(session: Session, job: Job) -> dict[str, Any] | None:
     except ValidationError:
         return None
     assert isinstance(spec, PretrainSpec)
-    start = checkpoints.resume_point(session, job.id)
+    is_fresh = job.attempt == 0 and job.resume_checkpoint_id is None
+    start = None if is_fresh else checkpoints.resume_point(session, job.id)
     images = pretraining_count(dataset, spec.data)
     return estimate(session, spec, job.pool, job.gpus, images, start.step if start else 0, job if _speed(job) else None)
 
@@ -207,8 +209,7 @@ def _memory(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: 
         None if it is unknown, else `process_bytes`; `device_bytes`, of that worker's GPU or of its share of the
         machine; `on_gpu`; `largest_batch_size`, None if no batch fits; `warning`, None if the run fits.
     """
-    fitting = (Worker.pool == pool, Worker.gpus >= gpus, Worker.is_live)
-    workers = session.execute(select(Worker).where(*fitting)).scalars()
+    workers = [worker for worker in live_workers(session) if worker.pool == pool and worker.gpus >= gpus]
     available = max(filter(None, (process_memory(each, gpus, spec.processes) for each in workers)), default=None)
     if available is None:
         return None

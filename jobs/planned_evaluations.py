@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.events import record
-from jobs.models import Checkpoint, Dataset, Job, Tag
+from jobs.models import Checkpoint, Job, Tag
 from jobs.new_job import NewJob, add, default_name
+from jobs.shared_reads import dataset_named
 from wcl_core.config import EvaluateSpec, EvaluationPlan, PretrainSpec, parse_spec, resolve_spec
 
 BEST_ORIGIN = re.compile(r"evaluations/\d+/best")
@@ -67,7 +68,7 @@ def _submit(
     if session.execute(earlier).first() is not None:
         return
     evaluation = _evaluate_spec(spec, plan, checkpoint.id)
-    dataset = session.execute(select(Dataset).where(Dataset.name == evaluation.data.name)).scalar_one_or_none()
+    dataset = dataset_named(session, evaluation.data.name)
     if dataset is None:
         message = f"evaluations/{place}: there is no dataset {evaluation.data.name!r} any more"
         record(session, job.id, "warning", {"reason": "evaluation_not_submitted", "message": message})

@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 from sqlalchemy import Select, case, func, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
+from jobs import access
 from jobs.database import now_ms
 from jobs.errors import FieldError, Invalid, NotFound, existing
 from jobs.models import (
@@ -222,6 +223,8 @@ class Measured:
 
 def owner(session: Session, key_id: str | None) -> str | None:
     """Return the name of the key that submitted a job or a sweep; None if the row names none."""
+    if (principal := access.principal_of(session)) is not None and principal.key_id == key_id:
+        return principal.name
     return None if key_id is None else session.execute(select(Key.name).where(Key.id == key_id)).scalar_one_or_none()
 
 

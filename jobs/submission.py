@@ -26,6 +26,7 @@ from jobs.events import record
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
 from jobs.new_job import NewJob as NewJob
 from jobs.new_job import add, default_name, kind_of, nodes_of, options_of
+from jobs.shared_reads import dataset_named
 from jobs.status import TERMINAL, Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec, version_of
 from wcl_core.config.overlay import overlaid
@@ -253,7 +254,7 @@ def go_on(session: Session, job_id: str, epochs: int | None, dataset_name: str |
     if dataset_name is not None:
         return submit(session, _on_other_data(session, job, point, epochs, dataset_name, created_by))
     assert epochs is not None, "the request has one of the two"
-    dataset = session.execute(select(Dataset).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    dataset = dataset_named(session, job.dataset_name)
     if dataset is not None and pinned_digest(session, dataset) not in ("", job.dataset_digest):
         raise Conflict(
             f"the images of {job.dataset_name} have changed since; to train further on those of now, name the dataset: "

@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, of_worker, working
-from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, supports_spec_version, takes_jobs
+from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, may_take_jobs, supports_spec_version
 from jobs.holding import next_free
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Key, Worker
 from jobs.preemption import giving_way
 from jobs.queue import job_queue
+from jobs.shared_reads import live_workers
 from jobs.status import HELD, Reason, Status
 from jobs.transitions.outcomes import seconds_left
 
@@ -99,7 +100,7 @@ def explain(session: Session, job: Job) -> Waiting | None:
         return _on_dependencies(session, job)
     if job.status != Status.QUEUED:
         return None
-    if session.execute(select(Job.id).where(Job.id == job.id, is_due())).first() is None:
+    if job.not_before is not None and not session.execute(select(Job.id).where(Job.id == job.id, is_due())).first():
         is_late = job.status_reason == Reason.NODE_LATE
         failed = job.status_message if is_late else "its last attempt failed"
         return Waiting(Cause.BACKING_OFF, f"{failed}; the next attempt starts after a backoff", until=job.not_before)
@@ -195,7 +196,7 @@ def _num_passing(session: Session, job: Job) -> int:
 
 def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     """Return the first requirement that no worker meets, or else the place in the queue."""
-    workers = list(session.execute(select(Worker).where(Worker.pool == job.pool, takes_jobs())).scalars())
+    workers = [worker for worker in live_workers(session) if worker.pool == job.pool and may_take_jobs(worker)]
     if not workers:
         return _on_draining(session, job) or _on_no_worker(session, job)
     if job.nodes > 1:

@@ -15,8 +15,9 @@ from jobs import access, queries
 from jobs import submission as service
 from jobs.datasets import pinned_digest
 from jobs.errors import Conflict, FieldError, Invalid
-from jobs.models import EMBEDDINGS, TRAINING, Checkpoint, Dataset, Job
+from jobs.models import EMBEDDINGS, TRAINING, Checkpoint, Job
 from jobs.new_job import NewJob, default_name
+from jobs.shared_reads import dataset_named
 from jobs.status import TERMINAL, Status
 from wcl_core.config import DataConfig, ProtocolSettings, parse_spec, protocol_facts, resolve_spec
 from wcl_core.protocol import EMBEDDINGS_FILE
@@ -89,7 +90,7 @@ def new_evaluation(session: Session, checkpoint_id: str, body: EvaluateBody, cre
 def _job_of_features(session: Session, new: NewJob) -> Job | None:
     """Return the newest job that has the features that a new job would compute, or is to compute them."""
     spec = resolve_spec(new.spec)
-    dataset = session.execute(select(Dataset).where(Dataset.name == new.spec.data.name)).scalar_one_or_none()
+    dataset = dataset_named(session, new.spec.data.name)
     if spec["protocols"] != ["embed"] or dataset is None:
         return None
     siblings = select(Job).where(

@@ -92,7 +92,9 @@ def test_a_live_worker_takes_jobs_unless_it_drains(database: Database, state: st
     with database.read() as session:
         live = session.execute(select(Worker).where(Worker.is_live)).scalars().all()
         taking = session.execute(select(Worker.id).where(eligibility.takes_jobs())).scalars().all()
-        assert session.get_one(Worker, facts.id).is_live is is_live
+        row = session.get_one(Worker, facts.id)
+        assert row.is_live is is_live
+    assert eligibility.may_take_jobs(row) is (taking == [facts.id])
     assert [row.id for row in live] == ([facts.id] if is_live else [])
     assert taking == ([facts.id] if is_live and not drains else [])
 
@@ -104,7 +106,9 @@ def test_an_unable_worker_takes_no_jobs(database: Database) -> None:
 
     def taking() -> list[str]:
         with database.read() as session:
-            return list(session.execute(select(Worker.id).where(eligibility.takes_jobs())).scalars())
+            ids = list(session.execute(select(Worker.id).where(eligibility.takes_jobs())).scalars())
+            assert eligibility.may_take_jobs(session.get_one(Worker, facts.id)) is bool(ids)
+            return ids
 
     assert taking() == []
     database.write(lambda session: workers.heartbeat(session, facts.id, None, None))

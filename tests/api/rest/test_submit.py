@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import event
 
-from jobs import transitions
-from jobs.database import new_id
+from jobs import transitions, workers
+from jobs.database import Database, new_id
 from jobs.models import IdempotencyKey, Job
 from jobs.status import Status
 from tests.api.served import SPEC, Served, assert_problem
@@ -18,6 +21,20 @@ from wcl_core.config import EvaluateSpec, PretrainSpec, resolve_spec
 from wcl_core.presets import presets
 
 JOB: dict[str, Any] = {"kind": "pretrain", "spec": SPEC}
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """Collect the statements that read or write rows."""
+    sent: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+            sent.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(database.engine, "before_cursor_execute", note)
 
 
 def test_a_submitted_job_is_there(served: Served) -> None:
@@ -46,6 +63,23 @@ def test_a_submitted_job_is_there(served: Served) -> None:
     assert job["spec"]["epochs"] == 100
     assert job["created_at"].endswith("Z")
     assert rows.status(served.database, job["id"]) == "blocked"
+
+
+def test_a_submission_reads_workers_and_dataset_once(served: Served) -> None:
+    client = served.client()
+    served.database.write(lambda session: workers.register(session, rows.WORKER, 1, ()))
+    client.post("/v1/jobs", json=JOB)  # notes the use of the key
+
+    with statements(served.database) as sent:
+        answer = client.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "k"})
+
+    assert answer.json()["waiting"]["cause"] == "jobs_ahead"
+    tables = [re.search(r"(?:FROM|INTO) (\w+)", each)[1] for each in sent if "keys SET" not in each]  # type: ignore[index]
+    end = len(tables) - tables[::-1].index("idempotency_keys")
+    read, added = ["idempotency_keys", "datasets", "workers"], ["jobs", "events", "activities", "idempotency_keys"]
+    assert tables[:end] == ["keys", *read, *added]
+    assert tables[end:].count("workers") == tables[end:].count("datasets") == 1  # for the response
+    assert len(tables) <= 15
 
 
 def test_a_spec_overrides_fields_of_its_preset(small: Served) -> None:

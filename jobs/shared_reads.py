@@ -1,0 +1,55 @@
+"""Rows that several rules of one transaction need: each is read once in it, as of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.models import Dataset, Worker
+
+T = TypeVar("T")
+_READS = "shared reads"  # in `Session.info`
+
+
+def live_workers(session: Session) -> list[Worker]:
+    """Return the live workers of all pools, the one that started first at the front."""
+    statement = select(Worker).where(Worker.is_live).order_by(Worker.id)
+    return _once(session, "workers", lambda: list(session.execute(statement).scalars()))
+
+
+def newest_worker(session: Session, pool: str) -> list[Worker]:
+    """Return the worker of a pool that started last, whether it lives or not; nothing if the pool never had one."""
+    statement = select(Worker).where(Worker.pool == pool).order_by(Worker.id.desc()).limit(1)
+    return _once(session, ("newest worker", pool), lambda: list(session.execute(statement).scalars()))
+
+
+def dataset_named(session: Session, name: str) -> Dataset | None:
+    """Return the dataset of a name; None without one."""
+    statement = select(Dataset).where(Dataset.name == name)
+    return _once(session, ("dataset", name), lambda: session.execute(statement).scalar_one_or_none())
+
+
+def hold_datasets(session: Session, names: Collection[str]) -> None:
+    """Lock the datasets of these names: until the transaction ends, none is removed or renamed."""
+    reads = _of(session)
+    if needed := [name for name in sorted(names) if ("held", name) not in reads]:
+        locked = select(Dataset).where(Dataset.name.in_(needed)).order_by(Dataset.name).with_for_update(read=True)
+        rows = session.execute(locked, execution_options={"populate_existing": True}).scalars()
+        by_name = {row.name: row for row in rows}
+        reads |= {("dataset", name): by_name.get(name) for name in needed} | {("held", name): True for name in needed}
+
+
+def _of(session: Session) -> dict[Any, Any]:
+    reads: dict[Any, Any] = session.info.setdefault(_READS, {})
+    return reads
+
+
+def _once(session: Session, key: Any, read: Callable[[], T]) -> T:
+    reads = _of(session)
+    if key not in reads:
+        reads[key] = read()
+    result: T = reads[key]
+    return result
