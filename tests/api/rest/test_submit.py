@@ -76,10 +76,10 @@ def test_a_submission_reads_workers_and_dataset_once(served: Served) -> None:
     assert answer.json()["waiting"]["cause"] == "jobs_ahead"
     tables = [re.search(r"(?:FROM|INTO) (\w+)", each)[1] for each in sent if "keys SET" not in each]  # type: ignore[index]
     end = len(tables) - tables[::-1].index("idempotency_keys")
-    read, added = ["idempotency_keys", "datasets", "workers"], ["jobs", "events", "activities", "idempotency_keys"]
-    assert tables[:end] == ["keys", *read, *added]
+    read, added = ["idempotency_keys", "datasets", "workers"], ["jobs", "events", "activities"]
+    assert tables[:end] == ["keys", *read, *added, "keys", "policies", "idempotency_keys"]  # with the limits of the key
     assert tables[end:].count("workers") == tables[end:].count("datasets") == 1  # for the response
-    assert len(tables) <= 15
+    assert len(tables) <= 18
 
 
 def test_a_spec_overrides_fields_of_its_preset(small: Served) -> None:
