@@ -11,6 +11,7 @@ The client talks REST only. Of the project it imports only `wcl_core.config`, `w
             print(message.event, message.data)
 """
 
+from wcl_client import quick_httpx  # noqa: F401  before the first import of httpx
 from wcl_client.api import WclClient
 
 __all__ = ["WclClient"]

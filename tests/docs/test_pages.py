@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -23,6 +24,12 @@ from wcl_client.cli import app
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
 _PATH = re.compile(r"\b(?:api|jobs|worker|wcl_core|wcl_client|tests|examples|benchmarks|docs)/[\w/.-]*[\w]\.\w+")
 _DOTTED = re.compile(r"\bwcl_(?:core|client)(?:\.\w+)+")
+
+
+@cache
+def _wcl() -> Any:
+    """Return the command `wcl` with all below it; to make it takes a twentieth of a second."""
+    return get_command(app)
 
 
 def by_page(page: Path) -> str:
@@ -82,9 +89,9 @@ def test_every_verb_and_option_of_the_prose_exists(page: Path) -> None:
 
 
 def _check_wcl(code: str) -> None:
-    command, words = get_command(app), shlex.split(code)[1:]
+    command, words = _wcl(), shlex.split(code)[1:]
     while words and words[0] in getattr(command, "commands", {}):
-        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+        command = command.commands[words.pop(0)]
     assert command.name != "wcl" or all(word.startswith("-") for word in words), code
     options = {option for parameter in command.params for option in parameter.opts}
     assert [word for word in words if word.startswith("-") and word not in options] == [], code
@@ -93,7 +100,7 @@ def _check_wcl(code: str) -> None:
 def test_using_describes_every_verb() -> None:
     described = set(re.findall(r"^\| `wcl ([\w-]+)` \|", (ROOT / "docs" / "using.md").read_text(), re.MULTILINE))
 
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = _wcl().commands
     assert described == {name for name, command in commands.items() if not command.hidden}
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.testing
+from typer.main import get_command
 
 from jobs.database import Database
 from tests.api.served import Served
 from tests.jobs import rows
 from wcl_client import terminal
+
+# `CliRunner` makes all commands anew for each call, which takes longer than most calls.
+typer.testing._get_command = cache(get_command)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

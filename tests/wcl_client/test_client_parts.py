@@ -7,11 +7,8 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -483,18 +480,6 @@ def test_without_a_standard_error_a_difference_is_not_judged() -> None:
     assert comparison.differences(entries, entries) == [
         "linear, all labels: +0.0 points, the standard error is unknown"
     ]
-
-
-@pytest.mark.process
-def test_importing_the_client_loads_no_service_library() -> None:
-    code = (
-        "import json, sys, wcl_client.api, wcl_client.cli, wcl_client.demo\n"
-        "print(json.dumps([n for n in ('torch', 'jobs', 'api', 'worker', 'sqlalchemy', 'celery') if n in sys.modules]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded: Any = json.loads(done.stdout)
-
-    assert loaded == []
 
 
 @pytest.mark.parametrize(("status", "advises"), [(401, True), (403, False)])
