@@ -369,6 +369,15 @@ class WclClient(SweepClient):
         """Return every reported point of every metric of jobs as CSV: job_id, metric, step, value, attempt."""
         return self._response("GET", "/v1/metrics.csv", params={"job": list(job_ids)}, timeout=None).content
 
+    def jobs_csv(self, **filters: Any) -> bytes:
+        """Return the list of jobs as CSV; the filters are those of `GET /v1/jobs.csv`."""
+        return self._response("GET", "/v1/jobs.csv", params=_without_none(filters), timeout=None).content
+
+    def compare_csv(self, job_ids: Sequence[str], *, twin: bool = False) -> bytes:
+        """Return the results of a comparison as CSV: a row for each measure and configuration."""
+        params = {"job": list(job_ids), "twin": twin}
+        return self._response("GET", "/v1/compare.csv", params=params, timeout=None).content
+
     def timed_metrics(self, job_id: str, from_step: int, to_step: int) -> Json:
         """Return the curves of a range of steps as `series`, and as `times` when steps were reported.
 

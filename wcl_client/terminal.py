@@ -235,6 +235,11 @@ def print_json(value: Any) -> None:
     print(visible_json(json.dumps(value, indent=2, ensure_ascii=not is_unicode)))
 
 
+def print_csv(table: bytes) -> None:
+    """Print a CSV file, whose text is safe to read in a terminal."""
+    print(visible_lines(table.decode("utf-8", "replace")), end="")
+
+
 def write(text: str, file: IO[str] | None = None) -> None:
     """Print lines to a file, by default to stdout, at once."""
     print(visible_lines(text), file=file, flush=True)

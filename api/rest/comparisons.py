@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
+from fastapi import Response as HttpResponse
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
+from api.rest.csv_files import described, file, inert
 from api.rest.responses import ContrastResponse, Response, contrast
 from jobs.comparisons import MAX_JOBS, Row, comparison
 from jobs.configurations import Configuration
@@ -15,6 +17,11 @@ from jobs.seed_groups import Result
 from wcl_core.intervals import Difference
 
 router = APIRouter(prefix="/v1/compare", tags=["jobs"])
+
+COLUMNS: Final = (
+    *("configuration", "method", "dataset", "protocol", "metric", "checkpoint", "settings"),
+    *("mean", "low_95", "high_95", "num_seeds", "seeds", "values", "job_ids"),
+)
 
 
 class ConfigurationResponse(Response):
@@ -106,6 +113,35 @@ def compare(
         differing=[FieldResponse.of(each) for each in compared.differences],
         reference=None if compared.reference is None else _configuration(compared.reference),
     )
+
+
+@router.get(".csv", response_class=HttpResponse, responses=described("A row for each measure and configuration."))
+def compare_table(
+    principal: Reader,
+    database: TheDatabase,
+    job: Annotated[list[str], Query(min_length=1, max_length=MAX_JOBS, description="Ids of jobs.")],
+    twin: Annotated[bool, Query(description="Whether to add the other seeds of each job, and its twin.")] = False,
+) -> HttpResponse:
+    """Return the results of a comparison as a CSV file: a row for each measure and configuration that has a value."""
+    with database.read() as session:
+        compared = comparison(session, job, with_twin=twin)
+    rows = [
+        _cells(row, configuration, result)
+        for row in compared.rows
+        for configuration, result in zip(compared.configurations, row.results, strict=True)
+        if result is not None
+    ]
+    return file("comparison.csv", [COLUMNS, *rows])
+
+
+def _cells(row: Row, of: Configuration, result: Result) -> tuple[object, ...]:
+    measure = row.measure
+    low, high = result.interval or (None, None)
+    texts = (of.name, of.spec.get("method"), row.dataset, measure.protocol, measure.metric, measure.rule)
+    seeds = " ".join(map(str, result.seeds))
+    values = " ".join(map(str, result.values))
+    ids = " ".join(member.id for member in of.jobs)
+    return (*map(inert, texts), measure.params, result.mean, low, high, len(result.seeds), seeds, values, ids)
 
 
 def _configuration(each: Configuration) -> ConfigurationResponse:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
@@ -14,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
+from api.rest.csv_files import MEDIA_TYPE, described, headers, inert, written
 from api.rest.responses import iso
 from jobs import listing, queries
 from jobs.database import Database
@@ -29,10 +28,7 @@ COLUMNS: Final = (
     *("group_id", "sweep_id", "parent_id"),
 )
 _PAGE: Final = 100
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run such a text
-_CSV: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/csv": {}}, "description": "A row for each job, newest first; an empty value is missing."}
-}
+_CSV: Final = described("A row for each job, newest first; an empty value is missing.")
 
 
 @router.get("/jobs.csv", response_class=StreamingResponse, responses=_CSV)
@@ -51,19 +47,18 @@ def jobs_table(
     A text that a spreadsheet would take for a formula has an apostrophe before it.
     """
     filters = Filters(tuple(status), kind, tag, q, archived, starred)
-    headers = {"Content-Disposition": 'attachment; filename="jobs.csv"'}
-    return StreamingResponse(_lines(database, filters), media_type="text/csv; charset=utf-8", headers=headers)
+    return StreamingResponse(_lines(database, filters), media_type=MEDIA_TYPE, headers=headers("jobs.csv"))
 
 
 def _lines(database: Database, filters: Filters) -> Iterator[str]:
     """Yield the file in parts of some jobs; no session is open while one is sent."""
-    yield _written([COLUMNS])
+    yield written([COLUMNS])
     cursor: str | None = None
     while True:
         with database.read() as session:
             page = queries.list_jobs(session, **asdict(filters), cursor=cursor, limit=_PAGE)
             rows = _rows(session, page.items)
-        yield _written(rows)
+        yield written(rows)
         if (cursor := page.next_cursor) is None:
             return
 
@@ -82,14 +77,4 @@ def _row(job: Job, tags: Sequence[str], measured: float | None) -> tuple[object,
     numbers = (metrics.get(KNN_TOP1, measured), metrics.get("train/loss"), progress.get("epoch"), job.attempt)
     starred = "yes" if job.starred_at else ""
     ids = (job.group_id, job.sweep_id, job.parent_id)
-    return (job.id, *map(_inert, texts), *settings, _inert(", ".join(tags)), starred, *numbers, *times, *ids)
-
-
-def _inert(text: str | None) -> str | None:
-    return f"'{text}" if text and text.startswith(_FORMULA) else text
-
-
-def _written(rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return (job.id, *map(inert, texts), *settings, inert(", ".join(tags)), starred, *numbers, *times, *ids)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
+from api.rest.csv_files import MEDIA_TYPE, described, headers, written
 from jobs import curves, queries
 from jobs.comparisons import MAX_JOBS
 from jobs.database import Database
@@ -19,9 +18,7 @@ from jobs.database import Database
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 COLUMNS = ("job_id", "metric", "step", "value", "attempt")
-_CSV: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/csv": {}}, "description": "Rows by job, metric and step; an empty value is missing."}
-}
+_CSV: Final = described("Rows by job, metric and step; an empty value is missing.")
 
 
 @router.get("/jobs/{job_id}/metrics.csv", response_class=StreamingResponse, responses=_CSV)
@@ -44,13 +41,12 @@ def _response(database: Database, job_ids: Sequence[str], name: str) -> Streamin
     with database.read() as session:
         for job_id in job_ids:
             queries.get_job(session, job_id)
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(_lines(database, job_ids), media_type="text/csv; charset=utf-8", headers=headers)
+    return StreamingResponse(_lines(database, job_ids), media_type=MEDIA_TYPE, headers=headers(name))
 
 
 def _lines(database: Database, job_ids: Sequence[str]) -> Iterator[str]:
     """Yield the file in parts; no session is open while one is sent."""
-    yield _written([COLUMNS])
+    yield written([COLUMNS])
     for job_id in job_ids:
         with database.read() as session:
             names, parts = curves.series_of(session, job_id), curves.parts(session, job_id, 0, curves.LAST_STEP)
@@ -60,10 +56,4 @@ def _lines(database: Database, job_ids: Sequence[str]) -> Iterator[str]:
                 while after is not None:
                     with database.read() as session:
                         points, after = curves.points_of(session, series_id, part, after)
-                    yield _written([(job_id, name, step, value, part.attempt) for step, value in points])
-
-
-def _written(rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+                    yield written([(job_id, name, step, value, part.attempt) for step, value in points])

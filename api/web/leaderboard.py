@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
+from api.rest.csv_files import file, inert
 from api.web.published import Reference, references
 from api.web.render import page
 from jobs.configurations import Configuration, Measure, configurations_of, measured
@@ -26,6 +27,10 @@ from wcl_core.config import protocol_facts, protocol_place
 router = APIRouter(include_in_schema=False)
 
 MAX_JOBS = 300
+COLUMNS: Final = (
+    *("dataset", "digest", "protocol", "version", "metric", "settings", "checkpoint", "kind", "name", "setup"),
+    *("mean", "low_95", "high_95", "seeds", "job_ids"),
+)
 _ROOM = 0.08
 
 
@@ -193,3 +198,35 @@ def leaderboard_page(
     with database.read() as session:
         view = leaderboard(session, dataset, protocol)
     return page(request, "leaderboard.html", leaderboard=view, now=view.now)
+
+
+@router.get("/leaderboard.csv")
+def leaderboard_table(
+    reader: Reader,
+    database: TheDatabase,
+    dataset: Annotated[str, Query(max_length=64)] = "",
+    protocol: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
+    """Return the leaderboard of a dataset and a protocol as a CSV file, best first for each measure."""
+    with database.read() as session:
+        view = leaderboard(session, dataset, protocol)
+    rows = [
+        _cells(view.chosen, board.measure, entry) for board in view.boards for entry in board.entries if view.chosen
+    ]
+    return file("leaderboard.csv", [COLUMNS, *rows])
+
+
+def _cells(tab: Tab, measure: Measure, entry: Entry) -> tuple[object, ...]:
+    jobs, result = ([], None) if entry.configuration is None else (entry.configuration.jobs, entry.result)
+    if entry.configuration is not None:
+        kind, name, setup = "configuration", entry.configuration.name, str(entry.configuration.spec.get("method"))
+    elif entry.baseline is not None:
+        kind, name, setup = "baseline", entry.baseline.name, entry.baseline.setup
+    else:
+        assert entry.reference is not None
+        kind, name, setup = "published", entry.reference.mark, entry.reference.setup
+    low, high = (result.interval if result else None) or (None, None)
+    seeds = " ".join(map(str, result.seeds)) if result else ""
+    of_measure = (measure.protocol, measure.version, measure.metric, measure.params, measure.rule)
+    values = (entry.value, low, high, seeds, " ".join(job.id for job in jobs))
+    return (tab.dataset, tab.digest, *of_measure, kind, inert(name), inert(setup), *values)

@@ -163,7 +163,7 @@ GUARDS = (
         "api/web/markdown.py",
         "bool(_ADDRESS.match(url))",
         "True",
-        ("tests/api/web/test_markdown.py::test_no_text_makes_other_elements_attributes_or_links",),
+        ("tests/api/web/test_markdown.py::test_a_link_leads_to_the_web_or_to_this_server_only",),
     ),
     Guard(
         "a note is changed by the owner of its job only",

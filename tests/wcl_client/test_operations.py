@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +18,7 @@ from jobs.models import Job
 from tests.api.rest.test_artifacts import store
 from tests.api.served import Served, native_checkpoint
 from tests.jobs import rows
+from tests.jobs.rows import Run
 from wcl_client.cli import app
 from wcl_client.errors import ConflictError, InvalidError, NotFoundError
 
@@ -278,3 +281,34 @@ def test_the_audit_exits_with_1_when_events_and_rows_differ(server: Served) -> N
     assert done.exit_code == 1
     assert f"{job_id} attempts the row is at attempt 1, but its events are at 0" in " ".join(done.stderr.split())
     assert json.loads(wcl("audit", "--json").stdout)["findings"][0]["rule"] == "attempts"
+
+
+def test_tables_as_csv_and_metrics_as_parquet(server: Served, tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    run = Run(server.database, rows.running(server.database, name="[x] one"))
+    run.deliver(rows.started(), rows.metrics(1, **{"train/loss": 2.5}), rows.metrics(2, **{"train/loss": None}))
+    other = rows.submit(server.database, name="two")
+
+    listed = list(csv.DictReader(io.StringIO(wcl("jobs", "--csv", "--limit", "1").stdout)))
+    assert [row["name"] for row in listed] == ["two", "[x] one"]
+    assert wcl("jobs", "--csv", "--status", "running").stdout.count("\n") == 2
+    assert wcl("compare", "--csv", run.job_id, other).stdout.startswith("configuration,method,dataset,")
+    for command in (("jobs",), ("compare", other)):
+        assert "give one of them" in wcl(*command, "--csv", "--json").output
+    out = tmp_path / "metrics.parquet"
+    assert "2 points" in wcl("metrics", run.job_id, other, "-o", str(out)).stdout
+    table = parquet.read_table(out)
+    assert table.schema.names == ["job_id", "metric", "step", "value", "attempt"]
+    assert [(each["job_id"], each["step"], each["value"]) for each in table.to_pylist()] == [
+        (run.job_id, 1, 2.5),
+        (run.job_id, 2, None),
+    ]
+
+
+def test_parquet_without_its_library_is_refused_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wcl_client.commands.jobs.find_spec", lambda _: None)
+
+    assert "wcl-service[parquet]" in wcl("metrics", "x", "-o", str(tmp_path / "m.parquet")).output

@@ -11,10 +11,10 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, AsJson, JobIds
+from wcl_client.commands.shared import LOOK, AsCsv, AsJson, JobIds, refuse_both
 from wcl_client.references import find_job
 from wcl_client.responses import Job
-from wcl_client.terminal import Rows, Styled, bold, out, print_json
+from wcl_client.terminal import Rows, Styled, bold, out, print_csv, print_json
 
 app = typer.Typer()
 
@@ -23,14 +23,19 @@ app = typer.Typer()
 def compare(
     jobs: JobIds,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Compare jobs, or one job with its twin.
 
     The twin is a SimCLR run with the settings of a WCL run, or the other way round. All seeds of both count.
     """
+    refuse_both(as_json, as_csv)
     with WclClient.connect() as client:
         jobs_of = [find_job(client, reference) for reference in jobs]
         ids = [job["id"] for job in jobs_of]
+        if as_csv:
+            print_csv(client.compare_csv(ids, twin=len(ids) == 1))
+            return
         comparison = client.compare(ids, twin=len(ids) == 1)
         query = "&".join([*(f"job={job_id}" for job_id in ids), *(["twin=true"] if len(ids) == 1 else [])])
         page = f"{client.url}/compare?{query}"

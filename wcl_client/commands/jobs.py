@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -23,6 +25,7 @@ from wcl_client.commands.shared import (
     expected_time,
     follow_jobs,
     output_file,
+    refuse_both,
     require_success,
     say_submitted,
 )
@@ -32,7 +35,7 @@ from wcl_client.references import find_job
 from wcl_client.registration import dataset_note
 from wcl_client.responses import Job, JobKind
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import bold, err, out, print_json
+from wcl_client.terminal import bold, err, out, print_csv, print_json
 from wcl_core.files import refuse_device, write_bytes
 
 app = typer.Typer()
@@ -55,15 +58,25 @@ def jobs(
     starred: Annotated[bool, typer.Option("--starred", help="Only jobs with a star.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all that match as CSV, without a maximum.")] = False,
 ) -> None:
     """List jobs, newest first."""
+    refuse_both(as_json, as_csv)
+    archives: Literal["only"] | None = "only" if archived else None
+    if as_csv:
+        with WclClient.connect() as client:
+            statuses = [part for part in (status or "").split(",") if part] or None
+            stars = True if starred else None
+            table = client.jobs_csv(status=statuses, kind=kind, tag=tag, q=query, archived=archives, starred=stars)
+        print_csv(table)
+        return
     with WclClient.connect() as client:
         rows = client.jobs(
             status=status,
             kind=kind,
             tag=tag,
             q=query,
-            archived="only" if archived else None,
+            archived=archives,
             starred=starred,
             limit=limit,
         )
@@ -184,21 +197,41 @@ def logs(job: JobId, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=USE)
 def metrics(
     jobs: JobIds,
-    target: Annotated[Path, typer.Option("--output", "-o", help="The file.")] = Path("metrics.csv"),
+    target: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .csv, or in .parquet.")] = Path(
+        "metrics.csv"
+    ),
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write every point of every metric of jobs into a CSV file."""
+    """Write every point of every metric of jobs into a file."""
+    is_parquet = target.suffix.lower() == ".parquet"
+    if is_parquet and find_spec("pyarrow") is None:
+        raise typer.BadParameter(
+            f"{target} needs pyarrow; install it with pip install 'wcl-service[parquet]', or write a .csv file"
+        )
     with output_file(target, force):
         with WclClient.connect() as client:
             content = client.metrics_csv([find_job(client, reference)["id"] for reference in jobs])
         try:
             refuse_device(target)
-            write_bytes(target, content)
+            write_bytes(target, _parquet(content) if is_parquet else content)
         except OSError as error:
             raise typer.BadParameter(f"--output {target}: {error.strerror or error}") from error
     count = max(0, content.count(b"\n") - 1)
     print_json({"path": str(target), "points": count}) if as_json else out.say(f"{target}  {count:,} points")
+
+
+def _parquet(table: bytes) -> bytes:
+    """Return a table of metrics in CSV as Parquet, with typed columns."""
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    text, whole = pyarrow.string(), pyarrow.int64()
+    types = {"job_id": text, "metric": text, "step": whole, "value": pyarrow.float64(), "attempt": whole}
+    options = csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    content = io.BytesIO()
+    parquet.write_table(csv.read_csv(io.BytesIO(table), convert_options=options), content)
+    return content.getvalue()
 
 
 @app.command(rich_help_panel=RUN)

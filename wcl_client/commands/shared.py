@@ -18,6 +18,7 @@ from wcl_client.responses import Job
 from wcl_client.terminal import Styled, bold, err, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and submit nothing.")]
 JobId = Annotated[
     str,
@@ -131,3 +132,9 @@ def require_success(jobs: list[Job]) -> None:
         err.say(f"{job['id']} {job['status']}: {reason}")
     if failed:
         raise typer.Exit(1)
+
+
+def refuse_both(as_json: bool, as_csv: bool) -> None:
+    """Refuse two forms of one output."""
+    if as_json and as_csv:
+        raise typer.BadParameter("--json and --csv are two forms of one output; give one of them")

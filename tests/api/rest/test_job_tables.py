@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import pytest
 
 from api.rest import job_tables
+from jobs.database import new_id
 from tests.api.rest.test_compare import trained
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
@@ -37,3 +39,31 @@ def test_the_list_comes_as_one_file_as_filtered(served: Served, monkeypatch: pyt
     assert table("?q=absent") == []
     assert_problem(client.get("/v1/jobs.csv?archived=maybe"), 422)
     assert 'href="/v1/jobs.csv?status=queued&amp;tag=x"' in browser.get("/?status=queued&tag=x").text
+
+
+def test_a_comparison_and_the_leaderboard_come_as_files(small: Served) -> None:
+    client, browser = small.client("read"), small.browser()
+    first = trained(small, 0.6, "=one", epochs=1)
+    second = trained(small, 0.7, "two", epochs=1, loss={"temperature": 0.2})
+
+    def table(address: str) -> list[dict[str, str]]:
+        response = client.get(address)
+        assert response.headers["content-type"].startswith("text/csv"), response.text
+        assert response.headers["content-disposition"].startswith("attachment; filename=")
+        return list(csv.DictReader(io.StringIO(response.text)))
+
+    compared = table(f"/v1/compare.csv?job={first}&job={second}")
+    assert [(row["configuration"], row["mean"], row["num_seeds"], row["job_ids"]) for row in compared] == [
+        ("'=one", "0.6", "1", first),
+        ("two", "0.7", "1", second),
+    ]
+    assert_problem(client.get(f"/v1/compare.csv?job={new_id()}"), 404)
+    assert (
+        f'href="/v1/compare.csv?job={first}&amp;job={second}"' in browser.get(f"/compare?job={first}&job={second}").text
+    )
+    board = table("/leaderboard.csv?dataset=digits&protocol=knn")
+    ranked = [(row["name"], row["mean"], row["job_ids"]) for row in board if row["kind"] == "configuration"]
+    assert ranked == [("two", "0.7", second), ("'=one", "0.6", first)]
+    assert all(row["dataset"] == "digits" for row in board)
+    (link,) = set(re.findall(r'href="(/leaderboard.csv[^"]*)"', browser.get("/leaderboard").text))
+    assert table(link.replace("&amp;", "&")) == board

@@ -107,6 +107,12 @@ def test_nothing_is_loaded_from_elsewhere_and_hidden_characters_are_visible() ->
     assert markdown("a\u202eb") == "<p>a\\u202eb</p>\n"
 
 
+@pytest.mark.parametrize("address", ["javascript:alert(1)", "data:text/html,x", "vbscript:x", "//evil", "/\\evil"])
+def test_a_link_leads_to_the_web_or_to_this_server_only(address: str) -> None:
+    assert_inert(f"[a]({address})")
+    assert_inert(f"[a](<{address}>)")
+
+
 def test_a_link_without_an_address_leads_nowhere() -> None:
     assert "href" not in markdown("[a]()")
     assert "href" not in markdown("[a](<>)")
