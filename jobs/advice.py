@@ -34,17 +34,36 @@ def advice(spec: PretrainSpec, images: int, preset: str | None, *, is_trained: b
     return [*_of_steps(spec, images, preset, is_trained), *_of_rate(spec, preset)]
 
 
-def advice_of(session: Session, job: Job) -> list[str]:
-    """Return the warnings about the spec of a job; none for an evaluation."""
+def further_epochs(spec: PretrainSpec, images: int, preset: str | None) -> int:
+    """Return the epochs to continue a training for: those that it lacks to learn much, else as many as it has had."""
+    steps = steps_per_epoch(spec, images)
+    is_short = steps and steps * spec.epochs < MIN_STEPS and not _is_of_its_preset(spec, preset)
+    return math.ceil(MIN_STEPS / steps) - spec.epochs if steps and is_short else spec.epochs
+
+
+def further_epochs_of(session: Session, job: Job) -> int:
+    """Return the epochs to continue a training for, as `further_epochs`."""
+    read = _training(session, job)
+    return int(job.spec["epochs"]) if read is None else further_epochs(*read, job.preset)
+
+
+def _training(session: Session, job: Job) -> tuple[PretrainSpec, int] | None:
+    """Return the spec of a training and its number of images; None where the dataset or a plugin is gone."""
     dataset = dataset_named(session, job.dataset_name)
     if job.kind != "pretrain" or dataset is None:
-        return []
+        return None
     try:
         spec = parse_spec("pretrain", job.spec)
     except ValidationError:  # a plugin of the spec is installed no more
-        return []
+        return None
     assert isinstance(spec, PretrainSpec)
-    return advice(spec, pretraining_count(dataset, spec.data), job.preset, is_trained=job.status == "succeeded")
+    return spec, pretraining_count(dataset, spec.data)
+
+
+def advice_of(session: Session, job: Job) -> list[str]:
+    """Return the warnings about the spec of a job; none for an evaluation."""
+    read = _training(session, job)
+    return [] if read is None else advice(*read, job.preset, is_trained=job.status == "succeeded")
 
 
 def _of_steps(spec: PretrainSpec, images: int, preset: str | None, is_trained: bool) -> Iterator[str]:
@@ -68,7 +87,7 @@ def _of_steps(spec: PretrainSpec, images: int, preset: str | None, is_trained: b
             enough = f"batch_size = {fitting} with epochs = {math.ceil(MIN_STEPS / (images // fitting))}, or {enough}"
         use = f"use at least {MIN_STEPS:,}, that is {enough}"
         if is_trained and not is_too_large:
-            more = math.ceil(MIN_STEPS / steps) - spec.epochs
+            more = further_epochs(spec, images, preset)
             use = f"continue it for {more:,} more epoch{'s' if more > 1 else ''}, to at least {MIN_STEPS:,} steps"
         yield f"{count} in all, too few to learn {teaches}; {use}"
 

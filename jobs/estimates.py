@@ -1,8 +1,9 @@
 """Estimates of memory, time and disk of a training run, from earlier runs of its pool.
 
-a similar run has succeeded               its speed
+a similar run has succeeded               its speed, and that of all its time, with preparation and measurements
 only runs with other settings have        the speed of the one whose step costs most nearly as much, by arithmetic
-none, or their costs differ too much      the time is unknown until the run reports its speed, in the first epoch
+none, or their costs differ too much      the rule of thumb of `wcl_core.recommendation` for the network
+no rule for the network                   the time is unknown until the run reports its speed, in the first epoch
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.checks import pretraining_count
-from jobs.devices import process_memory
+from jobs.devices import of_pool, process_memory
 from jobs.models import Checkpoint, Job
 from jobs.shared_reads import dataset_named, live_workers
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.memory import SHARE, advice, image_cost, largest_batch, process_bytes
+from wcl_core.limits import num_cores
 from wcl_core.protocol import IMAGES_PER_SECOND
+from wcl_core.recommendation import Machine, usual_speed
 
 UNKNOWN = "unknown until the first epoch"
 _MAX_RUNS = 200  # the search for a similar run reads so many of the newest succeeded runs
@@ -78,11 +81,12 @@ def estimate(
     steps = steps_per_epoch(spec, images)
     total_steps = None if steps is None else max(0, steps * spec.epochs - steps_done)
     like = similar and _estimates(session, similar, spec, total_steps)
+    num_images = None if total_steps is None else total_steps * spec.images_per_step
     return {
         "view_bytes": spec.view_bytes,
         "memory": _memory(session, spec, pool, gpus, images),
         "like": like,
-        "time": _time(spec, None if total_steps is None else total_steps * spec.images_per_step, similar, runs),
+        "time": _time(spec, num_images, similar, runs, machine_of(session, pool)),
     }
 
 
@@ -112,21 +116,29 @@ def expected_time(session: Session, job: Job) -> dict[str, Any] | None:
     return None if has_reported else (of_job(session, job) or {}).get("time")
 
 
-def _time(spec: PretrainSpec, num_images: int | None, similar: Job | None, runs: list[Job]) -> dict[str, Any]:
-    """Return the time for so many images: by the speed of a similar run, else by the costs of other networks."""
+def _time(
+    spec: PretrainSpec, num_images: int | None, similar: Job | None, runs: list[Job], machine: Machine
+) -> dict[str, Any]:
+    """Return the time for so many images: by a similar run, else by the costs of other networks, else by a rule."""
     unknown = {"low_seconds": None, "high_seconds": None, "job": None, "text": UNKNOWN}
     if num_images is None:
         return unknown
     if similar is not None and (speed := _speed(similar)):
         seconds = num_images / speed
-        return _range(seconds, seconds, similar, f"at the speed of {similar.name}")
+        longest = max(seconds, num_images / (_whole_speed(similar, spec) or speed))
+        return _range(seconds, longest, similar.id, f"at the speed of {similar.name}")
     nearest = _nearest(spec, [(each, job) for job in runs if (each := _cost(job))])
     if nearest is None:
-        return unknown
+        usual = usual_speed(spec, machine)
+        if usual is None:
+            return unknown
+        first, last = num_images / usual / _SPREAD, num_images / usual * _SPREAD
+        return _range(first, last, None, "by a rule of thumb; the first epoch tells more")
     spread = _SPREAD * math.exp(nearest.unlike / 4)
     seconds = num_images / nearest.speed
     job = nearest.job
-    return _range(seconds / spread, seconds * spread, job, f"by the speed of {job.name}, a job with other settings")
+    source = f"by the speed of {job.name}, a job with other settings"
+    return _range(seconds / spread, seconds * spread, job.id, source)
 
 
 class _Nearest(NamedTuple):
@@ -167,13 +179,13 @@ def speeds(session: Session, pool: str, gpus: int) -> Callable[[PretrainSpec], f
     return speed
 
 
-def _range(low: float, high: float, job: Job, source: str) -> dict[str, Any]:
+def _range(low: float, high: float, job_id: str | None, source: str) -> dict[str, Any]:
     (first, unit), (last, last_unit) = _rough(low), _rough(high)
     start = "" if (first, unit) == (last, last_unit) else f"{first}{'' if unit == last_unit else f' {unit}'} to "
     return {
         "low_seconds": low,
         "high_seconds": high,
-        "job": job.id,
+        "job": job_id,
         "text": f"about {start}{last} {last_unit}, {source}",
     }
 
@@ -190,6 +202,23 @@ def _speed(run: Job) -> float | None:
     """Return the images a second that a run has reported last; None if it has reported none."""
     speed = (run.latest_metrics or {}).get(IMAGES_PER_SECOND)
     return float(speed) if isinstance(speed, int | float) and speed > 0 else None
+
+
+def _whole_speed(run: Job, spec: PretrainSpec) -> float | None:
+    """Return the images a second of a whole run of one attempt, with preparation and measurements; None if unknown."""
+    step = (run.progress or {}).get("step") or 0
+    is_whole = run.attempt == 1 and run.resume_checkpoint_id is None and step
+    if not is_whole or run.started_at is None or run.ended_at is None:
+        return None
+    return step * spec.images_per_step / max(1e-3, (run.ended_at - run.started_at) / 1000)
+
+
+def machine_of(session: Session, pool: str) -> Machine:
+    """Return the machine of a pool; the cores are those of the server, which knows no others."""
+    is_gpu = bool(of_pool(session, pool))
+    workers = [worker for worker in live_workers(session) if worker.pool == pool]
+    memory = max(filter(None, (process_memory(each, int(is_gpu)) for each in workers)), default=None)
+    return Machine(is_gpu, memory, num_cores())
 
 
 def _cost(run: Job) -> float | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+import os
+from dataclasses import replace
+
 from sqlalchemy.orm import Session
 
 from jobs import queries
 from jobs.checks import pretraining_count
-from jobs.devices import of_pool, process_memory
 from jobs.errors import FieldError, Invalid
-from jobs.estimates import speeds
-from jobs.models import Dataset, Worker
+from jobs.estimates import machine_of, speeds
+from jobs.models import Dataset
 from wcl_core.config import DataConfig
-from wcl_core.limits import num_cores
 from wcl_core.recommendation import LENGTHS, Content, Images, Length, Machine, Recommendation, recommend
+from wcl_core.text import counted
 
+_BUSY = 1.0  # running programs for each core from which a machine counts as busy
 _GREY = {"L", "1", "I", "I;16", "LA"}  # modes of Pillow without colours
 
 
@@ -29,10 +31,24 @@ def recommended(
     """
     row = queries.get_dataset(session, name)
     try:
-        machine = _machine(session, pool)
-        return recommend(name, _images(row), machine, minutes, content, speeds(session, pool, int(machine.is_gpu)))
+        machine = machine_of(session, pool)
+        speed = speeds(session, pool, int(machine.is_gpu))
+        recipe = recommend(name, _images(row), machine, minutes, content, speed)
+        return replace(recipe, notes=[*recipe.notes, *busy(machine)])
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
+
+
+def busy(machine: Machine) -> list[str]:
+    """Return the note on the load of a machine whose CPU trains and has other work now; the server's load counts."""
+    load = os.getloadavg()[0]
+    if machine.is_gpu or load < _BUSY * machine.cores:
+        return []
+    times = 1 + load / machine.cores  # as many threads as cores share them with the others
+    return [
+        f"this machine is busy now: about {load:.0f} programs share its {counted(machine.cores, 'core')}, and while "
+        f"they do, a training takes up to {times:.0f} times as long"
+    ]
 
 
 def recommended_lengths(
@@ -44,7 +60,7 @@ def recommended_lengths(
         Invalid: the dataset has too few images.
     """
     try:
-        images, machine = _images(row), _machine(session, pool)
+        images, machine = _images(row), machine_of(session, pool)
         speed = speeds(session, pool, int(machine.is_gpu))
         return {length: recommend(row.name, images, machine, None, content, speed, length) for length in LENGTHS}
     except ValueError as error:
@@ -68,11 +84,3 @@ def _images(row: Dataset) -> Images:
         largest=row.image_size,
         unreadable=int(report.get("unreadable", 0)) if row.kind == "folder" else 0,
     )
-
-
-def _machine(session: Session, pool: str) -> Machine:
-    """Return the machine of a pool; the cores are those of the server, which knows no others."""
-    is_gpu = bool(of_pool(session, pool))
-    workers = session.execute(select(Worker).where(Worker.pool == pool, Worker.is_live)).scalars()
-    memory = max(filter(None, (process_memory(each, int(is_gpu)) for each in workers)), default=None)
-    return Machine(is_gpu, memory, num_cores())

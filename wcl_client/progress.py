@@ -18,6 +18,7 @@ from wcl_client.terminal import Terminal, status
 
 _REFRESH_SECONDS = 5.0
 _SETTLED = ("measured", "failed")
+_SHOWN_SHARE = 0.02  # of the steps, from which the time left is shown
 
 
 def duration(seconds: float | None) -> str:
@@ -84,7 +85,9 @@ class JobView:
         speed = progress.get("images_per_second") if progress else None
         if speed and self.job["status"] not in TERMINAL:
             facts.append(f"{speed:,.0f} images/s")
-        if progress and self.job["status"] == "running" and progress.get("eta_seconds") is not None:
+        # Before, the time is that of the preparation, or follows from the first steps, which are slow.
+        is_known = progress and progress.get("phase") != "prepare" and self.fraction >= _SHOWN_SHARE
+        if progress and is_known and self.job["status"] == "running" and progress.get("eta_seconds") is not None:
             facts.append(f"ETA {duration(progress['eta_seconds'])}")
         return facts
 

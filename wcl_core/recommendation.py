@@ -324,6 +324,12 @@ def _loads(images: Images) -> str:
     return f"{images.count:,} images are {'many' if images.count >= _MANY else 'too few for a larger network'}"
 
 
+def usual_speed(spec: PretrainSpec, machine: Machine) -> float | None:
+    """Return the images a second of a spec on a machine by a rule of thumb; None for a network without one."""
+    backbone = (spec.backbone.name, spec.backbone.stem)
+    return _speed(backbone, spec.data.image_size, machine) if backbone in _COSTS else None
+
+
 def _speed(backbone: tuple[str, str], side: int, machine: Machine) -> float:
     """Return the images a second: two views, forward and backward."""
     cost, reference = _COSTS[backbone]

@@ -21,7 +21,7 @@ from api.web.job_view import JobView
 from api.web.picture import drawing
 from api.web.render import page, picture
 from jobs import changes, curves, datasets, gangs, queries, seed_groups, sweeps
-from jobs.advice import advice_of
+from jobs.advice import advice_of, further_epochs_of
 from jobs.database import database_time
 from jobs.devices import of_pool
 from jobs.estimates import expected_time
@@ -83,6 +83,7 @@ class Run:
     measures: Measured | None
     expected_time: dict[str, Any] | None
     advice: list[str]  # warnings about its spec
+    further_epochs: int  # that the form to continue it proposes
     pool_has_gpus: bool
     has_log: bool  # or may still have
     nodes: dict[int, list[AttemptNode]]  # of attempts on several workers, by number
@@ -209,6 +210,7 @@ def run(session: Session, job_id: str) -> Run:
         verdict=verdict(session, job),
         measures=queries.measured_checkpoint(session, job),
         advice=advice_of(session, job),
+        further_epochs=further_epochs_of(session, job),
         expected_time=expected_time(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         has_log=job.status not in TERMINAL or bool(queries.logs(session, job_id, limit=1)),

@@ -13,6 +13,8 @@ _NO_PROGRESS = dict.fromkeys(
     ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase", "share")
 )
 
+_SHOWN_SHARE = 0.02  # of the steps, from which the time left is shown
+
 
 @dataclass(frozen=True)
 class JobView:
@@ -46,6 +48,12 @@ class JobView:
             return 1.0
         total = self.progress.get("total_steps")
         return min(1.0, (self.progress["step"] or 0) / total) if total else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that the phase, or the run, still takes; None where unknown, as after the first, slow steps."""
+        is_early = self.fraction is not None and self.fraction < _SHOWN_SHARE
+        return None if is_early else self.progress["eta_seconds"]
 
     @property
     def phase(self) -> str:

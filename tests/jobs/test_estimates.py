@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from jobs import estimates, queries, submission, workers
 from jobs.database import Database, new_id
+from jobs.models import Job
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, new_job, submit
 
@@ -39,13 +41,13 @@ def test_without_a_similar_run_the_estimate_has_only_the_views(database: Databas
     finish(database, 50.0, batch_size=128, data={"name": "digits", "image_size": 64})
     finish(database, 50.0, "failed", batch_size=250)
 
+    planned = estimate(database, batch_size=250)
+    time = planned.pop("time")
     # Two views of 3 x 8 x 8 float32.
-    assert estimate(database, batch_size=250) == {
-        "view_bytes": 250 * 2 * 3 * 8 * 8 * 4,
-        "memory": None,
-        "like": None,
-        "time": UNKNOWN,
-    }
+    assert planned == {"view_bytes": 250 * 2 * 3 * 8 * 8 * 4, "memory": None, "like": None}
+    assert (time["job"], time["high_seconds"] / time["low_seconds"]) == (None, pytest.approx(4))
+    assert time["text"].endswith("by a rule of thumb; the first epoch tells more")
+    assert estimate(database, backbone={"name": "resnet34"})["time"] == UNKNOWN, "no rule for this network"
 
 
 def test_the_newest_similar_run_gives_time_and_disk(database: Database) -> None:
@@ -77,9 +79,8 @@ def test_the_speed_of_another_network_gives_a_range(database: Database) -> None:
     assert 2 * time["low_seconds"] < seconds < time["high_seconds"] / 2
     assert time["low_seconds"] * time["high_seconds"] == pytest.approx(seconds**2)
     assert time["text"] == "about 20 s to 2 min, by the speed of wcl digits resnet34, a job with other settings"
-    assert estimate(database, **spec | {"data": {"name": "digits", "image_size": 64}})["time"] == UNKNOWN, (
-        "64 x the cost"
-    )
+    larger = estimate(database, **spec | {"data": {"name": "digits", "image_size": 64}})["time"]
+    assert "by a rule of thumb" in larger["text"], "64 x the cost"
     assert estimate(database, **spec | {"batch_size": "auto"})["time"] == UNKNOWN
 
 
@@ -103,7 +104,19 @@ def test_a_recipe_counts_with_the_speed_that_the_plan_of_its_job_has(database: D
 def test_a_short_run_says_nothing_of_another_network(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "STEPS", 5)
     finish(database, 90.0, backbone={"name": "resnet34", "stem": "small"})
-    assert estimate(database, backbone={"name": "resnet18", "stem": "small"})["time"] == UNKNOWN
+    assert estimate(database, backbone={"name": "resnet18", "stem": "small"})["time"]["job"] is None
+
+
+def test_the_time_is_at_most_that_of_a_similar_run_with_all_that_it_did_beside_training(database: Database) -> None:
+    job_id = finish(database, 50.0, batch_size=250)
+    seconds = 4 * STEPS * 250 / 50  # of which a quarter was training
+    ended = update(Job).where(Job.id == job_id).values(started_at=0, ended_at=int(1000 * seconds))
+    database.write(lambda session: session.execute(ended))
+
+    time = estimate(database, batch_size=250, epochs=3)["time"]
+
+    assert (time["low_seconds"], time["high_seconds"]) == (60, pytest.approx(240))
+    assert time["text"].startswith("about 60 s to 4 min, at the speed of ")
 
 
 def test_a_job_that_goes_on_is_expected_to_train_the_steps_that_are_left(database: Database) -> None:

@@ -412,6 +412,10 @@ def test_a_view_of_a_job_is_updated_by_the_stream() -> None:
 
     assert (view.fraction, view.epoch, view.warnings) == (0.5, "epoch 1/2", ["careful"])
     assert view.facts == ["loss 2.500", "9 images/s", "ETA 0:03"]
+    early = (progress | {"step": 1, "total_steps": 100}, progress | {"phase": "prepare", "share": 0.4})
+    for report in early:
+        view.take(Message("progress", report))
+        assert not any(fact.startswith("ETA") for fact in view.facts), "no time left by preparation or first steps"
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_retry_and_clone_print_page_and_next_command_beside_the_id(server: Serve
         done = wcl(verb, job_id)
         new = done.stdout.strip()
         assert f"wcl digits tiny{ending}  {server.url}/jobs/{new}" in done.stderr
-        assert "time: unknown until the first epoch" in done.stderr
+        assert "by a rule of thumb; the first epoch tells more" in done.stderr
         assert f"follow it: wcl watch {new[-12:]}" in done.stderr
         assert wcl(verb, job_id, "--json").stderr == ""
 

@@ -65,7 +65,7 @@ def test_a_dry_run_shows_memory_time_and_disk(visitor: Visitor, site: Site) -> N
     page = visitor.window("/submit?preset=wcl-digits")
     field(page, "batch_size").fill("131")
     plan = page.locator("#plan")
-    expect(plan).to_contain_text("unknown until the first epoch")
+    expect(plan).to_contain_text("by a rule of thumb; the first epoch tells more")
 
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: "/jobs/" in url)
