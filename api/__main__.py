@@ -254,10 +254,10 @@ def _sign_in_link(settings: Settings, database: Database, url: str) -> str:
 
 
 def _withdraw(path: Path) -> None:
-    """Remove this server's announcement, unless another server has replaced it."""
+    """Remove this server's announcement, unless another server has replaced it; its address stays in another file."""
     with contextlib.suppress(OSError, ValueError):
         if json.loads(path.read_text(encoding="utf-8")).get("pid") == os.getpid():
-            path.unlink()
+            path.replace(path.with_name("last-server.json"))
 
 
 if __name__ == "__main__":

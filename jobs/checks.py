@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import access, checkpoints, weights
-from jobs.datasets import is_being_read, why_absent
+from jobs.datasets import is_being_read, why_unknown
 from jobs.devices import is_part, of_pool, process_memory
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
@@ -120,10 +120,7 @@ def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[Fiel
     if dataset is not None and (unreadable := _unreadable(dataset, data.max_corrupt_share)):
         errors.append(FieldError(f"{pointer}/max_corrupt_share", unreadable))
     if dataset is None:
-        names = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
-        expected = f"registered are: {', '.join(names)}" if names else "no worker has registered one yet"
-        expected = why_absent(session, data.name) or expected
-        errors.append(FieldError(f"{pointer}/name", f"there is no dataset {data.name!r}; {expected}"))
+        errors.append(FieldError(f"{pointer}/name", why_unknown(session, data.name)))
     elif dataset.image_size is not None and data.image_size > dataset.image_size:
         detail = f"{data.image_size} is more than the {dataset.image_size} pixels that {dataset.name} is packed at"
         detail += f"; use at most {dataset.image_size}"

@@ -243,6 +243,13 @@ def why_absent(session: Session, name: str) -> str | None:
     return refusal and f"worker {refusal.worker} refuses it: {refusal.reason}"
 
 
+def why_unknown(session: Session, name: str) -> str:
+    """Return the sentence on a dataset that jobs cannot use: why no worker has it, else which are registered."""
+    names = session.execute(select(Dataset.name).order_by(Dataset.name)).scalars().all()
+    expected = f"registered are: {', '.join(names)}" if names else "no worker has registered one yet"
+    return f"there is no dataset {name!r}; {why_absent(session, name) or expected}"
+
+
 def _store_sheet(session: Session, name: str, sheet: SampleSheet | None) -> None:
     """Replace the dataset's sheet, or remove it when the newest announcement has none."""
     if sheet is None:

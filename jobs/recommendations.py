@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from sqlalchemy.orm import Session
 
-from jobs import queries
 from jobs.checks import pretraining_count
-from jobs.errors import FieldError, Invalid
+from jobs.datasets import why_unknown
+from jobs.errors import FieldError, Invalid, NotFound
 from jobs.estimates import machine_of, speeds
 from jobs.models import Dataset
+from jobs.shared_reads import dataset_named
 from wcl_core.config import DataConfig
 from wcl_core.recommendation import LENGTHS, Content, Images, Length, Machine, Recommendation, recommend
 from wcl_core.text import counted
@@ -29,7 +30,9 @@ def recommended(
         NotFound: there is no such dataset.
         Invalid: it has too few images.
     """
-    row = queries.get_dataset(session, name)
+    row = dataset_named(session, name)
+    if row is None:
+        raise NotFound(why_unknown(session, name))
     try:
         machine = machine_of(session, pool)
         speed = speeds(session, pool, int(machine.is_gpu))

@@ -38,6 +38,7 @@ def data_folder() -> Path:
 def find_address(data_dir: Path | None = None) -> Address:
     """Return `WCL_URL` and `WCL_KEY`; an unset one comes from the data folder of the local server.
 
+    Without a local server, the address is that of the one that ran last in the folder, unless `WCL_KEY` is set.
     The local key is used only for the local server, and only from a file of the folder itself.  The key of the
     environment goes to `WCL_URL` and to the default address.  A data folder may come from elsewhere: the address that
     its file names gets that key only if a process of this user listens there, on loopback.
@@ -54,6 +55,7 @@ def find_address(data_dir: Path | None = None) -> Address:
         return Address(str(local), _local_key(folder), is_key_withheld=True)
     if not key and (url is None or url == local):
         key = _local_key(folder)
+        local = local or _announcement(folder, "last-server.json").get("url")  # a message names it
     return Address(url or local or DEFAULT_URL, key)
 
 
@@ -100,10 +102,10 @@ def _variable_url() -> str | None:
     return checked_url(url, "WCL_URL") if url and url.strip() else None
 
 
-def _announcement(folder: Path) -> dict[str, Any]:
+def _announcement(folder: Path, name: str = "server.json") -> dict[str, Any]:
     """Return `url` and `pid` of the local server's file; nothing if the file is broken."""
     with suppress(ValueError, RecursionError, InvalidAddress):
-        announced = json.loads(_read(folder / "server.json") or "{}")
+        announced = json.loads(_read(folder / name) or "{}")
         if isinstance(announced, dict) and isinstance(url := announced.get("url"), str):
             return {"url": checked_url(url), "pid": announced.get("pid")}
     return {}

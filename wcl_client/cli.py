@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 from typer import TyperException
 from typer.main import get_command
@@ -189,7 +190,9 @@ def _fail(message: str, code: int) -> int:
 
 def _advice(error: WclError) -> str:
     if isinstance(error, Unreachable) and "certificate" not in str(error):
-        return f"{error}\nStart the service with `wcl up`, or set WCL_URL and WCL_KEY for another one."
+        port = httpx.URL(find_address().url).port
+        options = f" --port {port}" if port not in (None, 8000) and not os.environ.get("WCL_URL") else ""
+        return f"{error}\nStart the service with `wcl up{options}`, or set WCL_URL and WCL_KEY for another one."
     if isinstance(error, DeniedError) and error.status != 403:  # the message of a 403 names the missing right
         if find_address().is_key_withheld:
             return (

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +16,20 @@ import pytest
 from rich.console import Console
 from typer.main import get_command
 
+from api.__main__ import _withdraw
 from wcl_client import cli, comparison, output
 from wcl_client.address import DEFAULT_URL, Address, find_address
 from wcl_client.api import WclClient
-from wcl_client.errors import ConflictError, DeniedError, InvalidAddress, InvalidError, NotFoundError, api_error
+from wcl_client.cli import _advice
+from wcl_client.errors import (
+    ConflictError,
+    DeniedError,
+    InvalidAddress,
+    InvalidError,
+    NotFoundError,
+    Unreachable,
+    api_error,
+)
 from wcl_client.output import phase_text
 from wcl_client.progress import JobView, duration
 from wcl_client.responses import Evaluation, Job, Progress
@@ -129,6 +141,28 @@ def test_local_files_name_server_and_key(tmp_path: Path) -> None:
     address = find_address(tmp_path)
 
     assert (address.url, address.key) == ("http://127.0.0.1:9123", Secret("wcl_local"))
+
+
+def test_a_service_that_is_down_has_its_last_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "server.json").write_text(json.dumps({"url": "http://127.0.0.1:9123", "pid": os.getpid()}))
+    _withdraw(tmp_path / "server.json")
+    assert find_address(tmp_path).url == "http://127.0.0.1:9123"
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
+    assert "Start the service with `wcl up --port 9123`" in _advice(Unreachable("no answer"))
+    monkeypatch.setenv("WCL_KEY", "wcl_other")
+    assert find_address(tmp_path).url == DEFAULT_URL, "the key of the environment is for no server of a file"
+
+
+@pytest.mark.process
+def test_the_help_of_run_up_needs_no_environment_and_names_every_option(tmp_path: Path) -> None:
+    shutil.copy("run", tmp_path)
+    for name in ("requirements.lock", "pyproject.toml"):
+        shutil.copy(name, tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "WCL_VENV"}
+    done = subprocess.run([tmp_path / "run", "up", "--help"], env=environment, capture_output=True, text=True)
+    options = {option for each in get_command(cli.app).commands["up"].params for option in each.opts}  # type: ignore[attr-defined]
+    assert {word for word in done.stdout.split() if word.startswith("--")} == options
+    assert (done.returncode, done.stderr, (tmp_path / ".venv").exists()) == (0, "", False)
 
 
 def test_the_local_key_never_goes_to_another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,5 +146,7 @@ def test_recommend_writes_a_spec_that_can_be_submitted(server: Served, tmp_path:
     drawn = json.loads(wcl("recommend", "clothes", "--content", "drawings", "--json").stdout)
     assert drawn["spec"]["augmentation"]["flip_probability"] == 0
     assert wcl("recommend", "clothes", "--content", "films").exit_code == 2
-    assert wcl("recommend", "nothing").exit_code == 1
+    assert "there is no dataset 'nothing'; registered are: clothes, digits" in str(
+        wcl("recommend", "nothing").exception
+    )
     assert "photos-quick" in wcl("presets").stdout
