@@ -41,9 +41,16 @@ def note(
         by: the principal; by default that of the transaction.
         **facts: what else the entry holds, without those that are None; no secret.
     """
+    if by is not None or principal_of(session) is not None:
+        noted(session, action, object_id, name, by=by, **facts)
+
+
+def noted(
+    session: Session, action: str, object_id: str, name: str = "", /, *, by: Principal | None = None, **facts: Any
+) -> Activity:
+    """Add an entry as `note`, and return it; a principal causes the change."""
     principal = by or principal_of(session)
-    if principal is None:
-        return
+    assert principal is not None
     details = {
         each: value[:_MOST_FACTS] if isinstance(value, str) else value
         for each, value in facts.items()
@@ -59,6 +66,7 @@ def note(
         details=details or None,
     )
     session.add(row)
+    return row
 
 
 def entries(

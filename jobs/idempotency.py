@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Invalid
-from jobs.models import IdempotencyKey, Job, Key, Sweep
+from jobs.models import Activity, IdempotencyKey, Job, Key, Sweep
 from wcl_core.digests import digest_of
 
-Created = TypeVar("Created", Job, Sweep, Key)
+Created = TypeVar("Created", Job, Sweep, Key, Activity)
 
 
 def create_once(

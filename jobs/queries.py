@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import Select, case, func, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, case, func, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from jobs import access
@@ -55,6 +55,7 @@ class Filters:
         q: text that name, id or dataset must contain.
         archived: whether archived jobs are left out, alone in the list (`only`), or in it (`all`).
         starred: only jobs with a star.
+        by: only jobs of the key with this name or id.
     """
 
     status: tuple[str, ...] = ()
@@ -63,6 +64,7 @@ class Filters:
     q: str = ""
     archived: Archived = ""
     starred: bool = False
+    by: str = ""
 
     @property
     def are_set(self) -> bool:
@@ -88,6 +90,7 @@ def list_jobs(
     q: str | None = None,
     archived: Archived = "",
     starred: bool = False,
+    by: str | None = None,
     cursor: str | None = None,
     limit: int = 50,
 ) -> Page[Job]:
@@ -99,7 +102,7 @@ def list_jobs(
         kind: only jobs of this kind.
         tag: only jobs with this tag.
         q: text that name, id or dataset must contain.
-        archived, starred: as `Filters`.
+        archived, starred, by: as `Filters`.
         cursor: the last id of the previous page.
         limit: jobs of a page.
 
@@ -110,7 +113,8 @@ def list_jobs(
         raise Invalid([FieldError("cursor", "expected a cursor from the previous page")])
 
     def newest(*states: str) -> Select[Any]:
-        statement = matching(select(Job.id), Filters(states, kind or "", tag or "", q or "", archived, starred))
+        filters = Filters(states, kind or "", tag or "", q or "", archived, starred, by or "")
+        statement = matching(select(Job.id), filters)
         statement = statement.where(Job.id < cursor) if cursor else statement
         return statement.order_by(Job.id.desc()).limit(limit + 1)
 
@@ -135,10 +139,26 @@ def matching(statement: Select[Any], filters: Filters) -> Select[Any]:
         statement = statement.where(Job.kind == filters.kind)
     if filters.tag:
         statement = statement.where(Job.id.in_(select(Tag.job_id).where(Tag.tag == filters.tag)))
+    if filters.by:
+        statement = statement.where(Job.created_by.in_(select(Key.id).where(_is_key(filters.by))))
     if filters.q:
         matches = (column.icontains(filters.q, autoescape=True) for column in (Job.name, Job.id, Job.dataset_name))
         statement = statement.where(or_(*matches))
     return statement
+
+
+def _is_key(by: str) -> ColumnElement[bool]:
+    return or_(Key.id == by, Key.name == by)
+
+
+def check_owner_filter(session: Session, by: str | None, pointer: str) -> None:
+    """Check that there is a key with a name or id.
+
+    Raises:
+        Invalid: there is none.
+    """
+    if by and session.execute(select(Key.id).where(_is_key(by)).limit(1)).first() is None:
+        raise Invalid([FieldError(pointer, f"no key has the name or id {by!r}; `wcl keys list --all` lists them")])
 
 
 def tags(session: Session, job_ids: Sequence[str]) -> dict[str, list[str]]:

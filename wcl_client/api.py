@@ -146,14 +146,15 @@ class WclClient(SweepClient):
         q: str | None = None,
         archived: Archived | None = None,
         starred: bool = False,
+        by: str | None = None,
         limit: int = 50,
     ) -> list[Job]:
-        """Return the newest jobs that match, at most `limit`; `q` is a part of the name.
+        """Return the newest jobs that match, at most `limit`; `q` is a part of the name, `by` a key's name or id.
 
         Archived jobs are left out, unless `archived` is `all`, or `only` for these alone.
         """
-        only = "true" if starred else None
-        return self._newest("/v1/jobs", limit, status=status, kind=kind, tag=tag, q=q, archived=archived, starred=only)
+        filters = {"kind": kind, "tag": tag, "q": q, "archived": archived, "by": by}
+        return self._newest("/v1/jobs", limit, status=status, starred="true" if starred else None, **filters)
 
     def archive(self, job_id: str) -> Job:
         """Leave an ended job out of the lists."""
@@ -273,6 +274,27 @@ class WclClient(SweepClient):
         """Delete the newest jobs that match, at most 1,000; as `delete`."""
         chosen = {"status": list(status), "kind": kind, "tag": tag, "q": q}
         return self._json(Json, "POST", "/v1/jobs/delete", json={"filter": chosen, "dry_run": dry_run})
+
+    def change_many(
+        self,
+        verb: Literal["cancel", "pause", "resume"],
+        chosen: Json,
+        *,
+        dry_run: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Cancel, pause or resume jobs; return `count`, `jobs`, `refused` and `has_more`.
+
+        Args:
+            verb: the request.
+            chosen: `{"jobs": [ids]}`, or `{"filter": {...}}` with some of `status`, `kind`, `tag`, `q`, `archived`,
+                `starred` and `by`.  A filter changes at most 1,000 jobs; `has_more` says that there are more.
+            dry_run: whether to change nothing, and return what would change.
+            idempotency_key: a call that repeats it changes no job that was submitted after the first one.
+        """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        body = {**chosen, "dry_run": dry_run}
+        return self._json(Json, "POST", f"/v1/jobs/{verb}", json=body, headers=headers)
 
     def restore(self, job_id: str) -> Job:
         """Restore a deleted job with its evaluations; only an administrator's key may, and only for some days."""

@@ -34,6 +34,7 @@ from wcl_client.address import data_folder, find_address
 from wcl_client.commands import (
     checkpoints,
     compare,
+    control,
     datasets,
     deletion,
     export,
@@ -96,6 +97,7 @@ def options(
 
 for commands in (
     submission,
+    control,
     jobs,
     deletion,
     compare,

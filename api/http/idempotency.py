@@ -122,6 +122,15 @@ async def _key_creation(
     return Submission(database, principal.key_id, idempotency_key, response)
 
 
+async def _bulk_request(
+    principal: Submitter,
+    database: TheDatabase,
+    response: Response,
+    idempotency_key: Annotated[str | None, _header("jobs")] = None,
+) -> Submission:
+    return Submission(database, principal.key_id, idempotency_key, response)
+
+
 async def _form_submission(
     principal: Submitter, database: TheDatabase, response: Response, key: Annotated[str, Form()] = ""
 ) -> Submission:
@@ -129,5 +138,6 @@ async def _form_submission(
 
 
 TheKeyCreation = Annotated[Submission, Depends(_key_creation)]
+TheBulkRequest = Annotated[Submission, Depends(_bulk_request)]
 TheSubmission = Annotated[Submission, Depends(_submission)]
 TheFormSubmission = Annotated[Submission, Depends(_form_submission)]

@@ -3,6 +3,7 @@
 from api.rest import (
     activity,
     audit,
+    bulk,
     checkpoints,
     comparisons,
     datasets,
@@ -27,6 +28,7 @@ from api.rest import (
 ROUTERS = tuple(
     module.router
     for module in (
+        bulk,
         jobs,
         deletions,
         job_parts,

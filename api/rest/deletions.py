@@ -39,37 +39,43 @@ class JobFilter(BaseModel):
     q: Annotated[str, Field(max_length=200)] = ""
     archived: Literal["", "only", "all"] = ""
     starred: bool = False
+    by: Annotated[str, Field(max_length=200, description="Name or id of the key that the jobs are of.")] = ""
 
     @property
     def filters(self) -> Filters:
-        return Filters(tuple(self.status), self.kind, self.tag, self.q, self.archived, self.starred)
+        return Filters(tuple(self.status), self.kind, self.tag, self.q, self.archived, self.starred, self.by)
 
     @model_validator(mode="after")
     def _has_a_field(self) -> JobFilter:
         if not self.filters.are_set:
             raise ValueError(
-                "expected at least one of status, kind, tag, q, archived, starred; to delete all jobs, list their ids"
+                "expected at least one of status, kind, tag, q, archived, starred, by; for all jobs, list their ids"
             )
         return self
 
 
-class DeleteBody(BaseModel):
-    """Jobs to delete: by their ids, or the newest ones that match a filter."""
+class SelectedJobs(BaseModel):
+    """Jobs by their ids, or the newest ones that match a filter."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"filter": {"status": ["failed"], "tag": "trial"}, "dry_run": True}]},
-    )
+    model_config = ConfigDict(extra="forbid")
 
     jobs: Annotated[list[UUID], Field(max_length=MOST)] = []
     filter: JobFilter | None = None
     dry_run: StrictBool = False
 
     @model_validator(mode="after")
-    def _has_one(self) -> DeleteBody:
+    def _has_one(self) -> SelectedJobs:
         if bool(self.jobs) == (self.filter is not None):
             raise ValueError("expected either jobs, a list of ids, or filter")
         return self
+
+
+class DeleteBody(SelectedJobs):
+    """Jobs to delete: by their ids, or the newest ones that match a filter."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"filter": {"status": ["failed"], "tag": "trial"}, "dry_run": True}]}
+    )
 
 
 class RelatedResponse(Response):

@@ -41,12 +41,15 @@ def jobs_table(
     q: Annotated[str, Query(description="Part of a name, an id or a dataset.", max_length=200)] = "",
     archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
     starred: Annotated[bool, Query(description="Only jobs with a star.")] = False,
+    by: Annotated[str, Query(description="Name or id of the key that the jobs are of.", max_length=200)] = "",
 ) -> StreamingResponse:
     """Return all jobs that match, each by itself, newest first.
 
     A text that a spreadsheet would take for a formula has an apostrophe before it.
     """
-    filters = Filters(tuple(status), kind, tag, q, archived, starred)
+    filters = Filters(tuple(status), kind, tag, q, archived, starred, by)
+    with database.read() as session:
+        queries.check_owner_filter(session, by, "by")
     return StreamingResponse(_lines(database, filters), media_type=MEDIA_TYPE, headers=headers("jobs.csv"))
 
 

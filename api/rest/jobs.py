@@ -86,12 +86,14 @@ def list_jobs(
     q: Annotated[str | None, Query(description="Part of a name, an id or a dataset.", max_length=200)] = None,
     archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
     starred: Annotated[bool, Query(description="Only jobs with a star.")] = False,
+    by: Annotated[str | None, Query(description="Name or id of the key that the jobs are of.", max_length=200)] = None,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the previous part.", max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
 ) -> JobPage:
     """List jobs, newest first."""
     statuses = [part for part in (status or "").split(",") if part]
     with database.read() as session:
+        queries.check_owner_filter(session, by, "by")
         page = queries.list_jobs(
             session,
             status=statuses,
@@ -100,6 +102,7 @@ def list_jobs(
             q=q,
             archived=archived,
             starred=starred,
+            by=by,
             cursor=cursor,
             limit=limit,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,10 @@ def _form(address: str, **fields: Any) -> Request:
 Case = Callable[[World], Request]
 
 
+def _of_many(verb: str, before: tuple[str, ...], world: World) -> Request:
+    return Request("POST", f"/v1/jobs/{verb}", {"json": {"jobs": [world.job(*before)]}})
+
+
 def _cases() -> Iterator[tuple[str, Case]]:
     for verb, job in _VERBS.items():
         yield f"POST /v1/jobs/{{job_id}}/{verb}", _verb(f"/v1/jobs/{{}}/{verb}", job)
@@ -207,6 +212,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
         "POST /v1/jobs/delete",
         lambda world: Request("POST", "/v1/jobs/delete", {"json": {"jobs": [world.ended()]}}),
     )
+    for verb, before in (("cancel", ()), ("pause", ()), ("resume", ("pause",))):
+        yield f"POST /v1/jobs/{verb}", partial(_of_many, verb, before)
     point = "/v1/checkpoints/{checkpoint_id}"
     yield (
         f"PATCH {point}",

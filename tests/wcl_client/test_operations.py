@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
-from jobs import workers
+from jobs import keys, workers
 from jobs.database import new_id
 from jobs.models import Job
 from tests.api.rest.test_artifacts import store
@@ -312,3 +312,18 @@ def test_parquet_without_its_library_is_refused_before_the_download(
     monkeypatch.setattr("wcl_client.commands.jobs.find_spec", lambda _: None)
 
     assert "wcl-service[parquet]" in wcl("metrics", "x", "-o", str(tmp_path / "m.parquet")).output
+
+
+def test_the_commands_take_jobs_or_filters(server: Served) -> None:
+    anna = server.database.write(lambda session: keys.create(session, "anna")[0].id)
+    jobs = [rows.submit(server.database, created_by=anna) for _ in range(3)]
+
+    assert "would cancel 3 jobs" in wcl("cancel", "--by", "anna", "--status", "queued", "--dry-run").stdout
+    assert "paused 3 jobs" in wcl("pause", "--by", "anna").stdout
+    assert "resumed 3 jobs" in wcl("resume", "--by", "anna").stdout
+    assert wcl("cancel", jobs[0], jobs[1]).stdout == f"{jobs[0]} cancelled\n{jobs[1]} cancelled\n"
+    assert "cancelled 1 job" in wcl("cancel", "--by", "anna", "--status", "queued").stdout
+    assert len(wcl("jobs", "--by", "anna").stdout.splitlines()) > 3
+    assert "expected either jobs, or at least one of --by" in wcl("cancel").output
+    assert "expected either jobs" in wcl("resume", "--by", "anna", jobs[0]).output
+    assert "no key has the name or id 'ben'" in str(wcl("cancel", "--by", "ben").exception)

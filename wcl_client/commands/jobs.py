@@ -1,9 +1,8 @@
-"""Commands for existing jobs: list, show, watch, control, retry, clone, change."""
+"""Commands for existing jobs: list, show, watch, retry, clone, change."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -56,6 +55,9 @@ def jobs(
         bool, typer.Option("--archived", help="Only archived jobs, which are left out otherwise.")
     ] = False,
     starred: Annotated[bool, typer.Option("--starred", help="Only jobs with a star.")] = False,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="KEY", help="Only jobs of the key with this name or id.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print all that match as CSV, without a maximum.")] = False,
@@ -67,7 +69,8 @@ def jobs(
         with WclClient.connect() as client:
             statuses = [part for part in (status or "").split(",") if part] or None
             stars = True if starred else None
-            table = client.jobs_csv(status=statuses, kind=kind, tag=tag, q=query, archived=archives, starred=stars)
+            filters = {"kind": kind, "tag": tag, "q": query, "archived": archives, "by": by}
+            table = client.jobs_csv(status=statuses, starred=stars, **filters)
         print_csv(table)
         return
     with WclClient.connect() as client:
@@ -78,6 +81,7 @@ def jobs(
             q=query,
             archived=archives,
             starred=starred,
+            by=by,
             limit=limit,
         )
     print_json(rows) if as_json else out.show(output.jobs_table(rows))
@@ -235,33 +239,6 @@ def _parquet(table: bytes) -> bytes:
 
 
 @app.command(rich_help_panel=RUN)
-def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job.
-
-    A running job ends within 2 s and keeps its checkpoints.
-    """
-    _request(job, WclClient.cancel, ", cancel requested", as_json)
-
-
-@app.command(rich_help_panel=RUN)
-def pause(job: JobId, as_json: AsJson = False) -> None:
-    """Pause a job until it is resumed.
-
-    A running job finishes its step and saves a checkpoint first.
-    """
-    _request(job, WclClient.pause, ", pause requested", as_json)
-
-
-@app.command(rich_help_panel=RUN)
-def resume(job: JobId, as_json: AsJson = False) -> None:
-    """Queue a paused job again.
-
-    It continues from its last checkpoint.
-    """
-    _request(job, WclClient.resume, "", as_json)
-
-
-@app.command(rich_help_panel=RUN)
 def archive(
     jobs: JobIds,
     undo: Annotated[bool, typer.Option("--undo", help="Show archived jobs in the lists again.")] = False,
@@ -351,13 +328,6 @@ def note(
     else:
         for line in (shown.get("note") or "").splitlines():
             out.say(line)
-
-
-def _request(reference: str, action: Callable[[WclClient, str], Job], note: str, as_json: bool) -> None:
-    """Send a request for a job and print its status; a job that still runs gets the note."""
-    with WclClient.connect() as client:
-        job = action(client, find_job(client, reference)["id"])
-    print_json(job) if as_json else out.say(f"{job['id']} {job['status']}{note if job['status'] == 'running' else ''}")
 
 
 @app.command(rich_help_panel=RUN)

@@ -87,6 +87,7 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
         "ContinueBody",
         "CheckpointChange",
         "DeleteBody",
+        "BulkBody",
         "EvaluateBody",
         "ShareBody",
         "KeyBody",
