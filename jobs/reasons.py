@@ -128,8 +128,10 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     ),
     Reason.MISSING_CHECKPOINT: Explanation(
         "A required checkpoint is missing or damaged",
-        "The job starts from a checkpoint, or measures one, whose file is gone or has other bytes.",
-        "Start from another checkpoint, or from scratch.",
+        "The job starts from a checkpoint or imported weights, or measures a checkpoint, whose file is gone or has"
+        " other bytes.",
+        "Start from another checkpoint, or from scratch. A job whose imported weights are missing is paused: import the"
+        " file again, and it continues.",
     ),
     Reason.DAMAGED_CHECKPOINT: Explanation(
         "A checkpoint changed while it was read",

@@ -30,7 +30,7 @@ from jobs.checkpoints import is_good
 from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.models import Checkpoint, Job, Weights
-from jobs.status import TERMINAL
+from jobs.status import TERMINAL, Reason, Status
 from jobs.storage import Storage, verified
 from wcl_core.config import DATASET_NAME, is_transformer
 
@@ -177,7 +177,20 @@ def _register(session: Session, storage: Storage, fields: dict[str, Any]) -> tup
         row = add(session, Weights(**fields))
         activity.note(session, "weights.import", row.sha256, row.name)
     storage.path(storage_key(row.sha256))
+    _resume_waiting(session, row.sha256)
     return row, is_new
+
+
+def _resume_waiting(session: Session, sha256: str) -> None:
+    """Queue the jobs again that are paused because the file was missing or damaged."""
+    from jobs.transitions.status_change import move  # here: the transitions read the checks, and these the weights
+
+    needs_it = (Job.status_reason == Reason.MISSING_CHECKPOINT, Job.spec["weights"].as_string() == sha256)
+    paused = select(Job.id).where(Job.status == Status.PAUSED, *needs_it).order_by(Job.id)
+    for job_id in session.execute(paused).scalars().all():
+        message = "its weights are imported again"
+        before = frozenset({Status.PAUSED})
+        move(session, job_id, before, Status.QUEUED, "resumed", message=message, not_before=None)
 
 
 def add(session: Session, row: Weights) -> Weights:

@@ -27,6 +27,10 @@ class MissingCheckpoint(Exception):  # noqa: N818 (named as the reason it become
     """The run cannot start: no checkpoint file that it needs is in the storage as it was registered."""
 
 
+class MissingWeights(MissingCheckpoint):
+    """The file of imported weights is missing or damaged; a user can import it again."""
+
+
 @dataclass(frozen=True)
 class Resume:
     """The checkpoint that an attempt continues from, and its file, which has been read."""
@@ -180,7 +184,8 @@ def weights_file(database: Database, storage: Storage, claim: Claim) -> Path | N
     """Return the file of the weights that the spec starts from; None for random ones.
 
     Raises:
-        MissingCheckpoint: there is no such file, or it has other bytes.
+        MissingWeights: imported weights have no file, or it has other bytes.
+        MissingCheckpoint: the same of a checkpoint, or the weights were removed.
         StorageUnavailable: the storage itself cannot be reached.
     """
     if (sha256 := claim.spec.get("weights")) is None:
@@ -192,7 +197,11 @@ def weights_file(database: Database, storage: Storage, claim: Claim) -> Path | N
     try:
         return verified(storage, source.storage_key, sha256, source.size)
     except BadFile as flaw:
-        raise MissingCheckpoint(f"the weights {sha256} to start from ({source.name}): {flaw}") from flaw
+        message = f"the weights {sha256} to start from ({source.name}): {flaw}"
+        if source.checkpoint_id is not None:
+            raise MissingCheckpoint(message) from flaw
+        advice = "import the file again, and the job continues; or put it back, and resume the job"
+        raise MissingWeights(f"{message}; {advice}") from flaw
 
 
 def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path | None:

@@ -50,7 +50,7 @@ from worker.exit_reason import AttemptEnd, OomKills, exit_reason, reason_of
 from worker.nodes import OpenNode, follow_node, wait_for_nodes
 from worker.open_attempt import OpenAttempt, request_of
 from worker.process import TrainingProcess, World
-from worker.run_file import MissingCheckpoint, Prepared, run_file
+from worker.run_file import MissingCheckpoint, MissingWeights, Prepared, run_file
 from worker.standby import Standby
 
 log = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ class Supervisor:
             try:
                 with faults:
                     prepared = reading.result()
+            except MissingWeights as error:
+                return AttemptEnd("paused", Reason.MISSING_CHECKPOINT, str(error))
             except MissingCheckpoint as error:
                 return AttemptEnd("failed", Reason.MISSING_CHECKPOINT, str(error))
             if prepared is not None:

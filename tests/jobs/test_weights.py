@@ -53,6 +53,22 @@ def test_the_same_file_twice_is_one_row_and_its_file_is_whole_again(database: Da
     assert names(database) == ["mine"]
 
 
+def test_a_job_that_is_paused_for_want_of_its_weights_continues_when_they_are_imported_again(
+    database: Database, storage: LocalStorage
+) -> None:
+    rows.add_dataset(database)
+    store(database, storage)
+    job_id = rows.submit(database, spec={"backbone": TINY, "weights": DIGEST})
+    rows.Run(database, rows.claim(database)).end("paused", "missing_checkpoint")
+    other = rows.submit(database)
+    rows.Run(database, rows.claim(database)).end("paused", "missing_checkpoint")
+    assert (rows.status(database, job_id), rows.job(database, job_id).status_reason) == ("paused", "missing_checkpoint")
+
+    store(database, storage)
+
+    assert (rows.status(database, job_id), rows.status(database, other)) == ("queued", "paused")
+
+
 def test_another_file_of_the_same_name_is_refused_and_leaves_nothing(database: Database, storage: LocalStorage) -> None:
     store(database, storage)
 

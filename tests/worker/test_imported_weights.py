@@ -28,11 +28,19 @@ def test_a_run_starts_from_imported_weights(
     network = imported.backbone.model_dump(mode="json")
     sha256 = sha256_of(file)
     fields = {"sha256": sha256, "name": "resnet18", "size": file.stat().st_size, "report": imported.report()}
-    with file.open("rb") as opened:
-        storage = LocalStorage(worker.folder / "checkpoints")
-        weights.store(sqlite_database, storage, opened, fields | {"backbone": network, "image_size": 224})
+    storage = LocalStorage(worker.folder / "checkpoints")
 
+    def store() -> None:
+        with file.open("rb") as opened:
+            weights.store(sqlite_database, storage, opened, fields | {"backbone": network, "image_size": 224})
+
+    store()
+    storage.path(weights.storage_key(sha256)).unlink()
     job_id = jobs.submit(SPEC | {"backbone": network, "weights": sha256})
+    job = jobs.wait_for(job_id, "paused", "failed")
+    assert (job.status, job.status_reason) == ("paused", "missing_checkpoint")
+    assert "import the file again, and the job continues" in (job.status_message or "")
+    store()
     jobs.wait_for(job_id, "succeeded")
 
     with sqlite_database.read() as session:
