@@ -1,8 +1,8 @@
 """`python -I -S tests/forked_python.py SOCKET ARGUMENTS`: as `python ARGUMENTS`, with everything already imported.
 
 The process at the socket, see tests/parallel.py, forks that process and gives it the arguments, the variables, the
-folder and the open files of this one, which waits for its exit code.  Signals to this one reach that process, which is
-killed when this one is.
+folder, the network and the open files of this one, which waits for its exit code.  Signals to this one reach that
+process, which is killed when this one is.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ request = {
     "environment": dict(os.environ),
     "folder": os.getcwd(),
     "descriptors": descriptors,
+    "launcher": os.getpid(),
 }
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect(path)

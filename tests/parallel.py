@@ -56,7 +56,7 @@ class _ImportsAlone:
 def python() -> str:
     """Return the interpreter for a process whose imports no test is about: they are forked below `main`.
 
-    Such a process is no child of the caller, though it has its folder, variables, open files and exit code.
+    Such a process is no child of the caller, though it has its folder, variables, network, open files and exit code.
     """
     return os.environ.get(_VARIABLE, sys.executable)
 
@@ -162,6 +162,7 @@ def _become(request: dict[str, Any], descriptors: list[int], memory: standby.Mem
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+    _enter_network_of(request["launcher"])
     arguments: list[str] = request["arguments"]
     memory.write([sys.executable, *arguments], request["environment"])
     standby._apply(request["environment"])
@@ -169,6 +170,15 @@ def _become(request: dict[str, Any], descriptors: list[int], memory: standby.Mem
     folders = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [each for each in folders if each not in {"", *sys.path}]
     return arguments
+
+
+def _enter_network_of(launcher: int) -> None:
+    """Enter the launcher's network if it has one of its own, by way of the users that own it."""
+    for name in ("user", "net"):
+        if os.readlink(theirs := f"/proc/{launcher}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"):
+            with open(theirs) as opened:
+                if ctypes.CDLL(None, use_errno=True).setns(opened.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), f"the {name} namespace of the launcher")
 
 
 def _run(arguments: list[str]) -> None:

@@ -182,10 +182,13 @@ def ends(folder: Path) -> tuple[str, str | None, str]:
 
 @pytest.mark.process
 def test_the_command_runs_from_start_to_end(tmp_path: Path) -> None:
-    """The test starts it as a supervisor does; another process with the same spec writes the same bytes."""
+    """It starts as a supervisor does it; another process with the same spec writes the same bytes.
+
+    `test_standby` starts the command without a fork, and sees that its imports print nothing either.
+    """
     write_run(tmp_path / "a")
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "wcl_core", "attempt", str(tmp_path / "a"), "--control-fd", str(read_end)]
+    command = [parallel.python(), "-m", "wcl_core", "attempt", str(tmp_path / "a"), "--control-fd", str(read_end)]
     done = subprocess.run(command, cwd=ROOT, pass_fds=(read_end,), capture_output=True, text=True, check=False)
     os.close(read_end)
     os.close(write_end)

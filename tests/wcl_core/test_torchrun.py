@@ -6,13 +6,14 @@ torchrun's rendezvous listens on every address, so it is given a network of its 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import parallel
 from tests.wcl_core import small
 from wcl_core import checkpoint
 from wcl_core.reporter import NullReporter
@@ -35,6 +36,8 @@ def loopback_alone() -> tuple[str, ...]:
         pytest.skip("there is no unshare command")
     if done.returncode:
         pytest.skip("this user may not make a network of its own")
+    names = [*ALONE, parallel.python(), "-c", "import socket; print(socket.if_nameindex())"]
+    assert subprocess.run(names, capture_output=True, text=True).stdout == "[(1, 'lo')]\n"
     return ALONE
 
 
@@ -44,7 +47,9 @@ def test_two_ranks_of_torchrun_make_the_weights_of_one_process(loopback_alone: t
     (tmp_path / "spec.json").write_text(json.dumps(fields))
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     verb = ["-m", "wcl_core", "pretrain", str(tmp_path / "spec.json"), "--output", str(tmp_path / "two")]
-    done = subprocess.run([*loopback_alone, sys.executable, *torchrun, *verb], cwd=ROOT, capture_output=True, text=True)
+    command = [*loopback_alone, parallel.python(), *torchrun, *verb]
+    ranks_python = {"PYTHON_EXEC": parallel.python()}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ranks_python, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "other_processes" not in done.stderr
     pretrain(small.spec(**fields), NullReporter(), dataset=small.digits(), output_dir=tmp_path / "one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import select
 import socket
 import subprocess
@@ -61,12 +62,37 @@ def run(environment):
     return started, write
 """
 
+# Python imports this first.  In the standby process it notes the calls to CUDA, until the first fork.
+_NOTE_CUDA = """
+import sys
+if sys.orig_argv[1:3] == ["-m", "wcl_core.standby"]:
+    import json, os, torch
+    calls, own = [], {name: vars(torch._C).get(name) for name in ("_cuda_getDeviceCount", "_cuda_init")}
+    def note(*_):
+        calls.append(1)
+        return 0
+    for name in own:
+        setattr(torch._C, name, note)
+    def write():
+        if own:
+            from wcl_core.standby import _MODULES
+            imported = list(calls)
+            torch.cuda.is_available()
+            facts = [imported, calls, torch.backends.cuda.is_built(), sorted({*_MODULES} - {*sys.modules})]
+            with open(__file__.replace("sitecustomize.py", "cuda.json"), "w") as file:
+                json.dump(facts, file)
+        while own:
+            setattr(torch._C, *own.popitem())
+    os.register_at_fork(before=write)
+"""
 
-def worker(folder: Path, code: str, *, light: bool = True) -> Any:
+
+def worker(folder: Path, code: str, *, light: bool = True, **variables: str) -> Any:
     """Run code in a worker process; return what its last line says in JSON."""
     python = parallel.python() if light else sys.executable  # a run by command is compared with a forked one
     command = [python, "-c", _WORKER + (_LIGHT if light else "") + code, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    environment = os.environ | variables
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
 
@@ -188,7 +214,13 @@ def test_it_ends_in_order_when_its_worker_leaves_a_reply_unread() -> None:
         assert arguments.result(60) is None
 
 
-def test_a_run_has_the_same_bytes_with_and_without_it(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def by_both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of two equal runs: `forked` from a real standby process, and `command`.
+
+    `cuda.json` has the calls to CUDA before the first fork of the standby process, and those of a question afterwards.
+    """
+    tmp_path = tmp_path_factory.mktemp("by_both")
     code = """
 waiting = standby.Standby(environment)
 waiting.wait(120)
@@ -215,33 +247,26 @@ print("{}")
             dataset=DatasetSource(kind="builtin"),
         )
         run.write(tmp_path / name)
+    (tmp_path / "sitecustomize.py").write_text(_NOTE_CUDA)
+    places = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
 
-    worker(tmp_path, code, light=False)
+    worker(tmp_path, code, light=False, PYTHONPATH=places)
 
-    assert [(tmp_path / name / "code").read_text() for name in ("forked", "command")] == ["0", "0"]
-    assert digests(tmp_path / "forked") == digests(tmp_path / "command")
-    assert (tmp_path / "forked" / "output.log").read_bytes() == (tmp_path / "command" / "output.log").read_bytes()
+    return tmp_path
 
 
-def test_its_imports_do_not_start_cuda() -> None:
+def test_a_run_has_the_same_bytes_with_and_without_it(by_both: Path) -> None:
+    assert [(by_both / name / "code").read_text() for name in ("forked", "command")] == ["0", "0"]
+    assert digests(by_both / "forked") == digests(by_both / "command")
+    for name in ("forked", "command"):
+        assert (by_both / name / "output.log").read_text() == "", "a run has nothing to print"
+
+
+def test_its_imports_do_not_start_cuda(by_both: Path) -> None:
     """A process that was forked from one that has asked for the GPUs can use none."""
-    code = """
-import importlib, json, torch, wcl_core.standby
-calls = []
-def note(*_):
-    calls.append(1)
-    return 0
-for name in ("_cuda_getDeviceCount", "_cuda_init"):
-    setattr(torch._C, name, note)
-for name in wcl_core.standby._MODULES:
-    importlib.import_module(name)
-imported = list(calls)
-torch.cuda.is_available()
-print(json.dumps([imported, calls, torch.backends.cuda.is_built()]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    imported, afterwards, is_built, absent = json.loads((by_both / "cuda.json").read_text())
 
-    imported, afterwards, is_built = json.loads(done.stdout)
+    assert absent == []
     assert imported == []
     assert afterwards or not is_built, "the count of GPUs was not noted"
 
