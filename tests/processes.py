@@ -55,7 +55,7 @@ PRELOADED = [
     "tests.preloaded",
 ]
 _start_standby = worker.standby.start
-_LONG_EPOCHS, _LONGEST_PAUSE_SECONDS, _MORE_SECONDS = 8, 0.5, 0.01
+_LONG_EPOCHS, _LONGEST_PAUSE_SECONDS, _MORE_SECONDS = 5, 0.5, 0.01
 _FIRST_WAIT_SECONDS, _LEASE_SECONDS = outcomes._FIRST_WAIT_SECONDS, 60.0
 
 

@@ -24,7 +24,7 @@ from worker.open_attempt import OpenAttempt
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 
-FOUR: dict[str, Any] = SHORT | {"epochs": 8, "monitor_every_epochs": 0}  # it pauses between its steps
+FOUR: dict[str, Any] = SHORT | {"epochs": 5, "monitor_every_epochs": 0}  # it pauses between its steps
 TWO = {"nodes": 2, "processes": 2, "batch_size": 712}  # two steps an epoch
 
 
