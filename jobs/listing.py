@@ -6,6 +6,8 @@ statements does not depend on the number of jobs.  A sorted list holds the newes
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,13 @@ WINDOW: Final = 1_000  # entries of a sorted list, the newest ones
 MAX_BELOW: Final = 100  # jobs that are shown below one entry
 Sort = Literal["", "name", "status", "method", "dataset", "knn", "age"]
 
+GROUP_FIELD: Final = re.compile(r"[a-z][a-z0-9_]{0,63}(\.[a-z0-9_]{1,64}){0,4}")
+_GROUP_COLUMNS: Final[dict[str, Any]] = {
+    "status": Job.status,
+    "kind": Job.kind,
+    "dataset": Job.dataset_name,
+    "pool": Job.pool,
+}
 _KNN = Job.latest_metrics[KNN_TOP1].as_float()
 _METHOD = Job.spec["method"].as_string()
 
@@ -211,6 +220,58 @@ def sorted_jobs(
     page = _part(_sorted(keys, sort, descending), cursor, limit)
     jobs = _by_id(session, Job, [key.id for key in page.items])
     return Page([jobs[key.id] for key in page.items], page.next_cursor)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A page of jobs that stand by the value of a field, and how many of the newest jobs have each value."""
+
+    page: Page[Job]
+    value_of: dict[str, str]  # by job
+    counts: Counter[str]
+
+
+def grouped_jobs(
+    session: Session, filters: Filters, field: str, sort: Sort, descending: bool, cursor: str | None, limit: int
+) -> Grouped:
+    """Return a page of the newest jobs that match, by the value of a field, and then sorted or newest first.
+
+    Args:
+        session: a reading transaction.
+        filters: the jobs.
+        field: as `GROUP_FIELD` allows: a column of `_GROUP_COLUMNS`, or a field of the spec, such as
+            `loss.temperature`.  A job that lacks it has the value `none`.
+        sort, descending: the order within a value.
+        cursor, limit: of the page.
+
+    Raises:
+        Invalid: the cursor is malformed.
+    """
+    column = _GROUP_COLUMNS.get(field)
+    value = Job.spec[tuple(field.split("."))] if column is None else column
+    newest = matching(_columns().add_columns(value), filters).order_by(Job.id.desc()).limit(WINDOW)
+    rows = session.execute(newest).all()
+    values = {row[0]: row[-1] for row in rows}
+    keys = [_Key(*row[:7]) for row in rows]
+    ordered = sorted(_sorted(keys, sort, descending) if sort else keys, key=lambda key: _place(values[key.id]))
+    part = _part(ordered, cursor, limit)
+    jobs = _by_id(session, Job, [key.id for key in part.items])
+    value_of = {key.id: _value_text(values[key.id]) for key in ordered}
+    return Grouped(Page([jobs[key.id] for key in part.items], part.next_cursor), value_of, Counter(value_of.values()))
+
+
+def _place(value: Any) -> tuple[int, float, str]:
+    """Return the place of a value: numbers, then texts, then jobs without one."""
+    if value is None:
+        return 2, 0, ""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, value, "") if is_number else (1, 0, _value_text(value).casefold())
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return (value if isinstance(value, str) else json.dumps(value, sort_keys=True))[:200]
 
 
 def _columns() -> Select[Any]:

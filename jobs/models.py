@@ -15,6 +15,7 @@ Sweep ── SweepTrial      settings of a trial; its jobs carry the sweep's id 
 Webhook ─┬─ WebhookDelivery   a message to its receiver, and the result of sending it
          └─ WebhookLevel      a metric of a job that is beyond the line of a rule
 Share ── ShareJob       a link that shows jobs without a key
+SavedView               a name for filters, group and order of the list of jobs
 Deletion                a deleted job: who deleted it, when, and what has become of it
 Activity                what a person or a key did, to which object, and when
 Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
@@ -650,6 +651,20 @@ class ShareJob(Base):
     share_id: Mapped[str] = mapped_column(ForeignKey("shares.id"), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
     place: Mapped[int] = mapped_column(Integer)
+
+
+class SavedView(Base):
+    """A named view of the list of jobs: filters, group and order (jobs.views)."""
+
+    __tablename__ = "saved_views"
+    __table_args__ = (UniqueConstraint("created_by", "name"),)
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    created_by: Mapped[str] = mapped_column(ForeignKey("keys.id"))
+    created_by_name: Mapped[str] = mapped_column(_String(200))  # of the key, at that time
+    name: Mapped[str] = mapped_column(_String(100))
+    query: Mapped[str] = mapped_column(_Text)
+    is_shared: Mapped[bool]
+    created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
 class IdempotencyKey(Base):

@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Final, get_args
 from urllib.parse import parse_qs, urlencode
 
-from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import Response
+from fastapi import APIRouter, Depends, Form, Query, Request
+from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.http.auth import Reader
+from api.http.auth import Owner, Reader, Submitter
 from api.http.dependencies import TheDatabase
 from api.web.job_view import JobView
 from api.web.render import page
-from jobs import listing, queries, verdicts
+from jobs import listing, queries, verdicts, views
 from jobs.database import Database, database_time
 from jobs.keys import Principal
 from jobs.listing import Entry, Sort
@@ -51,6 +51,10 @@ COLUMNS: Final[tuple[tuple[Sort, str, bool], ...]] = (
     ("knn", "kNN accuracy", True),
     ("age", "Age", False),
 )
+GROUP_FIELDS: Final = (  # proposals; any field of the spec is possible
+    *("dataset", "method", "status", "kind", "backbone.name", "epochs", "batch_size", "seed"),
+    *("loss.temperature", "optimizer.name", "optimizer.learning_rate", "data.image_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,22 +66,28 @@ class View:
     descending: bool = False
     opened: tuple[str, ...] = ()
     cursor: str = ""
+    group: str = ""
 
     @property
     def is_folded(self) -> bool:
-        return not self.filters.are_set
+        return not self.filters.are_set and not self.group
 
     @property
     def query(self) -> str:
         """The filters alone, as a query."""
-        return self.replaced(sort="", opened=(), cursor="").address[2:]
+        return self.replaced(sort="", group="", opened=(), cursor="").address[2:]
+
+    @property
+    def saved(self) -> str:
+        """All that a saved view keeps, as a query."""
+        return self.replaced(opened=(), cursor="").address[2:]
 
     @property
     def address(self) -> str:
         pairs = [("status", name) for name in self.filters.status]
         pairs += [("kind", self.filters.kind), ("tag", self.filters.tag), ("q", self.filters.q)]
         pairs += [("archived", self.filters.archived), ("starred", "true" if self.filters.starred else "")]
-        pairs += [("sort", self.sort)]
+        pairs += [("group", self.group), ("sort", self.sort)]
         pairs += [("order", "desc" if self.sort and self.descending else "")]
         pairs += [("open", entry_id) for entry_id in self.opened] + [("cursor", self.cursor)]
         query = urlencode([pair for pair in pairs if pair[1]])
@@ -131,10 +141,13 @@ def _view(
     order: str = "",
     opened: Annotated[list[str], Query(alias="open", max_length=100)] = [],  # noqa: B006
     cursor: str = "",
+    group: str = "",
 ) -> View:
-    """Return the view of a request; an unknown column is dropped."""
+    """Return the view of a request; an unknown column is dropped, as is a group that is no name of a field."""
     column: Sort = next((name for name in get_args(Sort) if name == sort), "")
-    return View(filters, column, order == "desc", tuple(dict.fromkeys(each[:36] for each in opened))[:MAX_OPEN], cursor)
+    shown = tuple(dict.fromkeys(each[:36] for each in opened))[:MAX_OPEN]
+    field = group.strip() if listing.GROUP_FIELD.fullmatch(group.strip()) else ""
+    return View(filters, column, order == "desc", shown, cursor, field)
 
 
 _View = Annotated[View, Depends(_view)]
@@ -153,7 +166,8 @@ class Fold:
 class Line:
     """A line of the list: a job, a seed group or a sweep, and its place below another one.
 
-    `name` is shorter than the job's below the job that it names.
+    `name` is shorter than the job's below the job that it names.  `heading` is set for the first line of a value, in a
+    list that is grouped by a field.
     """
 
     entry: Entry
@@ -161,6 +175,7 @@ class Line:
     level: int = 0
     fold: Fold | None = None
     view: JobView | None = None
+    heading: tuple[str, int] | None = None  # the value, and the number of its jobs
 
     @property
     def key(self) -> str:
@@ -253,6 +268,15 @@ def job_list(session: Session, view: View) -> JobList:
 def _flat(session: Session, view: View) -> tuple[list[Line], str | None]:
     """Return the lines of all jobs that match, each by itself."""
     filters, cursor = view.filters, view.cursor or None
+    if view.group:
+        grouped = listing.grouped_jobs(session, filters, view.group, view.sort, view.descending, cursor, PAGE_SIZE)
+        lines, before = [], None
+        for job in grouped.page.items:
+            value = grouped.value_of[job.id]
+            heading = (value, grouped.counts[value]) if value != before else None
+            lines.append(Line(Entry(job.id, job), job.name, heading=heading))
+            before = value
+        return lines, grouped.page.next_cursor
     if view.sort:
         part = listing.sorted_jobs(session, filters, view.sort, view.descending, cursor, PAGE_SIZE)
     else:
@@ -332,6 +356,7 @@ def jobs_live(request: Request, view: _View, reader: Reader, database: TheDataba
 def _rendered(request: Request, template: str, view: View, reader: Principal, database: Database) -> Response:
     with database.read() as session:
         shown = job_list(session, view)
+        saved = views.listed(session, reader) if template == "jobs.html" else ()
     context: dict[str, Any] = {
         "list": shown,
         "now": shown.now,
@@ -339,8 +364,30 @@ def _rendered(request: Request, template: str, view: View, reader: Principal, da
         "statuses": STATUSES,
         "kinds": KINDS,
         "columns": COLUMNS,
+        "group_fields": GROUP_FIELDS,
+        "views": saved,
         "group_facts": group_facts,
         "first_page": view.replaced(cursor="").address,
         "next_page": view.replaced(cursor=shown.next_cursor or "").address,
     }
     return page(request, template, **context)
+
+
+@router.post("/views")
+def save_view(
+    submitter: Submitter,
+    database: TheDatabase,
+    name: Annotated[str, Form()] = "",
+    query: Annotated[str, Form()] = "",
+    shared: Annotated[bool, Form()] = False,
+) -> Response:
+    """Save filters, group and order of the list under a name; redirect to it."""
+    row = database.write(lambda session: views.save(session, submitter, name, query, is_shared=shared))
+    return RedirectResponse(f"/?{row.query}", status_code=303)
+
+
+@router.post("/views/{view_id}/remove")
+def remove_view(view_id: str, submitter: Owner, database: TheDatabase) -> Response:
+    """Remove a saved view; redirect to the list."""
+    database.write(lambda session: views.remove(session, submitter, view_id))
+    return RedirectResponse("/", status_code=303)

@@ -131,6 +131,11 @@ class World:
         """Return the id of a link to a job of the owner."""
         return str(_created(self.owner.client.post("/v1/shares", json={"jobs": [self.job()]}))["id"])
 
+    def view(self) -> str:
+        """Return the id of a view that the owner shares."""
+        body = {"name": f"view-{next(_NUMBERS)}", "query": "status=running", "shared": True}
+        return str(_created(self.owner.client.post("/v1/views", json=body))["id"])
+
     def webhook(self) -> str:
         return str(_created(self.owner.client.post("/v1/webhooks", json=HOOK))["id"])
 
@@ -262,6 +267,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "POST /v1/sign-in-links", lambda _: Request("POST", "/v1/sign-in-links", {})
     yield "POST /v1/shares", lambda world: Request("POST", "/v1/shares", {"json": {"jobs": [world.job()]}})
     yield "DELETE /v1/shares/{share_id}", lambda world: Request("DELETE", f"/v1/shares/{world.share()}", {})
+    yield "POST /v1/views", lambda _: Request("POST", "/v1/views", {"json": {"name": "a", "query": "group=method"}})
+    yield "DELETE /v1/views/{view_id}", lambda world: Request("DELETE", f"/v1/views/{world.view()}", {})
     yield from _forms()
 
 
@@ -272,6 +279,8 @@ def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /keys/{key_id}/revoke", lambda world: _form(f"/keys/{world.key()}/revoke")
     yield "POST /jobs/{job_id}/{verb}", lambda world: _form(f"/jobs/{world.job()}/pause")
     yield "POST /jobs/{job_id}/note", lambda world: _form(f"/jobs/{world.job()}/note", note="a text")
+    yield "POST /views", lambda _: _form("/views", name="a", query="group=method")
+    yield "POST /views/{view_id}/remove", lambda world: _form(f"/views/{world.view()}/remove")
     yield "POST /shares", lambda world: _form("/shares", job=[world.job()], days="7")
     yield "POST /shares/{share_id}/revoke", lambda world: _form(f"/shares/{world.share()}/revoke")
     yield "POST /jobs/cancel", lambda world: _form("/jobs/cancel", job=[world.job()])

@@ -44,7 +44,7 @@ async function apply() {
 async function show(wanted) {
   if (wanted !== location.pathname + location.search) history.pushState(null, "", wanted);
   shown = location.search;
-  clear.hidden = !["status", "kind", "tag", "q", "archived", "starred"].some((name) => new URLSearchParams(shown).has(name));
+  clear.hidden = !["status", "kind", "tag", "q", "archived", "starred", "group"].some((name) => new URLSearchParams(shown).has(name));
   await update();
 }
 
@@ -66,6 +66,12 @@ function isTouched() {
     return each.nodeName === "INPUT" && each.value !== each.defaultValue;
   });
 }
+
+document.getElementById("save-view")?.addEventListener("submit", ({ target }) => {
+  const query = new URLSearchParams(location.search);
+  for (const name of ["open", "cursor"]) query.delete(name);
+  target.elements.query.value = query;
+});
 
 if (isTouched()) apply();
 window.addEventListener("popstate", () => {
