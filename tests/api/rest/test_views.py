@@ -42,9 +42,8 @@ def test_the_list_stands_by_the_value_of_a_field(served: Served) -> None:
 def test_a_view_is_saved_for_one_key_or_shared(served: Served) -> None:
     anna, ben, viewer = served.client("read", "submit"), served.client("read", "submit"), served.client("read")
 
-    own = anna.post(
-        "/v1/views", json={"name": "mine", "query": "/?status=running&status=queued&group=loss.temperature"}
-    )
+    query = "status=running&status=queued&group=loss.temperature"
+    own = anna.post("/v1/views", json={"name": "mine", "query": f"/?{query}"})
     shared = anna.post("/v1/views", json={"name": "ours", "query": "q=a%26b", "shared": True}).json()
 
     assert own.json()["query"] == query
