@@ -23,5 +23,5 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["created_by"], ["keys.id"], name="fk_saved_views_created_by_keys"),
         sa.PrimaryKeyConstraint("id", name="pk_saved_views"),
-        sa.UniqueConstraint("created_by", "name", name="uq_saved_views_created_by"),
+        sa.UniqueConstraint("created_by", "name", name="uq_saved_views_created_by_name"),
     )
