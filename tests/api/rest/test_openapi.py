@@ -94,6 +94,7 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
         "LimitsBody",
         "RotateBody",
         "SweepBody",
+        "ViewBody",
         "WebhookBody",
         "WebhookChange",
     }
