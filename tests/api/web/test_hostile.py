@@ -231,7 +231,7 @@ NO_PAGES = {
     "/sweeps/{sweep_id}/live",
 }
 NO_PAGES |= {"/jobs/{job_id}/curve.svg", "/compare/curve.svg", "/shared/{secret}/curve.svg"}
-NO_PAGES |= {"/shared/{secret}/jobs/{job_id}/metrics"}
+NO_PAGES |= {"/shared/{secret}/jobs/{job_id}/metrics", "/leaderboard.csv"}
 
 
 @pytest.fixture(scope="module")
