@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, insert, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.access import Principal, principal_of
@@ -51,22 +51,33 @@ def noted(
     """Add an entry as `note`, and return it; a principal causes the change."""
     principal = by or principal_of(session)
     assert principal is not None
+    row = Activity(**_entry(principal, action, object_id, name, facts))
+    session.add(row)
+    return row
+
+
+def note_all(session: Session, action: str, objects: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
+    """Add an entry for each (object's id, its name, facts) by one statement, as `note`."""
+    principal = principal_of(session)
+    if principal is not None and objects:
+        session.execute(insert(Activity), [_entry(principal, action, *each) for each in objects])
+
+
+def _entry(principal: Principal, action: str, object_id: str, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     details = {
         each: value[:_MOST_FACTS] if isinstance(value, str) else value
         for each, value in facts.items()
         if value is not None
     }
-    row = Activity(
-        id=new_id(),
-        actor_id=principal.key_id,
-        actor=principal.name,
-        action=action,
-        object_id=object_id,
-        object_name=name,
-        details=details or None,
-    )
-    session.add(row)
-    return row
+    return {
+        "id": new_id(),
+        "actor_id": principal.key_id,
+        "actor": principal.name,
+        "action": action,
+        "object_id": object_id,
+        "object_name": name,
+        "details": details or None,
+    }
 
 
 def entries(

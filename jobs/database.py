@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Connection, Engine, Row, Select, create_engine, event, make_url, select
+from sqlalchemy import BigInteger, Connection, Engine, Row, Select, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -97,6 +97,15 @@ def _sqlite_queue_place(element: queue_place, compiler: Any, **options: Any) -> 
 def _postgresql_queue_place(element: queue_place, compiler: Any, **options: Any) -> str:
     del element, compiler, options
     return "nextval('queue_places')"
+
+
+def queue_places(session: Session, count: int) -> list[int]:
+    """Return places for jobs that one statement adds, in their order."""
+    if session.get_bind().dialect.name == "postgresql":
+        numbers = select(queue_place()).select_from(func.generate_series(1, count))
+        return sorted(session.execute(numbers).scalars())
+    first = session.execute(select(queue_place())).scalar_one()
+    return list(range(first, first + count))
 
 
 def database_time(session: Session) -> int:

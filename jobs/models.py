@@ -673,6 +673,7 @@ class IdempotencyKey(Base):
     key: Mapped[str] = mapped_column(_String(200), primary_key=True)
     body_digest: Mapped[str] = mapped_column(_String(64))
     job_id: Mapped[str] = mapped_column(_Id)
+    job_ids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # of a batch, in the request's order
     created_at: Mapped[int] = mapped_column(default=now_ms())
 
 

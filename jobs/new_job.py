@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from jobs import access, activity, logs
-from jobs.database import Signal, new_id, signal
+from jobs.database import Signal, new_id, queue_places, signal
 from jobs.datasets import pinned_digest
 from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Event, Job, Tag
 from jobs.status import Status
@@ -70,16 +71,61 @@ def options_of(source: Any) -> dict[str, Any]:
     return {name: getattr(source, name) for name in OPTIONS}
 
 
-def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest: str | None = None) -> Job:
-    """Add the job's row, tags, dependencies and first event; the job is blocked if it `waits`, else queued.
+class Checked(NamedTuple):
+    """A job that may be added: validated, with its dataset.
 
-    Args:
+    Attributes:
+        waits: whether the job is blocked, and not queued.
         digest: the version of the dataset; None for the newest one.
     """
+
+    new: NewJob
+    dataset: Dataset
+    waits: bool
+    digest: str | None = None
+
+
+def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest: str | None = None) -> Job:
+    """Add the row, the tags, the dependencies and the first event of a job, as `add_all`."""
+    return add_all(session, [Checked(new, dataset, waits, digest)])[0]
+
+
+def add_all(session: Session, checked: Sequence[Checked]) -> list[Job]:
+    """Add the rows, the tags, the dependencies and the first events of jobs: one statement for each table."""
+    values = [_values(session, each) for each in checked]
+    if len(values) > 1:
+        for each, place in zip(values, queue_places(session, len(values)), strict=True):
+            each["queue_place"] = place
+    statement = insert(Job).returning(Job, sort_by_parameter_order=True)
+    jobs = list(session.execute(statement, values).scalars())  # the rows as they are stored
+    by = access.by(session)
+    events = [{"job_id": job.id, "seq": 1, "type": "submitted", "data": {"status": job.status} | by} for job in jobs]
+    session.execute(insert(Event), events)
+    tags: list[dict[str, Any]] = []
+    needs: list[dict[str, Any]] = []
+    for job, (new, *_) in zip(jobs, checked, strict=True):
+        tags += [{"job_id": job.id, "tag": tag} for tag in dict.fromkeys(new.tags)]
+        for other in dict.fromkeys(new.after):
+            until = CHECKPOINT if other in new.after_checkpoint else SUCCESS
+            needs.append({"job_id": job.id, "needs_job_id": other, "until": until})
+    if tags:
+        session.execute(insert(Tag), tags)
+    if needs:
+        session.execute(insert(Dependency), needs)
+    # A user who submits a sweep does not submit its jobs.
+    own = [(job.id, job.name, {"parent": job.parent_id}) for job in jobs if job.sweep_id is None]
+    activity.note_all(session, "job.submit", own)
+    if not all(each.waits for each in checked):
+        signal(session, Signal.DUE)
+    return jobs
+
+
+def _values(session: Session, checked: Checked) -> dict[str, Any]:
+    new, dataset, waits, digest = checked
     assert new.gpus is not None, "the check has chosen it"
     status = (Status.BLOCKED if waits else Status.QUEUED).value
     spec = resolve_spec(new.spec)
-    values = {name: getattr(new, name) for name in _COPIED} | {
+    return {name: getattr(new, name) for name in _COPIED} | {
         "id": new_id(),
         "name": new.name or default_name(new.spec),
         "status": status,
@@ -91,19 +137,6 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest:
         "event_seq": 1,
         "request_id": logs.request_id(),
     }
-    job = session.execute(insert(Job).values(**values).returning(Job)).scalar_one()  # the row as it is stored
-    session.add(Event(job_id=job.id, seq=job.event_seq, type="submitted", data={"status": status} | access.by(session)))
-    session.add_all(Tag(job_id=job.id, tag=tag) for tag in dict.fromkeys(new.tags))
-    session.add_all(
-        Dependency(job_id=job.id, needs_job_id=other, until=CHECKPOINT if other in new.after_checkpoint else SUCCESS)
-        for other in dict.fromkeys(new.after)
-    )
-    session.flush()
-    if job.sweep_id is None:  # else the user has submitted the sweep
-        activity.note(session, "job.submit", job.id, job.name, parent=job.parent_id)
-    if not waits:
-        signal(session, Signal.DUE)
-    return job
 
 
 def nodes_of(spec: Spec) -> int:

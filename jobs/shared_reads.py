@@ -1,4 +1,4 @@
-"""Rows that several rules of one transaction need: each is read once in it, as of one moment."""
+"""Rows that several rules of one transaction need: each is read once in it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ _READS = "shared reads"  # in `Session.info`
 
 def live_workers(session: Session) -> list[Worker]:
     """Return the live workers of all pools, the one that started first at the front."""
-    statement = select(Worker).where(Worker.is_live).order_by(Worker.id)
-    return _once(session, "workers", lambda: list(session.execute(statement).scalars()))
+
+    def read() -> list[Worker]:
+        return list(session.execute(select(Worker).where(Worker.is_live).order_by(Worker.id)).scalars())
+
+    return _once(session, "workers", read)
 
 
 def newest_worker(session: Session, pool: str) -> list[Worker]:
     """Return the worker of a pool that started last, whether it lives or not; nothing if the pool never had one."""
-    statement = select(Worker).where(Worker.pool == pool).order_by(Worker.id.desc()).limit(1)
-    return _once(session, ("newest worker", pool), lambda: list(session.execute(statement).scalars()))
+
+    def read() -> list[Worker]:
+        of_pool = select(Worker).where(Worker.pool == pool)
+        return list(session.execute(of_pool.order_by(Worker.id.desc()).limit(1)).scalars())
+
+    return _once(session, ("newest worker", pool), read)
 
 
 def dataset_named(session: Session, name: str) -> Dataset | None:
     """Return the dataset of a name; None without one."""
-    statement = select(Dataset).where(Dataset.name == name)
-    return _once(session, ("dataset", name), lambda: session.execute(statement).scalar_one_or_none())
+
+    def read() -> Dataset | None:
+        return session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
+
+    return _once(session, ("dataset", name), read)
 
 
 def hold_datasets(session: Session, names: Collection[str]) -> None:

@@ -6,10 +6,10 @@ repeated request return the first request's row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session
@@ -20,18 +20,21 @@ from jobs.checks import check, check_priority, pretraining_count
 from jobs.database import new_id, now_ms
 from jobs.datasets import hold, pinned_digest
 from jobs.eligibility import fits, takes_jobs
-from jobs.errors import Conflict, Invalid
+from jobs.errors import Conflict, FieldError, Invalid
 from jobs.estimates import estimate, steps_per_epoch
 from jobs.events import record
 from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
+from jobs.new_job import Checked, add_all, default_name, kind_of, nodes_of, options_of
 from jobs.new_job import NewJob as NewJob
-from jobs.new_job import add, default_name, kind_of, nodes_of, options_of
 from jobs.shared_reads import dataset_named
 from jobs.status import TERMINAL, Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec, version_of
 from wcl_core.config.overlay import overlaid
 
 MAX_NAME = 200  # characters
+_MAX_BATCH_ERRORS = 50
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def submit(session: Session, new: NewJob) -> Job:
@@ -41,6 +44,15 @@ def submit(session: Session, new: NewJob) -> Job:
 
     Raises:
         Invalid: all invalid fields, each with its pointer.
+    """
+    return add_all(session, [_checked(session, new)])[0]
+
+
+def _checked(session: Session, new: NewJob) -> Checked:
+    """Validate a job, and lock what it needs until the commit.
+
+    Raises:
+        Invalid: as `submit`.
     """
     measured = None
     if isinstance(new.spec, EvaluateSpec) and isinstance(new.spec.features, CheckpointFeatures):
@@ -55,7 +67,7 @@ def submit(session: Session, new: NewJob) -> Job:
     new, dataset = check(session, new)
     if measured is not None and new.parent_id is None:
         new = replace(new, parent_id=session.get_one(Checkpoint, measured).job_id)
-    return add(session, new, dataset, waits=_has_to_wait(session, new))
+    return Checked(new, dataset, _has_to_wait(session, new))
 
 
 def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
@@ -65,7 +77,35 @@ def submit_group(session: Session, new: Sequence[NewJob]) -> list[Job]:
         Invalid: as `submit`.
     """
     group_id = new_id()
-    return [submit(session, replace(each, group_id=group_id)) for each in new]
+    return add_all(session, [_checked(session, replace(each, group_id=group_id)) for each in new])
+
+
+def submit_batch(session: Session, new: Sequence[NewJob]) -> list[Job]:
+    """Add the jobs of one request, all or none.
+
+    Raises:
+        Invalid: as `submit`; the pointers name the job by its place, such as `/jobs/3/spec/data/name`.
+    """
+    return add_all(session, each_of_batch(new, lambda job: _checked(session, job)))
+
+
+def each_of_batch(items: Sequence[T], act: Callable[[T], R]) -> list[R]:
+    """Return the results for the jobs of a batch.
+
+    Raises:
+        Invalid: the first errors of all jobs; the pointers begin with the place of the job.
+    """
+    results, errors = [], list[FieldError]()
+    for place, item in enumerate(items):
+        try:
+            results.append(act(item))
+        except Invalid as error:
+            errors += [FieldError(f"/jobs/{place}{each.pointer}", each.detail) for each in error.errors]
+            if len(errors) >= _MAX_BATCH_ERRORS:
+                break
+    if errors:
+        raise Invalid(errors[:_MAX_BATCH_ERRORS])
+    return results
 
 
 def plan(session: Session, new: NewJob) -> dict[str, Any]:
@@ -117,8 +157,10 @@ def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[st
 
 
 def _has_to_wait(session: Session, new: NewJob) -> bool:
+    if not new.after:
+        return False
     statement = select(Job.id).where(Job.id.in_(new.after), Job.status != Status.SUCCEEDED)
-    unfinished = session.execute(statement).scalars().all() if new.after else ()
+    unfinished = session.execute(statement).scalars().all()
     return any(job_id not in new.after_checkpoint or not checkpoints.newest(session, job_id) for job_id in unfinished)
 
 

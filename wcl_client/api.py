@@ -79,6 +79,19 @@ class WclClient(SweepClient):
         body = _job_body(kind, spec, options) | {"seeds": list(seeds)}
         return self._create(Group, "/v1/jobs", body, idempotency_key)
 
+    def submit_batch(self, jobs: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None) -> list[Json]:
+        """Submit up to 1,000 jobs by one request: all of them, or none; otherwise as `submit`.
+
+        Args:
+            jobs: bodies of `POST /v1/jobs`, such as `{"kind": "pretrain", "spec": {...}, "name": "first"}`.
+
+        Returns:
+            `id`, `name` and `status` of each job, in the order of `jobs`.
+        """
+        body = {"jobs": [dict(job) for job in jobs]}
+        items: list[Json] = self._create(Json, "/v1/jobs:batch", body, idempotency_key)["items"]
+        return items
+
     def group(self, group_id: str) -> Group:
         """Return a seed group: its jobs, and each result with mean, deviation and 95 % t-interval over the seeds."""
         return self._json(Group, "GET", f"/v1/groups/{part(group_id)}")

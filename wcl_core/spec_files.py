@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 _MAX_BYTES = 4_000_000
 _MAX_VALUES = 100_000
+_SUFFIXES = (".json", ".yaml", ".yml")
 _PLAIN_INTEGER = re.compile("[-+]?(0|[1-9][0-9]*)")
 
 
@@ -22,7 +23,19 @@ def read_spec(path: Path) -> dict[str, Any]:
     """Read a spec from a .json, .yaml or .yml file.
 
     Raises:
-        SpecFileError: the file cannot be read, or it does not hold a mapping of plain values.
+        SpecFileError: the file cannot be read, or it does not hold one mapping of plain values.
+    """
+    specs = read_specs(path)
+    if len(specs) != 1:
+        raise SpecFileError(f"{path}: expected one spec, but the file holds {len(specs)}")
+    return specs[0]
+
+
+def read_specs(path: Path) -> list[dict[str, Any]]:
+    """Read the specs of a .yaml or .yml file, one a document, or of a .json file that holds one, or a list of them.
+
+    Raises:
+        SpecFileError: the file cannot be read, or it does not hold mappings of plain values.
     """
     try:
         with path.open("rb") as file:
@@ -35,15 +48,32 @@ def read_spec(path: Path) -> dict[str, Any]:
     if len(content) > _MAX_BYTES:
         raise SpecFileError(f"{path}: expected a spec of at most {_MAX_BYTES:,} bytes, but the file is larger")
     try:
-        data = json.loads(text, object_pairs_hook=unique_keys) if path.suffix == ".json" else _read_yaml(text)
-        check_plain(data)
+        values = _read_json(text) if path.suffix == ".json" else _read_yaml(text)
+        check_plain(values)
     except RecursionError as error:
         raise SpecFileError(f"{path}: the values are nested too deeply") from error
     except (ValueError, LookupError) as error:
         raise SpecFileError(f"{path}: {error}") from error
-    if not isinstance(data, dict):
-        raise SpecFileError(f"{path}: expected a mapping of fields, but the file holds a {type(data).__name__}")
-    return data
+    for place, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            which = f"document {place} is" if len(values) > 1 else "the file holds"
+            raise SpecFileError(f"{path}: expected a mapping of fields, but {which} a {type(value).__name__}")
+    return values
+
+
+def spec_files(folder: Path) -> list[Path]:
+    """Return the spec files of a folder by name, without those of folders in it.
+
+    Raises:
+        SpecFileError: there are none, or the folder cannot be read.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
+    except OSError as error:
+        raise SpecFileError(f"{folder}: {error.strerror}") from error
+    if not files:
+        raise SpecFileError(f"{folder}: expected files that end in {', '.join(_SUFFIXES)}, but the folder has none")
+    return files
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -54,11 +84,16 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _read_yaml(text: str) -> Any:
-    """Return the value of a YAML document of plain values.
+def _read_json(text: str) -> list[Any]:
+    value = json.loads(text, object_pairs_hook=unique_keys)
+    return value if isinstance(value, list) and value else [value]
+
+
+def _read_yaml(text: str) -> list[Any]:
+    """Return the values of the YAML documents of a text.
 
     Raises:
-        ValueError: the document is no YAML, a key occurs twice, or a number has two readings.
+        ValueError: a document is no YAML, a key occurs twice, or a number has two readings.
     """
     import yaml
 
@@ -85,7 +120,7 @@ def _read_yaml(text: str) -> Any:
         }
 
     try:
-        return yaml.load(text, Loader)  # noqa: S506 (a safe loader)
+        return list(yaml.load_all(text, Loader)) or [None]
     except yaml.MarkedYAMLError as error:
         place = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ValueError(f"{error.problem or error.context}{place}") from error

@@ -22,12 +22,14 @@ from jobs.errors import FieldError, Invalid
 
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
+MAX_BATCH_VALUES = 100_000
 MAX_FORM_BYTES = 250_000
 MAX_PUBLIC_BYTES = 4_000  # of a request without a key
 MAX_FORM_FIELDS = 500
 _JSON = "application/json"
 _SEPARATORS = {"application/x-www-form-urlencoded": b"&", "multipart/form-data": b"Content-Disposition"}
 _API = "/v1/"
+_BATCH = "/v1/jobs:batch"
 _READ_SECONDS = 30.0
 
 
@@ -42,7 +44,7 @@ async def checked(request: Request, max_bytes: int) -> Receive:
     check_length(request, max_bytes)
     body = await _read(request, max_bytes)
     if body:
-        await anyio.to_thread.run_sync(_check, body, kind, route_path(request.scope).startswith(_API))
+        await anyio.to_thread.run_sync(_check, body, kind, route_path(request.scope))
     return _replayed(body, request.receive)
 
 
@@ -60,10 +62,10 @@ def _media_type(request: Request) -> str:
     return kind.decode("latin-1").strip().lower()
 
 
-def _check(body: bytes, kind: str, is_api: bool) -> None:
+def _check(body: bytes, kind: str, path: str) -> None:
     if kind == _JSON:
-        check_values(_decoded(body))
-    elif is_api:
+        check_values(_decoded(body), MAX_BATCH_VALUES if path == _BATCH else MAX_VALUES)
+    elif path.startswith(_API):
         raise WrongMediaType("expected Content-Type: application/json")
     elif kind in _SEPARATORS:
         _text(body)
@@ -155,7 +157,7 @@ class _Place:
         return "" if self._parent is None else f"{self._parent.pointer}/{escaped(self._step)}"
 
 
-def check_values(value: Any) -> None:
+def check_values(value: Any, most: int = MAX_VALUES) -> None:
     """Refuse text that UTF-8 or PostgreSQL cannot hold, numbers beyond a double, and too deep nesting.
 
     Raises:
@@ -166,8 +168,8 @@ def check_values(value: Any) -> None:
     while left:
         place, depth, item = left.pop()
         count += len(item) if isinstance(item, dict | list) else 0
-        if depth > MAX_DEPTH or count > MAX_VALUES:
-            raise TooLarge(f"expected at most {MAX_DEPTH} levels and {MAX_VALUES} values of JSON")
+        if depth > MAX_DEPTH or count > most:
+            raise TooLarge(f"expected at most {MAX_DEPTH} levels and {most} values of JSON")
         if isinstance(item, dict):
             for name in item:
                 _check_text(place, name)

@@ -1,6 +1,6 @@
 """The `Idempotency-Key` header, and its counterpart in the forms of the pages: a repeated request creates nothing new.
 
-`Submission.create` is the only way by which a request creates a job, a sweep or a key.
+`Submission.create` and `create_batch` are the only ways by which a request creates a job, a sweep or a key.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Form, Header, Response
 from sqlalchemy.orm import Session
@@ -19,10 +19,12 @@ from jobs import idempotency, limits
 from jobs.database import Database
 from jobs.errors import FieldError, Invalid
 from jobs.idempotency import Created
+from jobs.models import Job
 from wcl_core.digests import digest_of
 
 REPLAYED: dict[int | str, dict[str, Any]] = {200: {"description": "A replay: the job that the first request created."}}
 _MAX_FORM_KEY = 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,38 @@ class Submission:
             Invalid: the key is malformed, or was used with another request; or as `create`.
             Forbidden, OverLimit: as `limits.check_submission`.
         """
-
-        def limited(session: Session) -> Created:
-            row = create(session)
-            if count:
-                limits.check_submission(session, self.owner, count)
-            return row
-
+        limited = self._limited(create, count)
         key = self._key(request)
         if key is None:
             return self.database.write(limited)
-        row, is_replay = idempotency.create_once(self.database, self.owner, key, request, model, limited)
+        return self._replayed(*idempotency.create_once(self.database, self.owner, key, request, model, limited))
+
+    def create_batch(self, request: Any, create: Callable[[Session], list[Job]], count: int) -> list[Job]:
+        """Create the jobs of a batch, or return those that an earlier request with the same key created; as `create`.
+
+        Raises:
+            Invalid, Forbidden, OverLimit: as `create`.
+        """
+        limited = self._limited(create, count)
+        key = self._key(request)
+        if key is None:
+            return self.database.write(limited)
+        return self._replayed(*idempotency.create_batch_once(self.database, self.owner, key, request, limited))
+
+    def _limited(self, create: Callable[[Session], T], count: int) -> Callable[[Session], T]:
+        def limited(session: Session) -> T:
+            result = create(session)
+            if count:
+                limits.check_submission(session, self.owner, count)
+            return result
+
+        return limited
+
+    def _replayed(self, result: T, is_replay: bool) -> T:
         if is_replay:
             self.response.status_code = 200
             self.response.headers["Idempotency-Replayed"] = "true"
-        return row
+        return result
 
     @property
     def is_replay(self) -> bool:

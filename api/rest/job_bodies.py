@@ -34,6 +34,7 @@ from wcl_core.config.fields import DatasetName
 from wcl_core.config.overlay import overlaid
 
 _MAX_NAME = 200
+MAX_BATCH = 1_000  # jobs
 MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit
 
 
@@ -111,7 +112,27 @@ class _JobStart(_Body):
     name: Name | None = None
 
 
-class JobBody(JobOptions, _JobStart):
+class BatchJob(JobOptions, _JobStart):
+    """A job of a batch: a job to submit, without `seeds`."""
+
+    after: list[Need] = Field(default=[], max_length=50, description="Dependencies: jobs that have to succeed first.")
+
+
+class BatchBody(_Body):
+    """Jobs to submit together: all of them, or none."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"jobs": [{"kind": "pretrain", "preset": "digits-cpu", "spec": {"seed": seed}} for seed in (1, 2)]}
+            ]
+        }
+    )
+
+    jobs: list[BatchJob] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class JobBody(BatchJob):
     """A job to submit.  The spec is validated by the rules of its kind; with a preset it holds only the differences."""
 
     model_config = ConfigDict(
@@ -126,7 +147,6 @@ class JobBody(JobOptions, _JobStart):
         }
     )
 
-    after: list[Need] = Field(default=[], max_length=50, description="Dependencies: jobs that have to succeed first.")
     seeds: Seeds | None = Field(default=None, description="One job for each seed, together a seed group.")
 
 
@@ -201,6 +221,17 @@ def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob]) ->
     return submission.create(request if parent is None else (request, parent), Job, create, len(new))
 
 
+def create_batch(submission: Submission, body: BatchBody) -> list[Job]:
+    """Create the jobs of a batch, once for each idempotency key, in the order of the body.
+
+    Raises:
+        Invalid: as `Submission.create_batch` and `jobs.submission.submit_batch`.
+    """
+    new = service.each_of_batch(body.jobs, lambda job: _new_job(job, _sent(job), submission.owner, None))
+    request = ("batch", body.model_dump(mode="json", exclude_unset=True))
+    return submission.create_batch(request, lambda session: service.submit_batch(session, new), len(new))
+
+
 def create_retry(submission: Submission, job_id: str) -> Job:
     """Create a retry of a job, once for each idempotency key.
 
@@ -250,7 +281,7 @@ def new_jobs(body: JobBody, created_by: str, parent_id: str | None = None) -> li
     Raises:
         Invalid: an unknown preset, or wrong fields of the spec.
     """
-    sent = body.spec if body.preset is None else overlaid(preset_fields(body.preset, body.kind), body.spec)
+    sent = _sent(body)
     if body.seeds is None:
         return [_new_job(body, sent, created_by, parent_id)]
     if "seed" in body.spec:
@@ -259,12 +290,21 @@ def new_jobs(body: JobBody, created_by: str, parent_id: str | None = None) -> li
     return [replace(job, name=_seed_name(job, seed)) for job, seed in zip(jobs, body.seeds, strict=True)]
 
 
+def _sent(body: BatchJob) -> dict[str, Any]:
+    """Return the spec, with the fields of its preset.
+
+    Raises:
+        Invalid: there is no such preset.
+    """
+    return body.spec if body.preset is None else overlaid(preset_fields(body.preset, body.kind), body.spec)
+
+
 def _seed_name(job: NewJob, seed: int) -> str:
     end = f", seed {seed}"
     return (job.name or default_name(job.spec))[: _MAX_NAME - len(end)] + end
 
 
-def _new_job(body: JobBody, sent: dict[str, Any], created_by: str, parent_id: str | None) -> NewJob:
+def _new_job(body: BatchJob, sent: dict[str, Any], created_by: str, parent_id: str | None) -> NewJob:
     until_success = {str(need.job_id) for need in body.after if need.until == "success"}
     after = tuple(dict.fromkeys(str(need.job_id) for need in body.after))
     return NewJob(

@@ -16,7 +16,7 @@ from api.http.dependencies import TheDatabase
 from api.http.idempotency import REPLAYED, TheSubmission
 from api.rest import job_bodies, responses, seed_groups
 from api.rest.evaluations import create_baselines
-from api.rest.job_bodies import CloneBody, ContinueBody, JobBody, JobChange
+from api.rest.job_bodies import BatchBody, CloneBody, ContinueBody, JobBody, JobChange
 from api.rest.presets import preset_deviations
 from api.rest.responses import JobResponse, JobSummary, Response
 from api.rest.seed_groups import SubmittedGroup
@@ -74,6 +74,33 @@ def _plan(session: Session, body: JobBody, new: list[NewJob]) -> dict[str, Any]:
     plan = service.plan(session, new[0])
     more = {"preset": body.preset, "deviations": preset_deviations(body.preset, plan["spec"])}
     return plan | more | {"seeds": body.seeds}
+
+
+class BatchItem(Response):
+    """A job of a batch."""
+
+    id: str
+    name: str
+    status: str
+
+
+class SubmittedBatch(Response):
+    """The jobs of a batch, in the order of the request."""
+
+    items: list[BatchItem]
+
+
+@router.post(":batch", status_code=201, responses=REPLAYED)
+def submit_batch(body: BatchBody, principal: Submitter, submission: TheSubmission) -> SubmittedBatch:
+    """Submit up to 1,000 jobs by one request: all of them, or none.
+
+    Errors name the job by its place, such as `/jobs/3/spec/data/name`.  With `Idempotency-Key`, a repeated request gets
+    the first request's jobs, with status 200 and `Idempotency-Replayed: true`.
+    """
+    jobs = job_bodies.create_batch(submission, body)
+    return SubmittedBatch(
+        items=[BatchItem.model_construct(id=job.id, name=job.name, status=job.status) for job in jobs]
+    )
 
 
 @router.get("")

@@ -207,6 +207,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     for verb, job in _VERBS.items():
         yield f"POST /v1/jobs/{{job_id}}/{verb}", _verb(f"/v1/jobs/{{}}/{verb}", job)
     yield "POST /v1/jobs", lambda _: Request("POST", "/v1/jobs", {"json": JOB})
+    yield "POST /v1/jobs:batch", lambda _: Request("POST", "/v1/jobs:batch", {"json": {"jobs": [JOB]}})
     yield "PATCH /v1/jobs/{job_id}", lambda world: Request("PATCH", f"/v1/jobs/{world.job()}", {"json": {"name": "x"}})
     yield (
         "POST /v1/jobs/{job_id}/continue",

@@ -1981,7 +1981,7 @@ GUARDS = (
     Guard(
         "values of a body are counted",
         "api/http/bodies.py",
-        " or count > MAX_VALUES",
+        " or count > most",
         "",
         ("tests/api/http/test_bounds.py::test_values_of_a_body_are_counted",),
     ),

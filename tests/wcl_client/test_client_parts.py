@@ -36,7 +36,7 @@ from wcl_client.responses import Evaluation, Job, Progress
 from wcl_client.specfile import apply_overrides
 from wcl_client.sse import Message, parse
 from wcl_client.terminal import Terminal, out
-from wcl_core.spec_files import SpecFileError, read_spec
+from wcl_core.spec_files import SpecFileError, read_spec, read_specs, spec_files
 from wcl_core.text import Secret
 
 
@@ -328,6 +328,21 @@ def test_spec_files(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
 
     assert read_spec(tmp_path / name) == {"epochs": 3}
+
+
+def test_a_file_holds_several_specs(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("epochs: 3\n---\nepochs: 4")
+    (tmp_path / "s.json").write_text('[{"epochs": 3}, {"epochs": 4}]')
+    (tmp_path / "t.yaml").write_text("epochs: 3\n---\n- 4")
+
+    assert read_specs(tmp_path / "s.yaml") == read_specs(tmp_path / "s.json") == [{"epochs": 3}, {"epochs": 4}]
+    assert [file.name for file in spec_files(tmp_path)] == ["s.json", "s.yaml", "t.yaml"]
+    with pytest.raises(SpecFileError, match="expected one spec, but the file holds 2"):
+        read_spec(tmp_path / "s.json")
+    with pytest.raises(SpecFileError, match="document 2 is a list"):
+        read_specs(tmp_path / "t.yaml")
+    with pytest.raises(SpecFileError, match="but the folder has none"):
+        spec_files(Path(__file__).parent)
 
 
 _BOMB = "a0: &a0 [x]\n" + "\n".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(9))

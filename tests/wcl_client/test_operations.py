@@ -63,6 +63,31 @@ def test_pause_resume_cancel_retry_and_clone(server: Served) -> None:
     assert isinstance(wcl("resume", job_id).exception, ConflictError)
 
 
+def test_a_folder_and_a_file_of_several_specs_are_submitted_together(server: Served, tmp_path: Path) -> None:
+    folder, file = tmp_path / "runs", tmp_path / "more.yaml"
+    folder.mkdir()
+    for name in ("b.yaml", "a.json", "notes.txt"):
+        (folder / name).write_text('{"seed": 7}')
+    file.write_text("seed: 1\n---\nseed: 2\n---\nepochs: 0")
+
+    refused = wcl("submit", "--preset", "digits-cpu", str(folder), str(file)).exception
+    file.write_text("seed: 1\n---\nseed: 2")
+    done = wcl("submit", "--preset", "digits-cpu", "--tag", "t", "--set", "epochs=20", str(folder), str(file))
+
+    assert isinstance(refused, InvalidError)
+    assert [problem.pointer for problem in refused.errors] == ["more 3: /spec/epochs"]
+    jobs = [rows.job(server.database, job_id) for job_id in done.stdout.split()]
+    assert [(job.name, job.spec["seed"], job.spec["epochs"]) for job in jobs] == [
+        *(("a", 7, 20), ("b", 7, 20), ("more", 1, 20), ("more 2", 2, 20))
+    ]
+    assert len(rows.rows_of(server.database, Job)) == 4
+    assert "4 jobs" in done.stderr
+    for option in (("--name", "x"), ("--seeds", "1,2"), ("--dry-run",)):
+        assert f"{option[0]}: expected one spec, but there are 4" in " ".join(
+            wcl("submit", str(folder), str(file), *option).stderr.replace("│", " ").split()
+        )
+
+
 def test_a_finished_job_goes_on(server: Served) -> None:
     job_id = submit()
     run = rows.Run(server.database, rows.claim(server.database))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -23,7 +24,7 @@ from wcl_client.commands.shared import (
     require_success,
     say_submitted,
 )
-from wcl_client.errors import WclError
+from wcl_client.errors import FieldProblem, InvalidError, WclError
 from wcl_client.plans import plan_lines, print_plan
 from wcl_client.references import find_job, find_start
 from wcl_client.registration import when_registered
@@ -31,14 +32,19 @@ from wcl_client.responses import Job, JobKind
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import Rows, Styled, bold, err, out, print_json
 from wcl_core.files import write_bytes
-from wcl_core.spec_files import read_spec
+from wcl_core.spec_files import read_specs, spec_files
 
 app = typer.Typer()
 
 
 @app.command(rich_help_panel=RUN)
 def submit(
-    spec: Annotated[Path | None, typer.Argument(help="A .json or .yaml file with the spec.")] = None,
+    spec: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="A .json or .yaml file with the spec; for several jobs, files with specs or folders of them."
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -77,27 +83,39 @@ def submit(
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the jobs end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a job, or one job for each seed."""
-    if spec is None and preset is None and kind == "pretrain":
+    """Submit a job, or one job for each seed.
+
+    Several files, a folder, or a file of several documents: one job for each spec, all of them or none.
+    """
+    if not spec and preset is None and kind == "pretrain":
         raise typer.BadParameter("expected a spec file or --preset")
     if kind not in ("pretrain", "evaluate"):
         raise typer.BadParameter(f"--kind {kind}: expected pretrain or evaluate")
     if weights is not None and kind != "pretrain":
         raise typer.BadParameter("--weights: only a training starts from weights")
-    body = apply_overrides(read_spec(spec) if spec else {}, overrides or ())
+    specs = _specs(spec or ())
+    bodies = [apply_overrides(each, overrides or ()) for each in specs.values()] or [
+        apply_overrides({}, overrides or ())
+    ]
     job_kind = cast(JobKind, kind)
     numbers = None if seeds is None else _seeds(seeds)
     options: dict[str, Any] = {"preset": preset, "name": name, "tags": tag or (), "priority": priority, "pool": pool}
     options |= {"gpus": gpus, "max_seconds": max_seconds, "preemptible": preemptible or None}
+    if len(bodies) > 1:
+        _refuse_of_one({"--name": name, "--seeds": seeds, "--dry-run": dry_run or None}, len(bodies), follow)
     with WclClient.connect() as client:
         if weights is not None:
             start = find_start(client, weights)
             network = {} if start.backbone is None else {"backbone": start.backbone}
-            body = network | body | {"weights": start.sha256}
+            bodies = [network | each | {"weights": start.sha256} for each in bodies]
         options["after"] = [find_job(client, reference)["id"] for reference in after or ()]
         options["after"] += [
             {"job_id": find_job(client, reference)["id"], "until": "checkpoint"} for reference in after_checkpoint or ()
         ]
+        if len(bodies) > 1:
+            _submit_batch(client, job_kind, dict(zip(specs, bodies, strict=True)), options, follow, as_json)
+            return
+        body = bodies[0]
         if dry_run:
             options = {"preset": preset, "seeds": numbers, "pool": pool, "gpus": gpus}
             plan = when_registered(client, lambda: client.plan(job_kind, body, **options), err.say)
@@ -204,6 +222,10 @@ def schema(kind: Annotated[str, typer.Argument(help="pretrain or evaluate.")] = 
 
 
 _CONTENTS = ("photos", "drawings", "overhead")
+_OF_BATCH = re.compile(r"/jobs/(\d+)(.*)")
+_MAX_BATCH = 1_000  # jobs of one request
+_MAX_WATCHED = 32
+_MAX_NAME = 200  # characters of a job's name
 
 
 def _describe(client: WclClient, jobs: Sequence[Job]) -> None:
@@ -219,6 +241,66 @@ def _describe(client: WclClient, jobs: Sequence[Job]) -> None:
                 client.plan("pretrain", first["spec"], preset=first.get("preset"), pool=pool, gpus=gpus)
             )
         say_submitted(client.url, first, facts, jobs)
+
+
+def _specs(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Return the specs of files and folders, each by the name of its job."""
+    files = [file for path in paths for file in (spec_files(path) if path.is_dir() else [path])]
+    specs: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for each in read_specs(file):
+            number = 1
+            while (name := file.stem if number == 1 else f"{file.stem} {number}") in specs:
+                number += 1
+            specs[name] = each
+    if len(specs) > _MAX_BATCH:
+        raise typer.BadParameter(f"expected at most {_MAX_BATCH:,} specs at once, but there are {len(specs):,}")
+    return specs
+
+
+def _refuse_of_one(options: Mapping[str, object], count: int, follow: bool) -> None:
+    """Refuse options that several specs cannot have."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise typer.BadParameter(f"{given[0]}: expected one spec, but there are {count:,}")
+    if follow and count > _MAX_WATCHED:
+        raise typer.BadParameter(f"--watch: expected at most {_MAX_WATCHED} specs, but there are {count:,}")
+
+
+def _submit_batch(
+    client: WclClient,
+    kind: JobKind,
+    specs: Mapping[str, dict[str, Any]],
+    options: Mapping[str, Any],
+    follow: bool,
+    as_json: bool,
+) -> None:
+    """Submit a job for each spec by one request, and print their ids in the order of the specs."""
+    given = {name: value for name, value in options.items() if value not in (None, (), [])}
+    jobs = [{"kind": kind, "spec": spec, "name": name[:_MAX_NAME]} | given for name, spec in specs.items()]
+    try:
+        items = when_registered(client, lambda: client.submit_batch(jobs), err.say)
+    except InvalidError as error:
+        raise _named(error, list(specs)) from error
+    if not as_json:
+        err.say(bold(f"{len(items):,} jobs"), f"  {client.url}/")
+    ended = follow_jobs(client, [client.job(item["id"]) for item in items], to_stderr=as_json) if follow else []
+    if as_json:
+        print_json({"items": ended or items})
+    else:
+        for item in items:
+            out.say(item["id"])
+    if follow:
+        require_success(ended)
+
+
+def _named(error: InvalidError, names: Sequence[str]) -> InvalidError:
+    """Return the error with the name of the spec in place of its number."""
+    problems = []
+    for problem in error.errors:
+        match = _OF_BATCH.fullmatch(problem.pointer)
+        pointer = problem.pointer if match is None else f"{names[int(match[1])]}: {match[2]}"
+        problems.append(FieldProblem(pointer, problem.detail))
+    return InvalidError(error.status, error.title, error.detail, tuple(problems))
 
 
 def _seeds(text: str) -> list[int]:

@@ -83,6 +83,7 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
         "NewDataset",
         "NewName",
         "JobChange",
+        "BatchBody",
         "CloneBody",
         "ContinueBody",
         "CheckpointChange",

@@ -82,6 +82,60 @@ def test_a_submission_reads_workers_and_dataset_once(served: Served) -> None:
     assert len(tables) <= 18
 
 
+BATCH: dict[str, Any] = {"jobs": [JOB | {"name": f"run {number}", "tags": ["a", "b"]} for number in range(3)]}
+
+
+def test_a_batch_is_submitted_once_and_in_order(served: Served) -> None:
+    client = served.client()
+    needed = client.post("/v1/jobs", json=JOB).json()["id"]
+    batch = {"jobs": [*BATCH["jobs"], JOB | {"name": "last", "after": [needed]}]}
+
+    answer = client.post("/v1/jobs:batch", json=batch, headers={"Idempotency-Key": "k"})
+    again = client.post("/v1/jobs:batch", json=batch, headers={"Idempotency-Key": "k"})
+
+    items = answer.json()["items"]
+    assert answer.status_code == 201
+    assert [item["name"] for item in items] == ["run 0", "run 1", "run 2", "last"]
+    assert [item["status"] for item in items] == ["queued", "queued", "queued", "blocked"]
+    assert (again.status_code, again.headers["idempotency-replayed"], again.json()) == (200, "true", answer.json())
+    assert_problem(client.post("/v1/jobs:batch", json=BATCH, headers={"Idempotency-Key": "k"}), 422, "")
+    assert len(rows.rows_of(served.database, Job)) == 5
+    assert client.get(f"/v1/jobs/{items[1]['id']}").json()["tags"] == ["a", "b"]
+    assert [entry.type for entry in rows.events(served.database, items[2]["id"])] == ["submitted"]
+    claimed = [rows.claim(served.database).attempt.job_id for _ in range(4)]
+    assert claimed == [needed, *(item["id"] for item in items[:3])]
+
+
+def test_the_statements_of_a_batch_do_not_grow_with_its_jobs(served: Served) -> None:
+    client = served.client()
+    client.post("/v1/jobs:batch", json=BATCH)
+    counts = []
+    for number in (1, 60):
+        with statements(served.database) as sent:
+            assert client.post("/v1/jobs:batch", json={"jobs": [JOB] * number}).status_code == 201
+        counts.append(len([each for each in sent if "keys SET" not in each]))
+
+    assert counts[1] <= counts[0] + 1  # the places in the queue
+
+
+def test_a_batch_with_a_wrong_job_adds_none_and_names_it(served: Served) -> None:
+    client = served.client("read", "submit")
+    good, absent = JOB, {"kind": "pretrain", "spec": {"data": {"name": "nix", "image_size": 8}}}
+
+    def pointers(*jobs: dict[str, Any]) -> list[str]:
+        answer = client.post("/v1/jobs:batch", json={"jobs": list(jobs)}, headers={"Idempotency-Key": "k"})
+        return [error["pointer"] for error in assert_problem(answer, 422)["errors"]]
+
+    assert pointers(good, absent, absent) == ["/jobs/1/spec/data/name", "/jobs/2/spec/data/name"]
+    assert pointers(good, {"kind": "pretrain", "spec": SPEC | {"epochs": 0}}) == ["/jobs/1/spec/epochs"]
+    assert pointers(good, JOB | {"preset": "nix"}) == ["/jobs/1/preset"]
+    assert pointers(good, JOB | {"seeds": [1]}) == ["/jobs/1/seeds"]
+    assert pointers(good, JOB | {"priority": 1}) == ["/jobs/1/priority"]
+    assert pointers() == ["/jobs"]
+    assert pointers(*[JOB] * 1001) == ["/jobs"]
+    assert rows.rows_of(served.database, Job) == rows.rows_of(served.database, IdempotencyKey) == []
+
+
 def test_a_spec_overrides_fields_of_its_preset(small: Served) -> None:
     client = small.client()
     digits = resolve_spec(presets()["digits-cpu"])
