@@ -15,6 +15,7 @@ from jobs.shared_reads import dataset_named
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.presets import presets
 from wcl_core.recommendation import MIN_STEPS, SMALLEST_BATCH
+from wcl_core.text import counted
 
 _MIN_STEPS_PER_EPOCH = 3  # with fewer, each epoch has almost the same batches
 _HOPELESS_STEPS = 100
@@ -80,16 +81,15 @@ def _of_steps(spec: PretrainSpec, images: int, preset: str | None, is_trained: b
         )
     total = steps * spec.epochs
     if total < MIN_STEPS and not _is_of_its_preset(spec, preset):
-        count = "1 step" if total == 1 else f"{total} steps"
         teaches = "anything" if total < _HOPELESS_STEPS else "much"
         enough = f"epochs = {math.ceil(MIN_STEPS / steps)}"
         if is_too_large:
             enough = f"batch_size = {fitting} with epochs = {math.ceil(MIN_STEPS / (images // fitting))}, or {enough}"
         use = f"use at least {MIN_STEPS:,}, that is {enough}"
         if is_trained and not is_too_large:
-            more = further_epochs(spec, images, preset)
-            use = f"continue it for {more:,} more epoch{'s' if more > 1 else ''}, to at least {MIN_STEPS:,} steps"
-        yield f"{count} in all, too few to learn {teaches}; {use}"
+            more = counted(further_epochs(spec, images, preset), "more epoch")
+            use = f"continue it for {more}, to at least {MIN_STEPS:,} steps"
+        yield f"{counted(total, 'step')} in all, too few to learn {teaches}; {use}"
 
 
 def _is_of_its_preset(spec: PretrainSpec, preset: str | None) -> bool:

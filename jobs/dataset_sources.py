@@ -23,6 +23,7 @@ from jobs.models import Dataset, DatasetSamples, DatasetSource, Job, Sweep, Work
 from jobs.status import TERMINAL, Status
 from wcl_core.config import DATASET_NAME, proposed_name
 from wcl_core.data.kinds import LISTS
+from wcl_core.text import counted
 
 MAX_PATH = 4096
 
@@ -230,8 +231,7 @@ def _check_unused(session: Session, name: str) -> None:
     planned = select(Job.id, Job.dataset_name, Job.spec["evaluations"]).where(Job.status.not_in(TERMINAL))
     count = sum(name in (own, *_measured(plans)) for _, own, plans in session.execute(planned))
     if count:
-        jobs = "1 job has" if count == 1 else f"{count} jobs have"
-        raise Conflict(f"{jobs} not ended on {name}; cancel, or wait")
+        raise Conflict(f"{counted(count, 'job has', 'jobs have')} not ended on {name}; cancel, or wait")
     sweeps = select(Sweep.dataset_name, Sweep.base, Sweep.metric).where(Sweep.status == Status.RUNNING)
     rows = session.execute(sweeps).all()
     if any(name in (own, *_measured([*(base.get("evaluations") or ()), metric])) for own, base, metric in rows):

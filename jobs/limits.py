@@ -18,6 +18,7 @@ from jobs.errors import FieldError, Forbidden, Invalid, OverLimit
 from jobs.models import SEES_HIDDEN, Job, Key, Sweep
 from jobs.queue import devices_of_job, job_queue
 from jobs.status import Status
+from wcl_core.text import counted
 
 _WINDOW_MS = 60_000
 _WAITING_SECONDS = 60  # after which a key with too many waiting jobs may try again
@@ -84,12 +85,12 @@ def _check_devices(session: Session, owner: str, name: str, limit: int) -> None:
     beyond = select(func.max(devices_of_job())).where(Job.status.in_(WAITING), Job.created_by == owner)
     most = session.execute(beyond.where(Job.created_at >= database_time(session) - _WINDOW_MS)).scalar_one() or 0
     if most > limit:
-        detail = f"the job needs {most} devices, and the key {name} may use {_number(limit, 'device')} at once; "
+        detail = f"the job needs {most} devices, and the key {name} may use {counted(limit, 'device')} at once; "
         raise Invalid([FieldError("/gpus", f"{detail}use fewer, or {_ADVICE}")])
 
 
 def _check_submissions(session: Session, owner: str, count: int, name: str, limit: int) -> None:
-    may = f"the key {name} may submit {_number(limit, 'job')} a minute"
+    may = f"the key {name} may submit {counted(limit, 'job')} a minute"
     if count > limit:
         raise Forbidden(f"{may}, and this request has {count}; send fewer at once, or {_ADVICE}")
     now = database_time(session)
@@ -114,11 +115,11 @@ def _submitted_since(session: Session, owner: str, since: int) -> list[tuple[int
 
 
 def _check_waiting(session: Session, owner: str, count: int, name: str, limit: int) -> None:
-    may = f"the key {name} may have {_number(limit, 'waiting job')}"
+    may = f"the key {name} may have {counted(limit, 'waiting job')}"
     if count > limit:
         raise Forbidden(f"{may}, and this request has {count} jobs; send fewer at once, or {_ADVICE}")
     if (num_waiting := waiting(session, owner)) > limit:
-        others = _number(max(0, num_waiting - count), "other")
+        others = counted(max(0, num_waiting - count), "other")
         detail = f"{may}, and {others} already wait; submit again when some have started, cancel some, or {_ADVICE}"
         raise OverLimit(detail, _WAITING_SECONDS)
 
@@ -148,7 +149,3 @@ def has_room(session: Session, job: Job) -> bool:
     session.execute(select(Key.id).where(Key.id == job.created_by).with_for_update(key_share=True))
     room = job_queue(session, is_fresh=True).use_of(job.created_by).room
     return room is None or max(1, job.gpus * job.nodes) <= room
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -22,6 +22,7 @@ from jobs.queue import job_queue
 from jobs.shared_reads import live_workers
 from jobs.status import HELD, Reason, Status
 from jobs.transitions.outcomes import seconds_left
+from wcl_core.text import counted
 
 
 class Cause(StrEnum):
@@ -154,7 +155,7 @@ def _on_limit(session: Session, job: Job) -> tuple[Cause, str] | None:
     if use.limit is None or use.room is None or use.room >= needed:
         return None
     name = session.execute(select(Key.name).where(Key.id == job.created_by)).scalar_one()
-    limit = f"the jobs of the key {name} may use {use.limit} device{'' if use.limit == 1 else 's'} at once"
+    limit = f"the jobs of the key {name} may use {counted(use.limit, 'device')} at once"
     if needed > use.limit:
         return Cause.KEY_LIMIT, f"{limit}, and it needs {needed}; an administrator can raise the limit"
     return Cause.KEY_LIMIT, f"{limit}, and use {use.devices}; it starts when one has ended"
@@ -203,8 +204,9 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
         return _on_nodes(session, job, workers, ahead)
     most = max(most_gpus(working(of_worker(worker))) for worker in workers)
     if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
-        count = f"{job.gpus} GPU{'s' if job.gpus != 1 else ''}"
-        message = f"it needs {count}; no worker of the pool {job.pool} has more than {most} for one job"
+        message = (
+            f"it needs {counted(job.gpus, 'GPU')}; no worker of the pool {job.pool} has more than {most} for one job"
+        )
         return _on_draining(session, job) or (Cause.TOO_FEW_GPUS, message)
     if not (workers := [worker for worker in workers if has_dataset(worker, job)]):
         return _on_dataset(session, job)
@@ -316,5 +318,5 @@ def _on_its_turn(num_with_room: int, ahead: int) -> tuple[Cause, str]:
     if num_with_room > ahead:
         return Cause.ABOUT_TO_START, "an idle worker is about to claim it"
     if ahead:
-        return Cause.JOBS_AHEAD, f"{ahead} {'job is' if ahead == 1 else 'jobs are'} ahead of it"
+        return Cause.JOBS_AHEAD, f"{counted(ahead, 'job is', 'jobs are')} ahead of it"
     return Cause.WORKERS_BUSY, "it is the next job; every worker that fits is busy"

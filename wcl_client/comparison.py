@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from wcl_client.responses import Evaluation
 from wcl_client.terminal import Rows
+from wcl_core.text import counted
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def columns(rows: Iterable[Sequence[Evaluation]]) -> list[Column]:
     entries = [entry for evaluations in rows for entry in evaluations]
     labels = _values(entries, "few_labels", "labels_per_class")
     return [
-        *(Column(f"{n} label{'s' if n > 1 else ''} per class", "few_labels", "labels_per_class", n) for n in labels),
+        *(Column(f"{counted(n, 'label')} per class", "few_labels", "labels_per_class", n) for n in labels),
         Column("linear, all labels", "linear"),
         *(Column(f"kNN, k = {k}", "knn", "k", k) for k in _values(entries, "knn", "k")),
     ]

@@ -10,6 +10,7 @@ from wcl_client.api import WclClient
 from wcl_client.errors import InvalidError, NotFoundError, WclError
 from wcl_client.responses import Dataset, Job, Json, Worker
 from wcl_client.terminal import Styled, bold, err, out, print_json
+from wcl_core.text import counted
 
 START_SECONDS = 15.0  # until a worker of a service that has just started is registered
 _POLL_SECONDS = 0.5
@@ -22,7 +23,7 @@ def summary(dataset: Dataset) -> str:
     counts = _counted({split: count for split, count in dataset["counts"].items() if count})
     if not dataset["classes"]:
         return f"{counts}, no labels"
-    return f"{counts}, {len(dataset['classes']):,} class{'es' if len(dataset['classes']) != 1 else ''}"
+    return f"{counts}, {counted(len(dataset['classes']), 'class', 'classes')}"
 
 
 def dataset_note(client: WclClient, job: Job) -> str:

@@ -45,7 +45,12 @@ def counted(number: float, noun: str, plural: str | None = None) -> str:
         plural: of the noun; by default with an `s`.
     """
     digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
-    return f"{digits} {noun if number == 1 else plural or noun + 's'}"
+    return f"{digits} {noun_of(number, noun, plural)}"
+
+
+def noun_of(number: float, noun: str, plural: str | None = None) -> str:
+    """Return the noun alone in the form of a number; arguments as for `counted`."""
+    return noun if number == 1 else plural or f"{noun}s"
 
 
 def _escape(match: re.Match[str]) -> str:

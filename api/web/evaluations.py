@@ -15,6 +15,7 @@ from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
 from jobs.verdicts import chance, interval
 from wcl_core.config import PROTOCOLS, measure_title, protocol_facts, result_title
 from wcl_core.digests import canonical_json
+from wcl_core.text import counted
 
 MAX_SHOWN = 200
 _PLACES: dict[str, int] = {name: place for place, name in enumerate(PROTOCOLS)}  # kNN first
@@ -174,7 +175,7 @@ def _datasets(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, 
 
 
 def _labels(value: Any) -> str:
-    return f"{value} label{'' if value == 1 else 's'} per class"
+    return f"{counted(value, 'label')} per class"
 
 
 _ALWAYS = ("labels_per_class", "share", "k", "held_out_share")

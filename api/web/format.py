@@ -14,7 +14,7 @@ from jobs.models import Job
 from jobs.reasons import Explanation, explain
 from wcl_core.config import method_title
 from wcl_core.metrics import metric_facts
-from wcl_core.text import visible_json, visible_lines
+from wcl_core.text import counted, noun_of, visible_json, visible_lines
 
 NOTHING = "–"
 
@@ -158,7 +158,7 @@ def whole(value: Any) -> str:
 
 def epochs(count: int) -> str:
     """Format a number of epochs: 1 epoch, 20 epochs."""
-    return "1 epoch" if count == 1 else f"{count:,} epochs"
+    return counted(count, "epoch")
 
 
 def clock(at: int) -> str:
@@ -197,6 +197,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "whole": whole,
     "epochs": epochs,
+    "counted": counted,
+    "noun": noun_of,
     "clock": clock,
     "json": pretty_json,
     "compact_json": compact_json,

@@ -33,6 +33,7 @@ from jobs.status import Status
 from jobs.waiting import Waiting, explain
 from wcl_core.intervals import summary
 from wcl_core.protocol import KNN_TOP1, VIEW_TOP1
+from wcl_core.text import counted
 
 router = APIRouter(include_in_schema=False)
 
@@ -315,7 +316,7 @@ def _with_jobs(
 
 
 def _count(number: int, noun: str) -> str:
-    return "" if number == 0 else f"{number:,} {noun}{'s' if number != 1 else ''}"
+    return "" if number == 0 else counted(number, noun)
 
 
 def _waiting(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:

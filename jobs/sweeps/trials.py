@@ -14,6 +14,7 @@ from jobs.sweeps.metric import Metric
 from jobs.sweeps.space import Settings
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.config.overlay import followed, overlaid, with_fields
+from wcl_core.text import counted
 
 
 class Place(NamedTuple):
@@ -78,8 +79,8 @@ class Design:
 
     def _job_name(self, place: Place) -> str:
         rung = self.rungs[place.rung]
-        after = f", {rung.epochs} epoch{'' if rung.epochs == 1 else 's'}"
-        end = f", trial {place.trial}" + (after if len(self.rungs) > 1 else "")
+        after = f", {counted(rung.epochs, 'epoch')}" if rung.epochs and len(self.rungs) > 1 else ""
+        end = f", trial {place.trial}{after}"
         end += f", seed {place.seed}" if len(self.seeds) > 1 else ""
         return self.name[: 200 - len(end)] + end
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from wcl_core.text import Secret, VisibleFormatter, visible, visible_json, visible_lines, without_paths
+from wcl_core.text import (
+    Secret,
+    VisibleFormatter,
+    counted,
+    noun_of,
+    visible,
+    visible_json,
+    visible_lines,
+    without_paths,
+)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +134,14 @@ def test_a_path_that_is_gone_is_no_path_either(tmp_path: Path) -> None:
 )
 def test_other_text_with_slashes_stays(text: str) -> None:
     assert without_paths(text) == text
+
+
+def test_a_number_has_its_noun_in_the_right_form() -> None:
+    assert [counted(number, "file") for number in (0, 1, 2000, 0.5)] == [
+        "0 files",
+        "1 file",
+        "2,000 files",
+        "0.5 files",
+    ]
+    assert [counted(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
+    assert (noun_of(1, "image"), noun_of(3, "image")) == ("image", "images")

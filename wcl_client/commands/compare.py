@@ -15,6 +15,7 @@ from wcl_client.commands.shared import LOOK, AsCsv, AsJson, JobIds, refuse_both
 from wcl_client.references import find_job
 from wcl_client.responses import Job
 from wcl_client.terminal import Rows, Styled, bold, out, print_csv, print_json
+from wcl_core.text import counted
 
 app = typer.Typer()
 
@@ -105,8 +106,7 @@ def _mean(result: Mapping[str, Any] | None) -> str:
         return "–"
     ends = result["interval"]
     margin = f" ± {(ends[1] - ends[0]) / 2:.1%}" if ends else ""
-    count = len(result["seeds"])
-    return f"{result['mean']:.1%}{margin} ({count} seed{'s' if count != 1 else ''})"
+    return f"{result['mean']:.1%}{margin} ({counted(len(result['seeds']), 'seed')})"
 
 
 def _difference(difference: Mapping[str, Any] | None) -> str:

@@ -12,6 +12,7 @@ from wcl_client.commands.shared import RUN, SERVICE, AsJson
 from wcl_client.references import find_job, matching_jobs
 from wcl_client.responses import Json
 from wcl_client.terminal import err, out, print_json
+from wcl_core.text import counted
 
 app = typer.Typer()
 
@@ -56,14 +57,14 @@ def delete(
         if plan and not yes:
             _print_extent(plan, to_stderr=as_json)
             if plan["jobs"]:
-                _confirm(f"Delete {_count(len(plan['jobs']), 'job')}?")
+                _confirm(f"Delete {counted(len(plan['jobs']), 'job')}?")
         if plan:  # exactly those that were shown
             ids = [job["id"] for job in plan["jobs"]]
         deleted = client.delete(ids) if ids else plan
     if as_json:
         print_json(deleted)
     else:
-        out.say(f"deleted {_count(len(deleted['jobs']), 'job')}, {output.size(deleted['size'])}")
+        out.say(f"deleted {counted(len(deleted['jobs']), 'job')}, {output.size(deleted['size'])}")
         for each in deleted["refused"] if yes or not plan else ():
             err.say(f"{each['job_id']} stays: {each['reason']}")
     if deleted["refused"] or (plan and plan["refused"]):
@@ -96,12 +97,12 @@ def _print_extent(extent: Json, to_stderr: bool = False) -> None:
         (extent["num_results"], "measured value"),
     ):
         if number:
-            terminal.say(f"  {_count(number, noun)}{', cancelled first' if noun == 'waiting job' else ''}")
+            terminal.say(f"  {counted(number, noun)}{', cancelled first' if noun == 'waiting job' else ''}")
     terminal.say(f"  files of {output.size(extent['size'])}")
     if extent["num_pinned"]:
-        terminal.say(f"  {_count(extent['num_pinned'], 'checkpoint')} of them pinned")
+        terminal.say(f"  {counted(extent['num_pinned'], 'checkpoint')} of them pinned")
     if extent["num_seed_groups"]:
-        terminal.say(f"  {_count(extent['num_seed_groups'], 'seed group')} with fewer jobs")
+        terminal.say(f"  {counted(extent['num_seed_groups'], 'seed group')} with fewer jobs")
     for sweep in extent["sweeps"]:
         terminal.say(f"  sweep {sweep['name']} with fewer trials")
     for job in extent["continued_by"]:
@@ -109,10 +110,6 @@ def _print_extent(extent: Json, to_stderr: bool = False) -> None:
     for each in extent["refused"]:
         terminal.say(f"{each['job_id']} stays: {each['reason']}")
     terminal.say(f"An administrator can restore deleted jobs for {extent['restorable_days']:g} days (wcl undelete).")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 @app.command(rich_help_panel=SERVICE)
