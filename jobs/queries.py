@@ -151,6 +151,11 @@ def _is_key(by: str) -> ColumnElement[bool]:
     return or_(Key.id == by, Key.name == by)
 
 
+def key_of(session: Session, by: str) -> str | None:
+    """Return the id of the newest key with a name or id; None if there is none."""
+    return session.execute(select(Key.id).where(_is_key(by)).order_by(Key.id.desc()).limit(1)).scalar_one_or_none()
+
+
 def check_owner_filter(session: Session, by: str | None, pointer: str) -> None:
     """Check that there is a key with a name or id.
 

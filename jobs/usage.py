@@ -1,15 +1,19 @@
-"""The use of devices by the keys that jobs are of: stored for each day when an attempt ends."""
+"""What the jobs of each key use: devices, stored for each day when an attempt ends, and files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import Subquery, distinct, func, select
 from sqlalchemy.orm import Session
 
 from jobs.attempts import AttemptRef
-from jobs.database import insert
-from jobs.models import SEES_HIDDEN, Attempt, DeviceUse, Job
+from jobs.checkpoints import is_good
+from jobs.database import database_time, insert
+from jobs.models import SEES_HIDDEN, Artifact, Attempt, Checkpoint, DeviceUse, Job, Key
+from jobs.status import TERMINAL
 
 DAY_MS = 86_400_000
 
@@ -41,3 +45,162 @@ def _by_day(start: int, end: int) -> Iterator[tuple[int, int]]:
         milliseconds = min(end, (day + 1) * DAY_MS) - max(start, day * DAY_MS)
         if milliseconds > 0 or start == end:
             yield day, milliseconds
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Usage:
+    """What the jobs of a key used in a month, those included that still run or are deleted.
+
+    Attributes:
+        month: such as 2026-11, in UTC.
+        owner_id: the id of the key; empty for jobs of none.
+        owner: the name of the key.
+        gpu_ms: of all GPUs together.
+        cpu_ms: of attempts without GPUs.
+        jobs: number of jobs that ran for the first time.
+        attempts: number of attempts that began.
+    """
+
+    month: str
+    owner_id: str
+    owner: str = ""
+    gpu_ms: int = 0
+    cpu_ms: int = 0
+    jobs: int = 0
+    attempts: int = 0
+
+
+def monthly(session: Session, month: str | None = None) -> list[Usage]:
+    """Return the use of each key in each month, the newest month first, in it the largest use first.
+
+    Args:
+        session: a reading transaction.
+        month: only this one; all if None.
+    """
+    result: dict[tuple[str, str], Usage] = {}
+
+    def of(day: int, owner: str) -> Usage:
+        name = _month(day)
+        return result.setdefault((name, owner), Usage(name, owner))
+
+    stored = select(DeviceUse)
+    if month is not None:
+        first = (date.fromisoformat(f"{month}-01") - date(1970, 1, 1)).days
+        stored = stored.where(DeviceUse.day >= first, DeviceUse.day < first + 31)
+    for row in session.execute(stored).scalars():
+        usage = of(row.day, row.owner_id)
+        usage.gpu_ms, usage.cpu_ms = usage.gpu_ms + row.gpu_ms, usage.cpu_ms + row.cpu_ms
+        usage.jobs, usage.attempts = usage.jobs + row.jobs, usage.attempts + row.attempts
+    running = select(Attempt.number, Attempt.started_at, Job.created_by, Job.gpus, Job.nodes).join(Job)
+    now = database_time(session)
+    for attempt in session.execute(running.where(Attempt.ended_at.is_(None)), execution_options=SEES_HIDDEN):
+        devices = max(1, attempt.gpus * attempt.nodes)
+        for place, (day, milliseconds) in enumerate(_by_day(attempt.started_at, max(attempt.started_at, now))):
+            usage = of(day, attempt.created_by or "")
+            usage.gpu_ms += milliseconds * devices if attempt.gpus else 0
+            usage.cpu_ms += 0 if attempt.gpus else milliseconds * devices
+            usage.jobs += int(place == 0 and attempt.number == 1)
+            usage.attempts += int(place == 0)
+    names = names_of(session)
+    for usage in result.values():
+        usage.owner = names.get(usage.owner_id, "")
+    chosen = [usage for usage in result.values() if month in (None, usage.month)]
+    chosen.sort(key=lambda each: (-each.gpu_ms, -each.cpu_ms, each.owner, each.owner_id))
+    return sorted(chosen, key=lambda each: each.month, reverse=True)
+
+
+def names_of(session: Session) -> dict[str, str]:
+    """Return the names of all keys by id."""
+    return {row.id: row.name for row in session.execute(select(Key.id, Key.name))}
+
+
+def _month(day: int) -> str:
+    return (date(1970, 1, 1) + timedelta(days=day)).isoformat()[:7]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The registered files of the jobs of a key: checkpoints and artifacts.  Those of deleted jobs do not count."""
+
+    owner_id: str
+    owner: str
+    num_jobs: int
+    num_files: int
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """The registered files of a job.
+
+    Attributes:
+        size: of all, in bytes.
+        removable: bytes of its checkpoints that can be deleted: of an ended job all but the newest and pinned ones.
+    """
+
+    job_id: str
+    name: str
+    status: str
+    owner: str
+    num_files: int
+    size: int
+    removable: int
+
+
+def stored(session: Session) -> list[Stored]:
+    """Return the stored bytes of each key, the largest first."""
+    files = _files()
+    statement = (
+        select(Job.created_by, func.count(distinct(Job.id)), func.count(), func.sum(files.c.size))
+        .join(files, files.c.job_id == Job.id)
+        .group_by(Job.created_by)
+    )
+    names = names_of(session)
+    rows = [
+        Stored(key or "", names.get(key or "", ""), n, m, int(size)) for key, n, m, size in session.execute(statement)
+    ]
+    return sorted(rows, key=lambda each: (-each.size, each.owner))
+
+
+def largest(session: Session, limit: int = 50, owner_id: str | None = None) -> list[StoredJob]:
+    """Return the jobs with the most stored bytes.
+
+    Args:
+        session: a reading transaction.
+        limit: number of jobs.
+        owner_id: only jobs of this key; of all if None.
+    """
+    files = _files()
+    size = func.sum(files.c.size)
+    statement = select(Job.id, Job.name, Job.status, Job.created_by, func.count(), size)
+    statement = (
+        statement.join(files, files.c.job_id == Job.id).group_by(Job.id).order_by(size.desc(), Job.id).limit(limit)
+    )
+    if owner_id is not None:
+        statement = statement.where(Job.created_by == owner_id)
+    rows = session.execute(statement).all()
+    spare, names = _removable(session, [row.id for row in rows]), names_of(session)
+    return [
+        StoredJob(job_id, name, status, names.get(owner or "", ""), count, int(total), spare.get(job_id, 0))
+        for job_id, name, status, owner, count, total in rows
+    ]
+
+
+def _files() -> Subquery:
+    kept = select(Checkpoint.job_id, Checkpoint.size).where(Checkpoint.deleted_at.is_(None))
+    return kept.union_all(select(Artifact.job_id, Artifact.size)).subquery()
+
+
+def _removable(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of the checkpoints of ended jobs that are neither pinned, nor the newest good ones, by job."""
+    place = func.row_number().over(
+        partition_by=Checkpoint.job_id, order_by=(Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    )
+    ended = select(Job.id).where(Job.id.in_(job_ids), Job.status.in_(TERMINAL))
+    good = select(Checkpoint.job_id, Checkpoint.size, Checkpoint.pinned, place.label("place"))
+    ranked = good.where(Checkpoint.job_id.in_(ended), is_good()).subquery()
+    spare = select(ranked.c.job_id, func.sum(ranked.c.size)).where(ranked.c.place > 1, ranked.c.pinned.is_(False))
+    return {job_id: int(size) for job_id, size in session.execute(spare.group_by(ranked.c.job_id))}

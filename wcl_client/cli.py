@@ -46,6 +46,7 @@ from wcl_client.commands import (
     shares,
     submission,
     sweeps,
+    usage,
     webhooks,
     weights,
     workers,
@@ -113,6 +114,7 @@ for commands in (
     datasets,
     workers,
     keys,
+    usage,
     service,
     operation,
 ):

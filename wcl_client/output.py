@@ -249,6 +249,28 @@ def keys_table(keys: Sequence[Key]) -> Rows:
     return table
 
 
+def usage_table(rows: Sequence[Json]) -> Rows:
+    """Return a table with a row for each month and key."""
+    table = Rows("month", "key", "GPU hours", "CPU hours", "jobs", "attempts", cut=("key",))
+    for row in rows:
+        hours = (f"{row['gpu_hours']:,.2f}", f"{row['cpu_hours']:,.2f}")
+        table.add(row["month"], row["owner"] or row["owner_id"][-12:] or "none", *hours, row["jobs"], row["attempts"])
+    return table
+
+
+def storage_tables(storage: Json) -> tuple[Rows, Rows]:
+    """Return a table of the stored bytes by key, and one of the largest jobs."""
+    owners = Rows("key", "jobs", "files", "size", cut=("key",))
+    for row in storage["owners"]:
+        name = row["owner"] or row["owner_id"][-12:] or "none"
+        owners.add(name, row["num_jobs"], row["num_files"], size(row["size"]))
+    jobs = Rows("id", "job", "key", "status", "files", "size", "removable", cut=("job", "key"))
+    for row in storage["jobs"]:
+        sizes = (size(row["size"]), size(row["removable"]))
+        jobs.add(row["job_id"][-12:], row["name"], row["owner"], row["status"], row["num_files"], *sizes)
+    return owners, jobs
+
+
 def key_limits(key: Key) -> str:
     """Return the limits of a key's own; those of the service hold for the others."""
     texts = (

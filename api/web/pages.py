@@ -29,6 +29,7 @@ from api.web import (
     sweeps,
     timeline,
     troubleshooting,
+    usage,
     weak_labels,
     workers,
 )
@@ -77,6 +78,7 @@ PAGES = (
     Page("/shares", shares.router),
     Page("/activity", activity.router),
     Page("/keys", keys.router),
+    Page("/usage", usage.router),
     Page("/docs", docs.router),
     Page("/troubleshooting", troubleshooting.router),
     Page("/sign-in", sign_in.router),

@@ -1,0 +1,124 @@
+"""Usage: devices by key and month, stored files by key and job."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query
+from fastapi import Response as HttpResponse
+
+from api.http.auth import Reader
+from api.http.dependencies import TheDatabase
+from api.rest.csv_files import described, file, inert
+from api.rest.responses import Response
+from jobs import queries, usage
+from jobs.errors import existing
+
+router = APIRouter(prefix="/v1", tags=["operations"])
+
+Month = Annotated[
+    str | None, Query(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$", description="Only this month, such as 2026-11.")
+]
+_HOUR_MS: Final = 3_600_000
+_COLUMNS: Final = ("month", "owner", "owner_id", "gpu_hours", "cpu_hours", "jobs", "attempts")
+_CSV: Final = described("A row for each month and key, the newest month first.")
+
+
+class UsageResponse(Response):
+    """What the jobs of a key used in a month (UTC), those that run or are deleted included.
+
+    `gpu_hours` are of all GPUs together, `cpu_hours` those of attempts without GPUs.  `jobs` began in that month.
+    """
+
+    month: str
+    owner_id: str
+    owner: str
+    gpu_hours: float
+    cpu_hours: float
+    jobs: int
+    attempts: int
+
+
+class UsageList(Response):
+    """The newest month first, in it the largest use first."""
+
+    items: list[UsageResponse]
+
+
+class StoredResponse(Response):
+    """The registered files of the jobs of a key, in bytes; files of deleted jobs do not count."""
+
+    owner_id: str
+    owner: str
+    num_jobs: int
+    num_files: int
+    size: int
+
+
+class StoredJobResponse(Response):
+    """The registered files of a job; `removable` are the bytes of checkpoints of an ended job that can be deleted.
+
+    These are all but the newest and the pinned ones.
+    """
+
+    job_id: str
+    name: str
+    status: str
+    owner: str
+    num_files: int
+    size: int
+    removable: int
+
+
+class StorageResponse(Response):
+    """The stored files of each key and of the largest jobs, the largest first."""
+
+    size: int
+    owners: list[StoredResponse]
+    jobs: list[StoredJobResponse]
+
+
+@router.get("/usage")
+def show_usage(principal: Reader, database: TheDatabase, month: Month = None) -> UsageList:
+    """Return the use of devices of each key in each month."""
+    with database.read() as session:
+        return UsageList(items=[usage_response(row) for row in usage.monthly(session, month)])
+
+
+@router.get("/usage.csv", response_class=HttpResponse, responses=_CSV)
+def usage_table(principal: Reader, database: TheDatabase, month: Month = None) -> HttpResponse:
+    """Return the use of devices of each key in each month as CSV."""
+    with database.read() as session:
+        rows = [usage_response(row) for row in usage.monthly(session, month)]
+    lines = [
+        (row.month, inert(row.owner), row.owner_id, row.gpu_hours, row.cpu_hours, row.jobs, row.attempts)
+        for row in rows
+    ]
+    return file("usage.csv", [_COLUMNS, *lines])
+
+
+@router.get("/storage")
+def show_storage(
+    principal: Reader,
+    database: TheDatabase,
+    by: Annotated[str | None, Query(description="Only jobs of the key with this name or id.", max_length=200)] = None,
+    limit: Annotated[int, Query(ge=1, le=1_000, description="Number of jobs.")] = 50,
+) -> StorageResponse:
+    """Return what uses the storage: registered files by key, and the jobs with the most bytes."""
+    with database.read() as session:
+        owners = usage.stored(session)
+        owner_id = None
+        if by:
+            queries.check_owner_filter(session, by, "by")
+            owner_id = existing(queries.key_of(session, by), f"key {by}")
+        jobs = usage.largest(session, limit, owner_id)
+    return StorageResponse(
+        size=sum(row.size for row in owners),
+        owners=[StoredResponse.of(row) for row in owners if owner_id in (None, row.owner_id)],
+        jobs=[StoredJobResponse.of(row) for row in jobs],
+    )
+
+
+def usage_response(row: usage.Usage) -> UsageResponse:
+    hours = {"gpu_hours": round(row.gpu_ms / _HOUR_MS, 4), "cpu_hours": round(row.cpu_ms / _HOUR_MS, 4)}
+    return UsageResponse.of(row, **hours)

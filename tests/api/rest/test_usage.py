@@ -1,0 +1,65 @@
+"""Usage: devices by key and month, stored files by key and job."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from jobs import keys, transitions
+from jobs.models import DeviceUse
+from tests.api.served import Served, assert_problem
+from tests.jobs import rows
+from tests.jobs.rows import Run
+
+OCTOBER_30 = 20391  # days since 1970 of 2025-10-30
+
+
+def test_usage_counts_running_ended_and_deleted_jobs_by_month(small: Served) -> None:
+    client = small.client()
+    anna = small.database.write(lambda session: keys.create(session, "=anna")[0].id)
+    deleted = rows.running(small.database, created_by=anna)
+    Run(small.database, deleted).end("cancelled")
+    assert client.delete(f"/v1/jobs/{deleted.job_id}").status_code == 200
+    rows.running(small.database, created_by=anna)
+
+    def use(session: Session) -> None:
+        for day in (OCTOBER_30, OCTOBER_30 + 1, OCTOBER_30 + 2):
+            facts = {"gpu_ms": 7_200_000, "cpu_ms": 0, "jobs": 1, "attempts": 2, "updated_at": 0}
+            session.add(DeviceUse(owner_id=anna, day=day, **facts))
+
+    small.database.write(use)
+
+    newest, november, october = client.get("/v1/usage").json()["items"]
+    assert (november["month"], october["month"]) == ("2025-11", "2025-10")
+    assert (october["owner"], october["gpu_hours"], october["jobs"], october["attempts"]) == ("=anna", 4.0, 2, 4)
+    assert (november["gpu_hours"], newest["jobs"], newest["attempts"]) == (2.0, 2, 2)
+    assert client.get("/v1/usage", params={"month": "2025-10"}).json()["items"] == [october]
+    assert client.get("/v1/usage.csv", params={"month": "2025-10"}).text.splitlines() == [
+        "month,owner,owner_id,gpu_hours,cpu_hours,jobs,attempts",
+        f"2025-10,'=anna,{anna},4.0,0.0,2,4",
+    ]
+    assert_problem(client.get("/v1/usage", params={"month": "2026-13"}), 422, "month")
+
+
+def test_the_storage_shows_the_largest_keys_and_jobs(small: Served) -> None:
+    client = small.client()
+    anna = small.database.write(lambda session: keys.create(session, "anna")[0].id)
+    run = Run(small.database, rows.running(small.database, created_by=anna))
+    for step in (1, 2, 3):
+        small.checkpoint(bytes(10 * step), run, step)
+    pinned = client.get(f"/v1/jobs/{run.job_id}/checkpoints").json()["items"][-1]["id"]
+    other = Run(small.database, rows.running(small.database))
+    small.checkpoint(bytes(5), other)
+
+    storage = client.get("/v1/storage").json()
+    assert (storage["size"], [each["owner"] for each in storage["owners"]]) == (65, ["anna", ""])
+    assert storage["owners"][0]["num_files"] == 3
+    assert [(each["job_id"], each["size"], each["removable"]) for each in storage["jobs"]] == [
+        (run.job_id, 60, 0),
+        (other.job_id, 5, 0),
+    ]
+    small.database.write(lambda session: transitions.end_attempt(session, run.attempt, "succeeded"))
+    assert client.get("/v1/storage", params={"by": "anna"}).json()["jobs"][0]["removable"] == 30
+    client.patch(f"/v1/checkpoints/{pinned}", json={"pinned": True})
+    assert [each["removable"] for each in client.get("/v1/storage").json()["jobs"]] == [20, 0]
+    assert_problem(client.get("/v1/storage", params={"by": "nobody"}), 422, "by")
+    assert "Storage, 65" in small.browser("read").get("/usage").text
