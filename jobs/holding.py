@@ -62,15 +62,20 @@ def passed_over(session: Session, worker: WorkerFacts, free: Free) -> PassedOver
     is_passed = Job.gpus > free.most_gpus
     if worker.address is not None:
         is_passed = or_(and_(Job.nodes == 1, is_passed), has_needs(gangs.fillable(session, worker)))
+    elif free.most_gpus >= worker.all_free.most_gpus:
+        return None  # no job needs more than is free
     queue = job_queue(session)
-    waiting = select(Job).where(queue.is_ready(), fits_worker(worker), is_passed).order_by(*queue.order).limit(1)
+
+    def first(*conditions: ColumnElement[bool]) -> Job | None:
+        ids = queue.first(fits_worker(worker), is_passed, *conditions)
+        return session.execute(select(Job).where(Job.id.in_(ids))).scalar_one_or_none()
+
     if leaving := giving_way(session, worker.pool):
-        awaited = waiting.where(Job.id.in_({each.for_job_id for each in leaving}))
-        job = session.execute(awaited).scalar_one_or_none()
+        job = first(Job.id.in_({each.for_job_id for each in leaving}))
         ids = [each.job_id for each in leaving if job is not None and each.for_job_id == job.id]
         if job is not None and worker.id in _closest(session, job, ids):
             return _passed(job, is_here=True, is_urgent=True, seconds=math.inf)
-    if (job := session.execute(waiting).scalar_one_or_none()) is None:
+    if (job := first()) is None:
         return None
     missing = _closest(session, job, mine={worker.id: free})
     if job.nodes == 1:
@@ -105,9 +110,9 @@ def may_start(session: Session, held: PassedOver, fitting: Sequence[ColumnElemen
     passes = or_(Job.id == held.job_id, queue.is_before(held), Job.gpus == 0 if held.gpus else Job.gpus > 0)
     if not math.isfinite(held.seconds):
         return passes
-    unlimited = select(Job).where(*fitting, ~passes, Job.max_seconds.is_(None))
-    first = session.execute(unlimited.order_by(*queue.order).limit(_MOST_ESTIMATED)).scalars()
-    brief = [job.id for job in first if _estimated_seconds(session, job) <= held.seconds]
+    unlimited = queue.first(*fitting, ~passes, Job.max_seconds.is_(None), count=_MOST_ESTIMATED)
+    jobs = session.execute(select(Job).where(Job.id.in_(unlimited))).scalars()
+    brief = [job.id for job in jobs if _estimated_seconds(session, job) <= held.seconds]
     return or_(passes, Job.max_seconds <= held.seconds, Job.id.in_(brief))
 
 

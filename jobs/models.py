@@ -40,6 +40,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    desc,
     event,
     false,
     text,
@@ -148,7 +149,8 @@ _REFERENCE = text("reference_at IS NOT NULL")
 class Job(Hideable, Base):
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("ix_jobs_claim", "status", "pool", "priority", "queue_place"),
+        Index("ix_jobs_claim", "status", "pool", desc("priority"), "queue_place"),
+        Index("ix_jobs_claim_owner", "status", "pool", "created_by", desc("priority"), "queue_place"),
         Index("ix_jobs_created", "created_at", "id"),
         Index("ix_jobs_ended", "ended_at"),
         Index("ix_jobs_origin", "parent_id", "origin", unique=True),

@@ -15,7 +15,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from sqlalchemy import ColumnElement, CompoundSelect, and_, case, func, literal, not_, or_, select, union_all
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    and_,
+    case,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
 from jobs import policies
@@ -25,9 +38,11 @@ from jobs.models import SEES_HIDDEN, Attempt, DeviceUse, Job, Key, Policy
 from jobs.status import Status
 from jobs.usage import DAY_MS
 
+_IS_WAITING: Final = Job.status == Status.QUEUED
 _QUEUE: Final = "queue"  # in `Session.info`
 _LONGEST_WAIT_MS: Final = DAY_MS  # of a key of whose jobs none runs
 _OLDEST_DAYS: Final = 400
+_MOST_LANES: Final = 100  # keys that a query looks at one by one; SQLite takes at most 500 parts
 
 
 class Place(Protocol):
@@ -90,6 +105,25 @@ class Queue:
         ranks = (self._rank().asc(),) if self.ranks else ()
         return Job.priority.desc(), *ranks, Job.queue_place.asc()
 
+    def first(self, *conditions: ColumnElement[bool], count: int = 1) -> Select[str]:
+        """Return the query of the ids of the first ready jobs that meet the conditions, in their order.
+
+        The jobs of each key are a part of an index in their order: the database reads the first ones of each, however
+        many wait.
+        """
+        ready = (self.is_ready(), *conditions)
+        if len(self.ranks) > _MOST_LANES:
+            return select(Job.id).where(*ready).order_by(*self.order).limit(count)
+        lanes = []
+        for owner, rank in self.ranks.items() or [(None, 0)]:
+            lane = select(Job.id, Job.priority, literal(rank).label("rank"), Job.queue_place).where(*ready)
+            if owner is not None:
+                lane = lane.where(Job.created_by == owner if owner else Job.created_by.is_(None))
+            lanes.append(select(lane.order_by(Job.priority.desc(), Job.queue_place.asc()).limit(count).subquery()))
+        jobs = union_all(*lanes).subquery()
+        order = (jobs.c.priority.desc(), jobs.c.rank.asc(), jobs.c.queue_place.asc())
+        return select(jobs.c.id).order_by(*order).limit(count)
+
     def is_before(self, job: Place) -> ColumnElement[bool]:
         """Return the condition for jobs that are claimed before a job."""
         is_older = Job.queue_place < job.queue_place
@@ -144,12 +178,17 @@ def _read(session: Session) -> Queue:
         .where(Job.status == Status.RUNNING)
         .group_by(Job.created_by)
     )
-    waiting = select(literal("waiting"), Job.created_by, func.count(), func.min(Job.created_at))
+    owners = _owners_waiting()
+    oldest = select(func.min(Job.created_at)).where(_IS_WAITING, Job.created_by == owners.c.created_by)
+    of_none = select(func.min(Job.created_at).label("oldest")).where(_IS_WAITING, Job.created_by.is_(None)).subquery()
     by_day = select(literal("use"), DeviceUse.owner_id, DeviceUse.day, DeviceUse.gpu_ms + DeviceUse.cpu_ms)
     ended = select(literal("ended"), DeviceUse.owner_id, literal(0), func.max(DeviceUse.updated_at))
     parts: CompoundSelect[Any] = union_all(
         running,
-        waiting.where(Job.status == Status.QUEUED).group_by(Job.created_by),
+        select(literal("waiting"), owners.c.created_by, literal(0), oldest.scalar_subquery()).where(
+            owners.c.created_by.is_not(None)
+        ),
+        select(literal("waiting"), literal(""), literal(0), of_none.c.oldest).where(of_none.c.oldest.is_not(None)),
         by_day.where(DeviceUse.day > now_ms() / DAY_MS - _OLDEST_DAYS),
         ended.group_by(DeviceUse.owner_id),
         select(literal("limit"), Key.id, literal(0), Key.max_devices).where(Key.max_devices.is_not(None)),
@@ -166,6 +205,13 @@ def _read(session: Session) -> Queue:
         limit = rows["limit"][owner][0][1] if owner in rows["limit"] else rules.key_devices if owner else None
         uses[owner] = Use(int(devices), None if limit is None else int(limit))
     return Queue(uses, _ranks(rows, rules.fair_share_days))
+
+
+def _owners_waiting() -> CTE:
+    """Return the keys with waiting jobs, and a last null: each step reads the next one from an index."""
+    keys = select(func.min(Job.created_by).label("created_by")).where(_IS_WAITING).cte("owners", recursive=True)
+    later = select(func.min(Job.created_by)).where(_IS_WAITING, Job.created_by > keys.c.created_by)
+    return keys.union_all(select(later.scalar_subquery()).where(keys.c.created_by.is_not(None)))
 
 
 def _ranks(rows: Mapping[str, Mapping[str, list[tuple[float, float]]]], half_life: int) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -21,6 +21,8 @@ from jobs.models import Attempt, AttemptDevice, AttemptNode, Checkpoint, Job, Wo
 from jobs.queue import job_queue
 from jobs.status import Status
 from jobs.transitions.status_change import move
+
+_MOST_LOCKED: Final = 64
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _best(
 ) -> Select[Job]:
     """Return the query of the best due job that fits the free part of the worker and may start before the held one."""
     queue = job_queue(session)
-    fitting = [queue.is_ready(), fits_worker(worker), fits_free(free)]
+    fitting = [fits_worker(worker), fits_free(free)]
     if worker.address is not None:
         gang = gangs.startable(session, worker, free, avoided)
         fitting.append(or_(Job.nodes == 1, gang.led))
@@ -209,4 +211,6 @@ def _best(
             fitting.append(queue.is_before(gang.joined))
     if held is not None:
         fitting.append(may_start(session, held, fitting))
-    return select(Job).where(*fitting).order_by(*queue.order).limit(1)
+    # A claim passes over the jobs that others have locked: fewer workers of a pool than these claim at one moment.
+    first = queue.first(*fitting, count=_MOST_LOCKED)
+    return select(Job).where(Job.id.in_(first), queue.is_ready()).order_by(*queue.order).limit(1)

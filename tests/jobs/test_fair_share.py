@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import String, cast, insert, join, literal, select, true, update
+from sqlalchemy import String, cast, insert, join, literal, select, text, true, update
 from sqlalchemy.orm import Session
 
 from jobs import policies, transitions, usage, waiting, workers
@@ -180,3 +180,43 @@ def test_every_end_of_an_attempt_is_counted_once(database: Database) -> None:
         row = session.execute(select(DeviceUse)).scalar_one()
     assert rows.status(database, first) == "succeeded"
     assert (row.owner_id, row.jobs, row.attempts, row.gpu_ms) == (ANNA, 1, 2, 0)
+
+
+def test_the_first_jobs_are_those_of_the_order_for_any_number_of_keys(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners = [None, *(f"key {number}" for number in range(5))]
+    ids = [
+        submit(database, created_by=owners[number % 6], priority=number % 4 // 3, gpus=number % 5 // 4)
+        for number in range(24)
+    ]
+    used(database, "key 2", hours=2)
+    used(database, "key 4", hours=1)
+
+    with database.read() as session:
+        queue = job_queue(session)
+        ready = select(Job.id).where(queue.is_ready(), Job.gpus == 0).order_by(*queue.order)
+        expected = list(session.execute(ready).scalars())
+        by_key = [list(session.execute(queue.first(Job.gpus == 0, count=count)).scalars()) for count in (1, 7, 100)]
+        monkeypatch.setattr("jobs.queue._MOST_LANES", 2)
+        at_once = list(session.execute(queue.first(Job.gpus == 0, count=7)).scalars())
+
+    assert set(expected) < set(ids)
+    assert by_key == [expected[:1], expected[:7], expected]
+    assert at_once == expected[:7]
+
+
+@pytest.mark.parametrize("num_owners", [1, 3])
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_the_first_job_is_read_from_an_index_in_the_order_of_the_queue(database: Database, num_owners: int) -> None:
+    for number in range(num_owners):
+        submit(database, created_by=f"key {number}")
+
+    with database.read() as session:
+        query = job_queue(session).first(Job.pool == "default")
+        compiled = query.compile(session.connection(), compile_kwargs={"literal_binds": True})
+        plan = [row.detail for row in session.execute(text(f"EXPLAIN QUERY PLAN {compiled}"))]
+
+    index = "ix_jobs_claim_owner (status=? AND pool=? AND created_by=?)" if num_owners > 1 else "ix_jobs_claim ("
+    assert sum(index in line for line in plan) == num_owners
+    assert sum("TEMP B-TREE" in line for line in plan) == 1  # of the keys' first jobs
