@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0040_claim_order"
-down_revision = "0039_device_use"
+revision = "0042_claim_order"
+down_revision = "0041_batches"
 branch_labels = None
 depends_on = None
 
