@@ -44,21 +44,35 @@ class OpenAttempt:
     def renew_during(self, work: BackgroundWork[Any]) -> Request | None:
         """Renew the attempt until the work is done; return early when a request ends the attempt.
 
+        A renewal brings the requests only after a message for each of its statements: beside one that a slow database
+        holds up, and after it, requests are read by themselves.
+
         Raises:
             Superseded: the attempt has ended.
             StorageUnavailable: the work takes too long.
         """
-        request: Request | None = None
         pause = renew_seconds(self._settings.lease_seconds)
         next_renewal = time.monotonic() + pause
-        while request is None and not work.is_done(POLL_SECONDS):
+        is_slow = False
+        renewing: BackgroundWork[Request | None] | None = None
+        reading: BackgroundWork[Request | None] | None = None
+        while not work.is_done(POLL_SECONDS):
             check_not_stalled(work, self._settings)
-            if self._draining.is_set():
-                request = "drain"
-            elif time.monotonic() >= next_renewal:
-                next_renewal = time.monotonic() + pause
-                request = self.renew()
-        return request
+            request: Request | None = "drain" if self._draining.is_set() else None
+            if renewing is None and time.monotonic() >= next_renewal:
+                renewing, is_slow = BackgroundWork(self.renew), False
+            elif renewing is not None and renewing.is_done():
+                request = request or renewing.result()
+                renewing, next_renewal = None, time.monotonic() + pause
+            elif renewing is not None:
+                is_slow = True
+            if reading is not None and reading.is_done():
+                request, reading = request or reading.result(), None
+            if request is not None:
+                return request
+            if is_slow and reading is None:
+                reading = BackgroundWork(self.read_request)
+        return None
 
     def renew(self) -> Request | None:
         """Renew the attempt without records, and return a request that ends it.

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -38,6 +38,7 @@ MACHINES = {"m0": 4, "m1": 2}  # with their numbers of devices
 LARGER = max(MACHINES, key=MACHINES.__getitem__)
 NUM_DEVICES = MACHINES[LARGER]
 _SIZES = ((1, 1), (1, 1), (1, 1), (2, 1), (2, 1), (4, 1), (1, 2), (2, 2))  # devices on each machine, and machines
+_KINDS = ("run", "run", "run", "worker killed", "worker stopped")  # of faults, by their shares
 _STEP_MS = (5, 40, 120, 800)
 _URGENT_SIZES = ((4, 1), (2, 2))  # of each wave
 _URGENT_PRIORITY = 100
@@ -128,10 +129,11 @@ class Round:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Run the round, and return its outcome; a round in which no job gave way shows nothing of preemption."""
+        """Run the round, and return its outcome; what did not happen in a round is not shown by it."""
         outcome = asdict(self.run())
         if not outcome["preempted"]:
             outcome["problems"].append("no job gave way to an urgent one")
+        outcome["problems"] += [f"no fault of the kind: {kind}" for kind in absent_kinds(outcome["kills"])]
         return outcome
 
     def _worker(self, name: str, number: int) -> Node:
@@ -168,7 +170,7 @@ class Round:
             for each in workers:
                 self._restart(each)
             node = random_.choice(workers)
-            kind = random_.choice(("run", "run", "run", "worker killed", "worker stopped"))
+            kind = random_.choice(_KINDS)
             if kind != "run":
                 node.end(signal.SIGKILL if kind == "worker killed" else signal.SIGTERM)
             elif not self._kill_run(node, random_):
@@ -319,6 +321,11 @@ def _waits(events: list[Event]) -> Iterator[_Wait]:
             is_first = False
         elif event.type == "requeued":
             since = event.at
+
+
+def absent_kinds(kills: Mapping[str, int]) -> list[str]:
+    """Return the kinds of faults that did not happen."""
+    return [kind for kind in dict.fromkeys(_KINDS) if not kills.get(kind)]
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.gpus import Round
+from tests.chaos.gpus import Round, absent_kinds
 from tests.chaos.stage import Theatre
 from tests.chaos.test_storm import UNBREAKABLE
+
+
+def test_a_kind_of_fault_that_did_not_happen_is_a_problem() -> None:
+    assert absent_kinds({"run": 3, "worker killed": 1, "worker stopped": 2}) == []
+    assert absent_kinds({"worker killed": 1, "worker stopped": 0}) == ["run", "worker stopped"]
 
 
 @pytest.mark.timeout(300)

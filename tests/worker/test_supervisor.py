@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,7 +17,7 @@ from sqlalchemy import select, update
 
 from jobs import checkpoints, queries, transitions
 from jobs.database import Database
-from jobs.errors import Invalid
+from jobs.errors import Invalid, Superseded
 from jobs.models import Checkpoint, Job, Point, Series
 from jobs.settings import Settings
 from jobs.status import INFRASTRUCTURE, Reason
@@ -27,7 +28,9 @@ from tests.servers import free_port
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SAVING, SHORT, Jobs, RunningWorker
+from worker import open_attempt as opening
 from worker import supervisor
+from worker.background import BackgroundWork
 from worker.exit_reason import AttemptEnd
 
 pytestmark = pytest.mark.timeout(300)
@@ -120,6 +123,38 @@ def test_a_cancel_is_read_beside_a_delivery_that_a_slow_database_holds_up(monkey
 
     assert one.was_at_once
     assert one.ends == [AttemptEnd("cancelled", None, None)]
+
+
+@pytest.mark.parametrize("read", [[None, "cancel"], [None, "pause"]])
+def test_a_request_is_read_beside_a_renewal_that_a_slow_database_holds_up(
+    read: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "POLL_SECONDS", 0.01)
+    claim: Any = SimpleNamespace(job_id="j", attempt=None, node=0)
+    one: Any = opening.OpenAttempt(None, Settings(lease_seconds=0.1), threading.Event(), claim)  # type: ignore[arg-type]
+    over = threading.Event()
+    one.renew, one.read_request = over.wait, iter(read).__next__
+    preparation: BackgroundWork[bool] = BackgroundWork(over.wait)
+
+    request = one.renew_during(preparation)
+    over.set()
+
+    assert request == read[-1]
+
+
+def test_a_renewal_that_finds_the_attempt_ended_ends_the_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "POLL_SECONDS", 0.01)
+    claim: Any = SimpleNamespace(job_id="j", attempt=None, node=0)
+    one: Any = opening.OpenAttempt(None, Settings(lease_seconds=0.1), threading.Event(), claim)  # type: ignore[arg-type]
+    over = threading.Event()
+
+    def superseded() -> None:
+        raise Superseded("it has ended")
+
+    one.renew = superseded
+    with pytest.raises(Superseded):
+        one.renew_during(BackgroundWork(over.wait))
+    over.set()
 
 
 def test_a_run_is_looked_at_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
