@@ -46,6 +46,7 @@ _FAULTS_BETWEEN_WAVES = 2
 _HOLD_SECONDS = 2.0
 _LATE_SECONDS = 10.0  # in which a worker has certainly looked at the queue again, also on a busy machine
 _LOOK_SECONDS = 0.02
+_RUN_SECONDS = 5.0  # in which a run of a worker is awaited, to be killed
 _START_SECONDS = 10.0  # in which a new process certainly gets its own command line
 _LIMIT_SECONDS = 1200.0
 
@@ -182,13 +183,15 @@ class Round:
             node.start()
 
     def _kill_run(self, node: Node, random_: random.Random) -> bool:
-        runs = node.trainings()
-        if runs:
-            try:
-                random_.choice(runs).kill()
-            except psutil.Error:
-                return False
-        return bool(runs)
+        """Kill a run of a worker, and return whether there was one: runs are short, so one may have to be awaited."""
+        deadline = time.monotonic() + _RUN_SECONDS
+        while time.monotonic() < deadline:
+            if runs := node.trainings():
+                with suppress(psutil.Error):  # it has just ended
+                    random_.choice(runs).kill()
+                    return True
+            time.sleep(_LOOK_SECONDS)
+        return False
 
     def _num_left(self) -> int:
         with self.stage.database.read() as session:
