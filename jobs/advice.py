@@ -43,9 +43,9 @@ def further_epochs(spec: PretrainSpec, images: int, preset: str | None) -> int:
 
 
 def further_epochs_of(session: Session, job: Job) -> int:
-    """Return the epochs to continue a training for, as `further_epochs`."""
+    """Return the epochs to continue a training for, as `further_epochs`; 0 for an evaluation."""
     read = _training(session, job)
-    return int(job.spec["epochs"]) if read is None else further_epochs(*read, job.preset)
+    return int(job.spec.get("epochs", 0)) if read is None else further_epochs(*read, job.preset)
 
 
 def _training(session: Session, job: Job) -> tuple[PretrainSpec, int] | None:

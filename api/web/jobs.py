@@ -38,7 +38,7 @@ from wcl_core.text import counted
 router = APIRouter(include_in_schema=False)
 
 PAGE_SIZE = 50
-MAX_EXPLAINED = 20
+MAX_EXPLAINED = PAGE_SIZE  # each explanation reads the queue
 MAX_OPEN = 20
 STATUSES = ("running", "queued", "blocked", "paused", "succeeded", "failed", "cancelled")
 KINDS = ("pretrain", "evaluate")
@@ -320,7 +320,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _waiting(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:
-    """Return why jobs wait, by id; only for the first in the queue, since each explanation reads the queue."""
+    """Return why jobs wait, by id; of more than a page, for the first in the queue."""
     waits = [job for job in jobs if job.status in (Status.QUEUED, Status.BLOCKED)][-MAX_EXPLAINED:]
     return {job.id: why for job in waits if (why := explain(session, job))}
 

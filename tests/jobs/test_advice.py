@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs import submission
-from jobs.advice import advice
+from jobs import queries, submission
+from jobs.advice import advice, advice_of, further_epochs_of
 from jobs.database import Database
 from tests.jobs import rows
 from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
@@ -95,3 +95,15 @@ def test_a_preset_on_its_own_dataset_is_long_enough(database: Database) -> None:
         shorter = resolve_spec(recipe) | {"epochs": 20, "warmup_epochs": 2, "weak_augmentation_epochs": 2}
         plan = submission.plan(session, rows.new_job(spec=shorter, preset="digits-cpu"))
     assert any("60 steps in all" in text for text in plan["warnings"])
+
+
+def test_the_form_that_continues_a_training_proposes_the_epochs_of_the_warning(database: Database) -> None:
+    rows.add_dataset(database)  # with 1,000 images: 4 steps an epoch
+    short = rows.submit(database, spec={"batch_size": 250, "epochs": 100})
+    long = rows.submit(database, spec={"batch_size": 250, "epochs": 300})
+    measuring = rows.submit(database, "evaluate", {"features": {"kind": "pixels"}})
+    with database.read() as session:
+        proposed = [further_epochs_of(session, queries.get_job(session, job_id)) for job_id in (short, long, measuring)]
+        (warning,) = advice_of(session, queries.get_job(session, short))
+    assert proposed == [150, 300, 0]
+    assert "use at least 1,000, that is epochs = 250" in warning

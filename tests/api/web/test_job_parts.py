@@ -142,7 +142,13 @@ def test_a_checkpoint_is_pinned_and_measured_from_the_page(visitor: Visitor, sit
     pin.click()
     expect(pin).to_have_attribute("aria-pressed", "false")
 
-    page.get_by_text("Evaluate…", exact=True).click()
+    evaluate = page.get_by_text("Evaluate…", exact=True)
+    if scripts:
+        page.evaluate("document.body.style.minHeight = '300vh'")
+        evaluate.evaluate("each => window.scrollBy(0, each.getBoundingClientRect().bottom - innerHeight)")
+    evaluate.click()
+    if scripts:
+        expect(page.locator("#measure > .panel")).to_be_in_viewport(ratio=1)
     page.get_by_role("checkbox", name="kNN", exact=True).uncheck()
     page.get_by_role("checkbox", name="few labels").uncheck()
     page.get_by_role("button", name="Evaluate").click()

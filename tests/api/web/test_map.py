@@ -155,6 +155,7 @@ def test_a_training_links_to_a_map_that_was_submitted_separately(
     page.reload()
     expect(link).to_have_attribute("href", f"/jobs/{bare.job_id}/map")
     link.click()
+    expect(page.locator(".crumbs [aria-current]")).to_have_text("Map")
     page.locator(".crumbs").get_by_role("link", name="trained").click()
     expect(page.locator("h1")).to_have_text("trained")
 

@@ -63,6 +63,12 @@ function tick() {
 
 setInterval(tick, 5000);
 
+// ---- a panel that opens below the window's edge comes into view
+
+document.addEventListener("toggle", ({ target }) => {
+  if (target.matches?.("details.confirm[open]")) target.querySelector(":scope > .panel")?.scrollIntoView({ block: "nearest" });
+}, true);
+
 // ---- navigation wider than the screen: scroll to the current link, and fade an end with more links
 
 function showEnds(links) {
