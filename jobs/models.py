@@ -620,6 +620,14 @@ class Policy(Base):
     value: Mapped[float]
 
 
+class ReconcilerPolls(Base):
+    """The number of successful polls by the reconcilers of all servers (jobs.reconciler)."""
+
+    __tablename__ = "reconcilers"
+    name: Mapped[str] = mapped_column(_String(32), primary_key=True)
+    polls: Mapped[int]
+
+
 class SignInToken(Base):
     """A one-time link (`kind` link) or a browser's session (`kind` session); only hashes are stored."""
 

@@ -1,6 +1,8 @@
 """Periodic reconciliation: reaps lost attempts, unblocks and resumes jobs, preempts, advances sweeps, wakes up workers.
 
 Reconcilers run in every server and worker.  Each change is guarded, so that several reconcilers may make it at once.
+On PostgreSQL a worker's reconciler only looks whether those of servers poll, and polls itself while none does: each
+poll reads all workers, so many idle workers would keep the database busy.
 
 No decision depends on a wall clock.  A reconciler declares an attempt lost only if all of this is true:
 
@@ -12,6 +14,7 @@ No decision depends on a wall clock.  A reconciler declares an attempt lost only
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -23,10 +26,10 @@ from sqlalchemy.orm import Session
 
 from jobs import keys, preemption, sweeps, transitions, workers
 from jobs.attempts import AttemptRef
-from jobs.database import Database, is_outage, now_ms
+from jobs.database import Database, insert, is_outage, now_ms
 from jobs.devices import is_node_of
 from jobs.fault_log import FaultLog
-from jobs.models import Attempt, AttemptDevice, AttemptNode, IdempotencyKey, Worker
+from jobs.models import Attempt, AttemptDevice, AttemptNode, IdempotencyKey, ReconcilerPolls, Worker
 from jobs.settings import Settings
 from jobs.wake_up import WakeUpSender
 from jobs.webhooks import subscriptions
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 600.0
 _STOP_SECONDS = 0.5
+_MISSED_POLLS = 3  # of servers, after which workers poll
+_SERVERS = "servers"
 T = TypeVar("T", bound=Hashable)
 
 
@@ -83,7 +88,7 @@ class Reconciler:
     Args:
         database: where the rows are.
         settings: lease, pause between polls, failure limit, broker.
-        sends_wake_ups: whether it wakes up idle workers; servers do, a worker polls for itself.
+        sends_wake_ups: whether it is a server's: it wakes up idle workers; a worker polls for itself.
         clock: monotonic seconds.
     """
 
@@ -104,6 +109,10 @@ class Reconciler:
         self._attempts: Watch[tuple[AttemptRef, int]] = Watch(settings.lease_seconds, gap)
         self._workers: Watch[str] = Watch(settings.lease_seconds, gap)
         self._next_housekeeping = 0.0
+        # A service on SQLite has few workers, and each write there wakes up all of its processes.
+        self._shares_polls = not database.url.startswith("sqlite")
+        self._polls_of_servers: int | None = None  # at the last turn
+        self._polled_at = -math.inf  # when they had grown
         self._is_nudged = threading.Event()
         self._sweep_faults: dict[str, FaultLog] = {}  # of those that cannot advance
 
@@ -112,12 +121,33 @@ class Reconciler:
         faults = FaultLog(log, "the poll of the reconciler")
         while not stop.wait(self._settings.look_seconds):
             try:
-                self.poll()
+                self.turn()
                 faults.succeeded()
             except Exception as error:  # the thread is never restarted, so it has to survive every error
                 self._attempts.reset()
                 self._workers.reset()
                 faults.failed(error)
+
+    def turn(self) -> None:
+        """Poll, unless this is a worker's reconciler and those of servers do."""
+        if self._wake_ups is None and self._do_servers_poll():
+            self._attempts.reset()
+            self._workers.reset()
+            return
+        self.poll()
+        if self._wake_ups is not None and self._shares_polls:
+            self._database.write(_note_poll)
+
+    def _do_servers_poll(self) -> bool:
+        """Return whether the reconciler of a server has polled successfully within the last three pauses."""
+        if not self._shares_polls:
+            return False
+        row = self._database.read_row(select(ReconcilerPolls.polls).where(ReconcilerPolls.name == _SERVERS))
+        polls, now = 0 if row is None else row.polls, self._clock()
+        if self._polls_of_servers is not None and polls != self._polls_of_servers:
+            self._polled_at = now
+        self._polls_of_servers = polls
+        return now - self._polled_at < _MISSED_POLLS * self._settings.look_seconds
 
     def nudge(self) -> None:
         """Let `run_nudged` advance jobs that wait for others: the needs of some may be met."""
@@ -215,6 +245,11 @@ class Reconciler:
         )
         held = update(AttemptDevice).where(AttemptDevice.released_at.is_(None), of_ended)
         session.execute(held.values(released_at=now_ms()))
+
+
+def _note_poll(session: Session) -> None:
+    first = insert(session, ReconcilerPolls).values(name=_SERVERS, polls=1)
+    session.execute(first.on_conflict_do_update(index_elements=["name"], set_={"polls": ReconcilerPolls.polls + 1}))
 
 
 def _execute(statement: Update, session: Session) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
 from jobs import transitions, workers
 from jobs.database import Database, Signal, now_ms
@@ -59,6 +59,44 @@ def poll_for(
         between()
         clock.now += POLL_SECONDS
         reconciler.poll()
+
+
+def test_a_workers_reconciler_polls_only_while_no_server_does(
+    postgres_database: Database, clock: Clock, tmp_path: Path
+) -> None:
+    database = postgres_database
+    rows.add_dataset(database)
+    worker = make(database, clock, tmp_path)
+    settings = Settings(data_dir=tmp_path, lease_seconds=LEASE, look_seconds=POLL_SECONDS)
+    server = Reconciler(database, settings, sends_wake_ups=True, clock=clock)
+
+    def turns(seconds: float, *others: Reconciler) -> list[str]:
+        """Return the statements of the worker's turns."""
+        sent: list[str] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+            sent.append(statement)
+
+        for _ in range(int(seconds / POLL_SECONDS)):
+            for other in others:
+                other.turn()
+            event.listen(database.engine, "before_cursor_execute", note)
+            worker.turn()
+            event.remove(database.engine, "before_cursor_execute", note)
+            clock.now += POLL_SECONDS
+        return sent
+
+    turns(3 * POLL_SECONDS, server)
+    beside_a_server = turns(12 * POLL_SECONDS, server)
+    job_id = running(database).attempt.job_id
+    alone = turns(LEASE)
+
+    assert len(beside_a_server) == 12, "one look a turn"
+    assert all("reconcilers" in each for each in beside_a_server)
+    assert len(alone) > 4 * len(beside_a_server)
+    assert status(database, job_id) == "running", "no lease is over for this reconciler"
+    turns(4 * POLL_SECONDS)
+    assert status(database, job_id) == "queued", "the worker does what the servers did"
 
 
 # --- the watch -----------------------------------------------------------------------------------------------------
