@@ -334,7 +334,10 @@ def _weak_labels(session: Session, job_id: str, number: int, record: WeakLabelRe
 
 
 def _evaluation(session: Session, job: Job, record: EvaluationRecord) -> None:
-    """Store a value and link it to the job; a value that another job has measured before is only linked."""
+    """Store a value and link it to the job; a value that another job has measured before is only linked.
+
+    Its details are replaced if they are of the same value: those of an older version lack which images were right.
+    """
     features, checkpoint_id = _features_digest(session, job.spec)
     identity = {
         "features_digest": features,
@@ -349,7 +352,10 @@ def _evaluation(session: Session, job: Job, record: EvaluationRecord) -> None:
     values = {name: getattr(record, name) for name in ("params", "value", "stderr", "n", "details")}
     statement = insert(session, Evaluation).values(id=new_id(), checkpoint_id=checkpoint_id, **identity, **values)
     # The update locks the row, so that no deletion of another job hides or removes it before it is linked.
-    statement = statement.on_conflict_do_update(index_elements=list(identity), set_={"hidden_at": None})
+    details = case((Evaluation.value == record.value, statement.excluded.details), else_=Evaluation.details)
+    statement = statement.on_conflict_do_update(
+        index_elements=list(identity), set_={"hidden_at": None, "details": details}
+    )
     evaluation_id = session.execute(statement.returning(Evaluation.id)).scalar_one()
     link = insert(session, JobEvaluation).values(job_id=job.id, evaluation_id=evaluation_id)
     session.execute(link.on_conflict_do_nothing())

@@ -1,7 +1,9 @@
-"""Whether a training has learned: its kNN accuracy beside the untrained network, chance, and its twin.
+"""Whether a training has learned: its accuracies beside the untrained network, chance, and its twin.
 
-The curve of kNN begins before the first step, so each run has measured its own untrained network.  All intervals are
-of 95 %: from the number of test images (Wilson; Newcombe for the difference), or over seeds (`wcl_core.intervals`).
+The curve of kNN begins before the first step, so each run has measured its own untrained network.  Each evaluation
+whose baseline is measured adds its main measure, one for each of its settings.  All of them are compared, and the
+headline names how many; a difference is shown if it is after Holm's correction for their number.  All intervals are of
+95 %: over the test images, in pairs where it is stored which ones were right (`jobs.baselines`), or over seeds.
 The twin of a WCL run is a SimCLR run with the same settings, and the other way round.  Without labels the view accuracy
 takes the place of kNN: the share of images that are recognised by another view of them.
 """
@@ -9,19 +11,23 @@ takes the place of kNN: the share of images that are recognised by another view 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.models import Checkpoint, Dataset, DatasetVersion, Evaluation, Job, Point, Series
-from jobs.seed_groups import SHARES, training_settings
+from jobs.baselines import Beside, beside, label
+from jobs.models import Checkpoint, DatasetVersion, Evaluation, Job, JobEvaluation, Point, Series
+from jobs.planned_evaluations import BEST_ORIGIN
+from jobs.seed_groups import training_settings
 from jobs.status import TERMINAL
-from wcl_core.config import held_out_count, method_title, twin_of
-from wcl_core.intervals import Difference, difference, newcombe, wilson
+from wcl_core.config import held_out_count, method_title, protocol_facts, protocol_place, twin_of
+from wcl_core.intervals import Difference, difference, holm, newcombe, paired, wilson
 from wcl_core.metrics import metric_facts
-from wcl_core.protocol import KNN_TOP1, VIEW_TOP1, VIEW_TOP1_CHANCE
+from wcl_core.per_image import Pairs
+from wcl_core.protocol import GAINED, KNN_TOP1, LOST, VIEW_TOP1, VIEW_TOP1_CHANCE
 
 _FEW = 1_000  # test images, below which the intervals hide most differences
 _RECENT = 1_000  # jobs of the dataset, the newest ones, among which other seeds and the twin are searched
@@ -63,17 +69,68 @@ class Contrast:
         return f"{finding} ({self.difference.method}{at})."
 
 
+Finding = Literal["better", "worse", "mixed", "unclear"]
+
+
 @dataclass(frozen=True)
-class Verdict:
-    """What the kNN accuracy of a run shows, or without labels its view accuracy.
+class Gain:
+    """One accuracy of a training against the same accuracy of its beginning.
 
     Attributes:
-        headline: whether it is better than the untrained network, in a few words.
-        accuracy, low, high: of the last measurement, with its interval.
+        title: of the measure, for people.
+        metric: the name of the accuracy in the curves, or protocol and metric of an evaluation.
+        accuracy, untrained: of the network, and of its beginning.
+        difference: with its interval and the method of it.
+        num_images: that were measured.
+        epoch: of the measured checkpoint, if it is not the last one.
+        evaluation_id: None for an accuracy of the curves.
+        is_shown: whether the difference is shown after Holm's correction for all measures of the verdict.
+    """
+
+    title: str
+    metric: str
+    accuracy: float
+    untrained: float
+    difference: Difference
+    num_images: int
+    epoch: int | None = None
+    evaluation_id: str | None = None
+    is_shown: bool = False
+
+    @property
+    def finding(self) -> Finding:
+        return "unclear" if not self.is_shown else "better" if self.difference.value > 0 else "worse"
+
+    @property
+    def about(self) -> str:
+        """One sentence that explains the measure, without a full stop; "" where the title says it all."""
+        return metric_facts(self.metric).about or protocol_facts(self.metric.partition("/")[0]).about
+
+    @property
+    def is_paired(self) -> bool:
+        return self.difference.method.startswith("paired")
+
+    @property
+    def phrase(self) -> str:
+        """The measure with its difference, for people."""
+        at = "" if self.epoch is None else f", epoch {self.epoch:,}"
+        title = self.title if self.title.startswith("kNN") else f"{self.title[:1].lower()}{self.title[1:]}"
+        return f"{title}{at} {100 * self.difference.value:+.1f} ± {100 * self.difference.margin:.1f} points"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the accuracies of a run show: each measure with a baseline, and one of them in numbers.
+
+    Attributes:
+        headline: which measures are shown to be better than the untrained network, and by how much, in a sentence.
+        summary: the same without numbers, if there are several measures.
+        gains: all measures that are compared, the one in numbers first.
+        accuracy, low, high: of the last measurement, with its interval; of kNN, or without labels the view accuracy.
         untrained: of the same network before its first step.
-        chance: of always naming the largest class; of the view accuracy, of naming any image.
+        chance: of always naming the largest class; of the view accuracy, of naming any image; None if unknown.
         difference, margin: accuracy minus untrained, and half of its interval.
-        is_shown: whether the interval of the difference leaves out 0.
+        is_shown: whether the difference of this measure is shown.
         num_images: that were measured: of the test split, or without labels of the training.
         contrasts: over the seeds, and against the twin, where there are any.
         is_random: whether the training began with random weights; else `untrained` is the accuracy of others.
@@ -81,23 +138,52 @@ class Verdict:
     """
 
     headline: str
-    accuracy: float
+    summary: str
+    gains: list[Gain]
     low: float
     high: float
-    untrained: float
-    chance: float
-    difference: float
-    margin: float
-    is_shown: bool
-    num_images: int
+    chance: float | None
     contrasts: list[Contrast] = field(default_factory=list)
     is_random: bool = True
-    metric: str = KNN_TOP1
+
+    @property
+    def accuracy(self) -> float:
+        return self.gains[0].accuracy
+
+    @property
+    def untrained(self) -> float:
+        return self.gains[0].untrained
+
+    @property
+    def difference(self) -> float:
+        return self.gains[0].difference.value
+
+    @property
+    def margin(self) -> float:
+        return self.gains[0].difference.margin
+
+    @property
+    def is_shown(self) -> bool:
+        return self.gains[0].is_shown
+
+    @property
+    def num_images(self) -> int:
+        return self.gains[0].num_images
+
+    @property
+    def metric(self) -> str:
+        return self.gains[0].metric
+
+    @property
+    def finding(self) -> Finding:
+        """Whether all shown differences are in one direction, and in which."""
+        shown = {each.finding for each in self.gains} - {"unclear"}
+        return "mixed" if len(shown) > 1 else shown.pop() if shown else "unclear"
 
     @property
     def title(self) -> str:
         """The accuracy for people."""
-        return metric_facts(self.metric).title
+        return self.gains[0].title
 
     @property
     def about(self) -> str:
@@ -107,58 +193,177 @@ class Verdict:
     @property
     def chance_title(self) -> str:
         """What has the accuracy `chance`, for people."""
-        return "the largest class alone" if self.metric == KNN_TOP1 else "chance"
+        return "chance" if self.metric == VIEW_TOP1 else "the largest class alone"
+
+    @property
+    def method(self) -> str:
+        """How the intervals of the differences were computed, for people, without a full stop."""
+        methods = list(dict.fromkeys(each.difference.method for each in self.gains))
+        if len(self.gains) == 1:
+            return f"95 % interval: {methods[0]}"
+        return f"95 % intervals: {'; '.join(methods)}. Holm's correction for {len(self.gains)} comparisons"
 
     @property
     def sentence(self) -> str:
         """The headline with its numbers, for people; also what the accuracy is, unless it is that of kNN."""
         before = "untrained" if self.is_random else "before the training"
+        chance = "" if self.chance is None else f", {self.chance_title} {self.chance:.1%}"
         numbers = (
             f"{self.headline}. {self.title} {self.accuracy:.1%} ({self.low:.1%} to {self.high:.1%}), "
-            f"{before} {self.untrained:.1%}, {self.chance_title} {self.chance:.1%}."
+            f"{before} {self.untrained:.1%}{chance}. {self.method}."
         )
-        return numbers if self.metric == KNN_TOP1 else f"{numbers} {self.about}; it needs no labels."
-
-
-def interval(evaluation: Evaluation) -> tuple[float, float] | None:
-    """Return the 95 % interval of a measured share; None for other measures, and over several draws."""
-    value, count = evaluation.value, evaluation.n
-    if evaluation.metric not in SHARES or evaluation.stderr is not None or value is None or not count:
-        return None
-    return wilson(value, count)
-
-
-def chance(dataset: Dataset, evaluation: Evaluation) -> float | None:
-    """Return the accuracy of always naming the largest class of the measured images; None where it is unknown."""
-    counts = (dataset.class_counts or {}).get("test")
-    if evaluation.metric != "top1" or evaluation.params.get("held_out_share") or not counts:
-        return None
-    return float(max(counts) / sum(counts))
+        return f"{numbers} {self.about}; it needs no labels." if self.metric == VIEW_TOP1 else numbers
 
 
 def verdict(session: Session, job: Job) -> Verdict | None:
-    """Return what a training has learned so far; None without two measurements."""
+    """Return what a training has learned so far, or what an evaluation shows; None without a baseline."""
+    if job.kind == "evaluate":
+        return _verdict_of_evaluation(session, job)
     metric = accuracy_of([job])
+    first = session.get_one(Job, _firsts(session, [job.id])[job.id])
+    is_over, is_random = job.status in TERMINAL, first.spec.get("weights") is None
+    counts = [1] * _num_views(job) if metric == VIEW_TOP1 else _test_counts(session, job) or []
+    curve = _gain_of_curve(session, job, metric, sum(counts)) if counts else None
+    gains = [] if curve is None else [curve]
+    if is_random:  # the baselines of evaluations began with random weights
+        gains += _gains_of_checkpoints(session, job, has_knn=curve is not None)
+    contrasts = _contrasts(session, job, sum(counts), is_over) if counts and metric == KNN_TOP1 else []
+    return _judged(gains, counts if curve else None, is_over, contrasts, is_random)
+
+
+def _verdict_of_evaluation(session: Session, job: Job) -> Verdict | None:
+    statement = (
+        select(Evaluation)
+        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
+        .where(JobEvaluation.job_id == job.id)
+        .order_by(Evaluation.id)
+    )
+    return _judged([*_gains(session, list(session.execute(statement).scalars()))], None, job.status in TERMINAL)
+
+
+def _gain_of_curve(session: Session, job: Job, metric: str, count: int) -> Gain | None:
+    """Return the gain of the accuracy that the training itself measures; None before its second measurement."""
     latest = job.latest_metrics or {}
-    accuracy = latest.get(metric)
-    if job.kind != "pretrain" or accuracy is None:
-        return None
-    before = untrained_accuracies(session, [job.id], metric).get(job.id)
+    accuracy, before = latest.get(metric), untrained_accuracies(session, [job.id], metric).get(job.id)
     later = select(Point.step).join(Series, Series.id == Point.series_id)
     later = later.where(Series.job_id == job.id, Series.name == metric, Point.value.is_not(None), Point.step > 0)
-    if before is None or session.execute(later.limit(1)).first() is None:
+    if accuracy is None or before is None or session.execute(later.limit(1)).first() is None:
         return None
-    is_over = job.status in TERMINAL
-    first = session.get_one(Job, _firsts(session, [job.id])[job.id])
-    is_random = first.spec.get("weights") is None
-    if metric == VIEW_TOP1:
-        images = [1] * _num_views(job)  # each is a class of its own
-        return _judged(metric, float(accuracy), before, images, is_over, [], is_random) if images else None
-    counts = _test_counts(session, job)
-    if counts is None:
+    gap = _paired_gap(accuracy - before, latest.get(metric + GAINED), latest.get(metric + LOST), count, metric)
+    if gap is None:
+        images = f"{count:,} {_images(metric)}"
+        gap = Difference(accuracy - before, *newcombe(accuracy, before, count), f"not paired, {images}")
+    return Gain(metric_facts(metric).title, metric, float(accuracy), before, gap, count)
+
+
+def _paired_gap(value: float, gained: float | None, lost: float | None, count: int, metric: str) -> Difference | None:
+    """Return a difference from the images that a training has gained and lost; None without them."""
+    if gained is None or lost is None or abs(gained - lost - value) > 1e-6:
         return None
-    contrasts = _contrasts(session, job, sum(counts), is_over)
-    return _judged(metric, float(accuracy), before, counts, is_over, contrasts, is_random)
+    pairs = Pairs(count, (gained - lost) * count, (gained + lost) * count)
+    return Difference(value, *paired(pairs), f"paired over {count:,} {_images(metric)}")
+
+
+def _images(metric: str) -> str:
+    return "images" if metric == VIEW_TOP1 else "test images"
+
+
+def _gains_of_checkpoints(session: Session, job: Job, *, has_knn: bool) -> Iterator[Gain]:
+    """Yield the gains by evaluations of a training's checkpoints; of each measure, at its last measured checkpoint.
+
+    Evaluations on other data are left out, and those of a checkpoint that was selected for its accuracy.
+    """
+    statement = (
+        select(Evaluation, Checkpoint.step, Checkpoint.epoch, Job.origin)
+        .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
+        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
+        .join(Job, Job.id == JobEvaluation.job_id)
+        .where(Checkpoint.job_id == job.id, Evaluation.dataset_digest == job.dataset_digest)
+        .order_by(Checkpoint.step, Evaluation.protocol_version, Evaluation.id)
+    )
+    newest: dict[tuple[str, ...], Evaluation] = {}
+    epochs: dict[str, int] = {}
+    for evaluation, _step, epoch, origin in session.execute(statement):
+        if BEST_ORIGIN.fullmatch(origin or "") or (has_knn and evaluation.protocol == "knn"):
+            continue
+        newest[evaluation.protocol, evaluation.metric, evaluation.params_digest] = evaluation
+        epochs[evaluation.id] = epoch
+    last = job.spec["epochs"] if job.status in TERMINAL else None
+    yield from _gains(session, list(newest.values()), {id: epoch for id, epoch in epochs.items() if epoch != last})
+
+
+def _gains(session: Session, evaluations: Sequence[Evaluation], epochs: dict[str, int] | None = None) -> Iterator[Gain]:
+    """Yield the gain by the main measure of each evaluation whose untrained network was measured, by protocol."""
+    around = beside(session, evaluations)
+    ordered = sorted(evaluations, key=lambda each: (protocol_place(each.protocol), each.id))
+    for evaluation in ordered:
+        values = around.get(evaluation.id, Beside())
+        if not protocol_facts(evaluation.protocol).is_main(evaluation.metric) or values.difference is None:
+            continue
+        assert evaluation.value is not None
+        assert evaluation.n is not None
+        assert values.untrained is not None
+        yield Gain(
+            title=label(evaluation),
+            metric=f"{evaluation.protocol}/{evaluation.metric}",
+            accuracy=evaluation.value,
+            untrained=values.untrained,
+            difference=values.difference,
+            num_images=evaluation.n,
+            epoch=(epochs or {}).get(evaluation.id),
+            evaluation_id=evaluation.id,
+        )
+
+
+def _judged(
+    gains: Sequence[Gain],
+    counts: list[int] | None,
+    is_over: bool,
+    contrasts: Sequence[Contrast] = (),
+    is_random: bool = True,
+) -> Verdict | None:
+    """Return the verdict over all gains; None without one.
+
+    Args:
+        counts: the images of the first measure by class; None if it is an evaluation.
+    """
+    if not gains:
+        return None
+    shown = holm([each.difference.p_value for each in gains])
+    if len(gains) == 1:
+        shown = [gains[0].difference.is_shown]
+    judged = [replace(each, is_shown=is_shown) for each, is_shown in zip(gains, shown, strict=True)]
+    first = judged[0]
+    low, high = wilson(min(1.0, max(0.0, first.accuracy)), first.num_images)
+    chance = max(counts) / sum(counts) if counts else None
+    sentences = [_headline(judged, is_random, is_over, with_numbers=each) for each in (True, False)]
+    return Verdict(sentences[0], sentences[1], judged, low, high, chance, list(contrasts), is_random)
+
+
+def _headline(gains: Sequence[Gain], is_random: bool, is_over: bool, *, with_numbers: bool) -> str:
+    """Return in one sentence what all measures show, without a full stop; one measure is always told with numbers."""
+    beginning = "the untrained network" if is_random else "the weights that it started from"
+    first = gains[0]
+    few = ""
+    if first.num_images < _FEW and not all(each.is_shown for each in gains):
+        few = f"; {first.num_images:,} {_images(first.metric)} are few"
+    if len(gains) == 1:
+        return headline(first.difference, beginning, is_over) + few
+    directions: tuple[Finding, ...] = ("better", "worse", "unclear")
+    parts: list[str] = []
+    for finding in directions:
+        if not (phrases := [each.phrase for each in gains if each.finding == finding]):
+            continue
+        count = f"{len(phrases)}" if parts else f"{len(phrases)} of {len(gains)} measures"
+        numbers = f" ({', '.join(phrases)})" if with_numbers else ""
+        if finding == "unclear":
+            to = "" if parts else f" to {beginning}"
+            parts.append(f"no difference{to} shown{'' if is_over else ' yet'} in {count}{numbers}")
+        else:
+            than = "" if parts else f" than {beginning}"
+            parts.append(f"{finding}{than} in {count}{numbers}")
+    text = ", ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}{few}"
 
 
 def accuracy_of(jobs: Sequence[Job]) -> str:
@@ -212,27 +417,6 @@ def _test_counts(session: Session, job: Job) -> list[int] | None:
     else:
         counts = list(by_split.get("test", ()))
     return counts if sum(counts) else None
-
-
-def _judged(
-    metric: str,
-    accuracy: float,
-    untrained: float,
-    counts: list[int],
-    is_over: bool,
-    contrasts: list[Contrast],
-    is_random: bool,
-) -> Verdict:
-    count = sum(counts)
-    low, high = wilson(accuracy, count)
-    gap = Difference(accuracy - untrained, *newcombe(accuracy, untrained, count), "Newcombe")
-    beginning = "the untrained network" if is_random else "the weights that it started from"
-    finding = headline(gap, beginning, is_over)
-    if not gap.is_shown and count < _FEW:
-        finding += f"; {count:,} {'test ' if metric == KNN_TOP1 else ''}images are few"
-    chance = max(counts) / count
-    facts = (finding, accuracy, low, high, untrained, chance, gap.value, gap.margin, gap.is_shown, count)
-    return Verdict(*facts, contrasts, is_random, metric)
 
 
 def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from wcl_client.responses import (
+    TERMINAL,
     Activity,
     Checkpoint,
     Delivery,
@@ -116,12 +117,19 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
         ("progress", None if job["status"] == "succeeded" else progress_text(job)),
         ("now", phase_text(job)),
         ("time", (job.get("expected_time") or {}).get("text")),
-        ("verdict", (job.get("verdict") or {}).get("sentence")),
+        ("verdict", verdict_text(job)),
         *(("compared", each["sentence"]) for each in (job.get("verdict") or {}).get("contrasts", ())),
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
         *(("warning", f"{each[:1].upper()}{each[1:]}.") for each in job.get("warnings", ())),
     ]
+
+
+def verdict_text(job: Job) -> str | None:
+    """Return what a job shows; a job that goes on shows it so far.  None without a verdict."""
+    if (sentence := (job.get("verdict") or {}).get("sentence")) is None:
+        return None
+    return sentence if job["status"] in TERMINAL else f"So far: {sentence}"
 
 
 def metrics_table(job: Job) -> Rows:
@@ -466,9 +474,9 @@ def _place(trial: Mapping[str, Any], sign: int) -> tuple[float, ...]:
     return (-len(measured), sign * measured[-1] if measured else 0.0, trial["number"])
 
 
-def share(value: float | None) -> str:
+def share(value: float | None, digits: int = 2) -> str:
     """Return a share as a percentage; "" for None."""
-    return "" if value is None else f"{value:.2%}"
+    return "" if value is None else f"{value:.{digits}%}"
 
 
 def print_weak_groups(weak_groups: WeakGroups) -> None:
@@ -563,13 +571,53 @@ def _fact(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def evaluations_table(evaluations: Sequence[Evaluation]) -> Rows:
+def results_table(job: Job, evaluations: Sequence[Evaluation]) -> Rows:
+    """Return a table with a row for each measured number, beside those that it must beat if they are measured.
+
+    The first rows are the accuracies that a training measures itself.
+    """
+    measures = list((job.get("verdict") or {}).get("measures") or ())
+    findings = {each["evaluation_id"]: _FINDINGS.get(each["finding"], "") for each in measures}
+    own = [each for each in measures if each["evaluation_id"] is None]
+    if not own and all(entry.get("untrained") is None for entry in evaluations):
+        return _alone(evaluations)
+    table = Rows("result", "trained", "untrained", "pixels", "difference (95 %)", "finding")
+    for each in own:
+        interval = _points(each["difference"], each["low"], each["high"])
+        accuracies = share(each["accuracy"], 1), share(each["untrained"], 1), ""
+        table.add(each["title"], *accuracies, interval, _FINDINGS.get(each["finding"], ""))
+    epochs = {entry.get("epoch") for entry in evaluations}
+    for entry in evaluations:
+        value, untrained, gap = entry["value"], entry.get("untrained"), entry.get("difference")
+        difference = ""
+        if gap is not None:
+            difference = _points(gap["value"], gap["low"], gap["high"])
+        elif value is not None and untrained is not None:
+            difference = f"{100 * (value - untrained):+.1f}"
+        epoch = f", epoch {entry['epoch']}" if len(epochs) > 1 and entry.get("epoch") is not None else ""
+        cells = share(value, 1), share(untrained, 1), share(entry.get("pixels"), 1), difference
+        table.add(_label(entry) + epoch, *cells, findings.get(entry.get("id", ""), ""))
+    return table
+
+
+_FINDINGS = {"better": "better", "worse": "worse", "unclear": "not shown"}
+
+
+def _points(value: float, low: float, high: float) -> str:
+    """Return a difference of two shares with its interval, in points."""
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _label(entry: Evaluation) -> str:
+    return entry.get("label") or entry.get("title") or f"{entry['protocol']} {entry['metric']}"
+
+
+def _alone(evaluations: Sequence[Evaluation]) -> Rows:
     """Return a table with a row for each measured number, with its standard error or 95 % interval."""
     table = Rows("result", "parameters", "value")
     for entry in evaluations:
         error = f" ± {entry['stderr']:.2%}" if entry.get("stderr") is not None else ""
         if ends := entry.get("interval"):
             error = f" ({ends[0]:.1%} to {ends[1]:.1%})"
-        title = entry.get("title") or f"{entry['protocol']} {entry['metric']}"
-        table.add(title, settings_text(entry["params"]), f"{share(entry['value'])}{error}")
+        table.add(_label(entry), settings_text(entry["params"]), f"{share(entry['value'])}{error}")
     return table

@@ -150,10 +150,16 @@ class Evaluation(TypedDict, total=False):
     protocol_version: int
     metric: str
     title: str
+    label: str
+    epoch: int | None
     value: float | None
     stderr: float | None
     n: int | None
     interval: tuple[float, float] | None
+    chance: float | None
+    pixels: float | None
+    untrained: float | None
+    difference: Json | None
     params: Json
     details: Json | None
     seed: int

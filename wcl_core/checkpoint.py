@@ -3,6 +3,7 @@
     model/<module>.<parameter>        weights and buffers, e.g. model/backbone.layer1.0.conv1.weight
     optimizer/<parameter>/<slot>      the optimiser's state of that parameter, see `wcl_core.training.optim`
     metrics/window                    sums of the losses since the last log
+    metrics/untrained_correct         measured images that the untrained network had right, if it was measured
     metadata["wcl"]                   canonical JSON: format_version, resolved spec, dataset digest, step, epoch, the
                                       environment that exact resume depends on (device, build, memory format), and the
                                       rest of the metrics' state

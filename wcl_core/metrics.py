@@ -12,6 +12,7 @@ from wcl_core.protocol import (
     CPU_PERCENT,
     EMBEDDING_DEVIATION,
     EMBEDDING_RANKME,
+    GAINED,
     GPU_MEMORY_MIB,
     GPU_PERCENT,
     HARDWARE_PREFIX,
@@ -19,6 +20,7 @@ from wcl_core.protocol import (
     KNN_TOP1,
     LARGEST_SHARE,
     LEARNING_RATE,
+    LOST,
     PAIR_PRECISION,
     PAIR_PRECISION_CHANCE,
     PROCESS_MEMORY_MIB,
@@ -65,6 +67,18 @@ METRICS: Final[dict[str, MetricFacts]] = {
     CPU_PERCENT: MetricFacts("CPU, % of a core", "CPU time of the training process; 200 is two full cores"),
     PROCESS_MEMORY_MIB: MetricFacts("Process memory, MiB", "Resident memory of the training process"),
     COMPONENT_SHARE: MetricFacts("Components per image", "About 1/4 in healthy runs; near 0 in a collapse"),
+    KNN_TOP1 + GAINED: MetricFacts(
+        "kNN: newly right", "Share of test images that the untrained network had wrong and this one has right", True
+    ),
+    KNN_TOP1 + LOST: MetricFacts(
+        "kNN: newly wrong", "Share of test images that the untrained network had right and this one has wrong", True
+    ),
+    VIEW_TOP1 + GAINED: MetricFacts(
+        "Views: newly right", "Share of images that only the trained network recognises", True
+    ),
+    VIEW_TOP1 + LOST: MetricFacts(
+        "Views: newly wrong", "Share of images that only the untrained network recognises", True
+    ),
     ADJUSTED_MUTUAL_INFORMATION: MetricFacts(
         "Weak labels against classes", "Adjusted mutual information: 1 for equal groups, 0 for random ones"
     ),

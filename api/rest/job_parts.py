@@ -158,7 +158,7 @@ def evaluations(job_id: str, principal: Reader, database: TheDatabase) -> Evalua
     """List the evaluation results of the job and of its checkpoints."""
     with database.read() as session:
         queries.get_job(session, job_id)
-        return Evaluations(items=[responses.evaluation(row) for row in queries.evaluations(session, job_id)])
+        return Evaluations(items=responses.evaluations(session, queries.evaluations(session, job_id)))
 
 
 @router.get("/metrics", response_model=Metrics)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import datasets, estimates, lineage, queries, reasons, verdicts, waiting, weak_labels
+from jobs import baselines, datasets, estimates, lineage, queries, reasons, verdicts, waiting, weak_labels
 from jobs.advice import advice_of
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
@@ -177,24 +177,55 @@ class ContrastResponse(Response):
     job_ids: list[str]
 
 
+class GainResponse(Response):
+    """One accuracy of a training minus that of the untrained network, with its 95 % interval from `low` to `high`.
+
+    `is_paired` says whether the two were compared image by image; `method` names how the interval was computed.
+    `is_shown` says whether the difference is shown after Holm's correction for all measures of the verdict, and
+    `finding` is better, worse or unclear.  `epoch` is that of the measured checkpoint if it is not the last one.
+    `evaluation_id` is null for an accuracy that the training itself measures.
+    """
+
+    title: str
+    metric: str
+    accuracy: float
+    untrained: float
+    difference: float
+    low: float
+    high: float
+    method: str
+    is_paired: bool
+    is_shown: bool
+    finding: str
+    num_images: int
+    epoch: int | None
+    evaluation_id: str | None
+
+
 class VerdictResponse(Response):
-    """Whether a training has learned: its accuracy with its 95 % interval, beside the untrained network and chance.
+    """Whether a training has learned, or what an evaluation shows: accuracies beside the untrained network.
 
-    `metric` is that of kNN, or without labels the view accuracy: the share of images that are recognised by another
-    view of them.
+    `measures` are all accuracies that have a baseline, and `finding` is better, worse, mixed or unclear over all of
+    them, after Holm's correction for their number.  `headline` says it in one sentence, and `sentence` adds numbers.
 
+    The other numbers are of the first of them.  `metric` is that of kNN, or without labels the view accuracy: the share
+    of images that are recognised by another view of them.  For an evaluation it is protocol and metric.
+    `accuracy` has its 95 % interval from `low` to `high`; `chance` is null where it is unknown.
     `difference` is the accuracy minus that of the untrained network, `margin` half of its interval, and `is_shown`
-    whether this interval leaves out 0.  `sentence` says it for people.  `contrasts` compare over seeds, and with the
+    whether it is shown.  `contrasts` compare over seeds, and with the
     twin: a SimCLR run with the settings of a WCL run, or the other way round.
     `is_random` is false if the training started from weights; then `untrained` is the accuracy of these.
     """
 
     sentence: str
+    headline: str
+    finding: str
+    measures: list[GainResponse]
     accuracy: float
     low: float
     high: float
     untrained: float
-    chance: float
+    chance: float | None
     difference: float
     margin: float
     is_shown: bool
@@ -245,7 +276,7 @@ class JobResponse(JobSummary):
 
     `deviations` are the fields that differ from the job's preset; null without a preset.  `waiting` is null once the
     job runs or has ended.  `weak_labels` is null until a run reports weak labels,
-    and `verdict` until a training has measured kNN before and after its first steps.  `pending`
+    and `verdict` until an accuracy and that of the untrained network are measured.  `pending`
     is the request (cancel, pause, preemption, drain of its worker) that a running job has yet to carry out, with the
     work that it waits for.  `metrics` are the latest metrics with their names for people, the most telling first.
     `measures` is the checkpoint that an evaluation measures; null for other jobs.
@@ -315,7 +346,12 @@ def _verdict(judged: verdicts.Verdict | None) -> VerdictResponse | None:
     if judged is None:
         return None
     contrasts = [contrast(each) for each in judged.contrasts]
-    return VerdictResponse.of(judged, contrasts=contrasts)
+    return VerdictResponse.of(judged, contrasts=contrasts, measures=[_gain(each) for each in judged.gains])
+
+
+def _gain(judged: verdicts.Gain) -> GainResponse:
+    gap = judged.difference
+    return GainResponse.of(judged, difference=gap.value, low=gap.low, high=gap.high, method=gap.method)
 
 
 def contrast(judged: verdicts.Contrast) -> ContrastResponse:
@@ -407,10 +443,24 @@ def artifact(row: Artifact) -> ArtifactResponse:
     return ArtifactResponse.of(row, links={"self": f"{here}/artifacts/{row.name}", "job": here})
 
 
+class DifferenceResponse(Response):
+    """A difference of two accuracies with its 95 % interval; `method` names how the interval was computed."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+    is_shown: bool
+
+
 class EvaluationResponse(Response):
     """One measured number; `title` names it for people, and `details` holds intermediate results.
 
     `interval` is the 95 % interval of a share of the test images (Wilson); null for other numbers.
+
+    `label` is the title with the settings that tell it from others of its protocol, and `epoch` that of the checkpoint.
+    `chance`, `pixels` and `untrained` are what it must beat: the largest class alone, the raw pixels, the untrained
+    network; each is null where it is not measured.  `difference` is that to the untrained network.
     """
 
     id: str
@@ -419,6 +469,8 @@ class EvaluationResponse(Response):
     protocol_version: int
     metric: str
     title: str
+    label: str
+    epoch: int | None
     value: float | None
     stderr: float | None
     n: int | None
@@ -429,6 +481,10 @@ class EvaluationResponse(Response):
     dataset_digest: str
     split_digest: str
     created_at: Time
+    chance: float | None
+    pixels: float | None
+    untrained: float | None
+    difference: DifferenceResponse | None
 
 
 class SeriesResponse(Response):
@@ -438,9 +494,17 @@ class SeriesResponse(Response):
     points: list[Json]
 
 
-def evaluation(row: Evaluation) -> EvaluationResponse:
-    title = result_title(row.protocol, row.metric)
-    return EvaluationResponse.of(row, title=title, interval=verdicts.interval(row))
+def evaluations(session: Session, rows: Sequence[Evaluation]) -> list[EvaluationResponse]:
+    around = baselines.beside(session, rows)
+    return [_evaluation(row, around.get(row.id, baselines.Beside())) for row in rows]
+
+
+def _evaluation(row: Evaluation, around: baselines.Beside) -> EvaluationResponse:
+    gap = around.difference
+    beside = {name: getattr(around, name) for name in ("epoch", "chance", "pixels", "untrained")}
+    beside |= {"title": result_title(row.protocol, row.metric), "label": baselines.label(row)}
+    beside |= {"interval": baselines.interval(row)}
+    return EvaluationResponse.of(row, difference=gap and DifferenceResponse.model_validate(gap), **beside)
 
 
 def series(name: str, points: Sequence[CurvePoint]) -> Json:

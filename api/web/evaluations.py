@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -11,10 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.web.format import number, words
-from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
-from jobs.verdicts import chance, interval
+from jobs.baselines import Beside, Source, beside, interval, sources_of
+from jobs.models import Dataset, Evaluation
 from wcl_core.config import PROTOCOLS, measure_title, protocol_facts, result_title
-from wcl_core.digests import canonical_json
 from wcl_core.text import counted
 
 MAX_SHOWN = 200
@@ -22,28 +21,17 @@ _PLACES: dict[str, int] = {name: place for place, name in enumerate(PROTOCOLS)} 
 
 
 @dataclass(frozen=True)
-class Source:
-    """The checkpoint whose features were measured or mapped, and the job that trained it."""
-
-    job_id: str
-    job_name: str
-    step: int
-    epoch: int
-    backbone: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Row:
     """One number; `setting` names the parameters that differ within the card.
 
-    `beside` has the values that it must beat, by name: chance, the raw pixels, the untrained network.
+    `beside` has the values that it must beat: chance, the raw pixels, the untrained network.
     """
 
     entry: Evaluation
     setting: str
     dataset: str
     classes: list[str]
-    beside: list[tuple[str, float]]
+    beside: Beside
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -66,9 +54,9 @@ class Card:
 def cards(session: Session, evaluations: Sequence[Evaluation]) -> list[Card]:
     """Return the newest evaluations as cards, those of the latest checkpoint first."""
     shown = evaluations[-MAX_SHOWN:]
-    sources = _sources(session, shown)
+    sources = sources_of(session, shown)
     datasets = _datasets(session, shown)
-    baselines = _baselines(session, shown)
+    around = beside(session, shown)
 
     def place(entry: Evaluation) -> tuple[Any, ...]:
         source = sources.get(entry.checkpoint_id or "")
@@ -78,14 +66,12 @@ def cards(session: Session, evaluations: Sequence[Evaluation]) -> list[Card]:
 
     ordered = sorted(shown, key=lambda entry: (*place(entry), entry.id))
     return [
-        Card(_rows(list(entries), datasets, baselines, sources.get(key[1])), sources.get(key[1]))
+        Card(_rows(list(entries), datasets, around), sources.get(key[1]))
         for key, entries in groupby(ordered, key=lambda entry: (place(entry), entry.checkpoint_id or ""))
     ]
 
 
-def _rows(
-    entries: list[Evaluation], datasets: dict[str, Dataset], baselines: _Baselines, source: Source | None
-) -> list[Row]:
+def _rows(entries: list[Evaluation], datasets: dict[str, Dataset], around: Mapping[str, Beside]) -> list[Row]:
     varying = _varying([entry.params for entry in entries])
     rows = []
     for entry in entries:
@@ -93,75 +79,14 @@ def _rows(
         setting = settings({name: value for name, value in entry.params.items() if name in varying})
         name = dataset.name if dataset else f"{entry.dataset_digest[:12]}… (not registered)"
         classes = dataset.classes if dataset else []
-        rows.append(Row(entry, setting, name, classes, _beside(entry, dataset, baselines, source)))
+        rows.append(Row(entry, setting, name, classes, around.get(entry.id, Beside())))
     return rows
-
-
-def _beside(
-    entry: Evaluation, dataset: Dataset | None, baselines: _Baselines, source: Source | None
-) -> list[tuple[str, float]]:
-    """Return what a value of a trained network must beat, as far as it is known."""
-    if source is None:
-        return []
-    values = [("largest class", None if dataset is None else chance(dataset, entry))]
-    values += [("raw pixels", baselines.get((*_identity(entry), None)))]
-    values += [("untrained", baselines.get((*_identity(entry), _frozen(source.backbone))))]
-    return [(name, each) for name, each in values if each is not None]
-
-
-def _baselines(session: Session, evaluations: Sequence[Evaluation]) -> _Baselines:
-    """Return the newest values of raw pixels and of untrained networks, by what was measured and by the backbone."""
-    statement = (
-        select(Evaluation, Job.spec["features"])
-        .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
-        .join(Job, Job.id == JobEvaluation.job_id)
-        .where(
-            Evaluation.checkpoint_id.is_(None),
-            Evaluation.dataset_digest.in_({entry.dataset_digest for entry in evaluations}),
-            Evaluation.value.is_not(None),
-        )
-        .order_by(Evaluation.id)
-    )
-    values: _Baselines = {}
-    for entry, features in session.execute(statement) if evaluations else ():
-        if features["kind"] in ("pixels", "untrained"):
-            backbone = _frozen(features["backbone"]) if features["kind"] == "untrained" else None
-            values[*_identity(entry), backbone] = entry.value
-    return values
-
-
-_Baselines = dict[tuple[Any, ...], float]
-
-
-def _identity(entry: Evaluation) -> tuple[Any, ...]:
-    return (
-        entry.protocol,
-        entry.protocol_version,
-        entry.dataset_digest,
-        entry.split_digest,
-        entry.params_digest,
-        (entry.metric),
-    )
-
-
-def _frozen(backbone: Mapping[str, Any]) -> str:
-    return canonical_json(backbone)
 
 
 def _varying(params: Sequence[dict[str, Any]]) -> set[str]:
     """Return the names of the parameters that differ between entries, and of those that are always shown."""
     names = {name for each in params for name in each}
     return {name for name in names if name in _ALWAYS or any(each.get(name) != params[0].get(name) for each in params)}
-
-
-def _sources(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, Source]:
-    ids = {entry.checkpoint_id for entry in evaluations if entry.checkpoint_id}
-    statement = (
-        select(Checkpoint.id, Job.id, Job.name, Checkpoint.step, Checkpoint.epoch, Job.spec["backbone"])
-        .join(Job, Job.id == Checkpoint.job_id)
-        .where(Checkpoint.id.in_(ids))
-    )
-    return {row[0]: Source(*row[1:]) for row in session.execute(statement)} if ids else {}
 
 
 def _datasets(session: Session, evaluations: Sequence[Evaluation]) -> dict[str, Dataset]:

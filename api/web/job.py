@@ -160,8 +160,9 @@ class Run:
     @property
     def lacks_baselines(self) -> bool:
         """Whether a measured checkpoint of a training has no raw pixels or no untrained network beside it."""
-        sides = [{name for name, _ in row.beside} for card in self.evaluations if card.source for row in card.rows]
-        return self.job.kind == "pretrain" and bool(sides) and not {"raw pixels", "untrained"} <= set().union(*sides)
+        beside = [row.beside for card in self.evaluations if card.source for row in card.rows]
+        has_all = any(each.pixels is not None for each in beside) and any(each.untrained is not None for each in beside)
+        return self.job.kind == "pretrain" and bool(beside) and not has_all
 
     @property
     def features(self) -> Checkpoint | None:

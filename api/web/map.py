@@ -23,11 +23,11 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase, TheStorage
 from api.rest.stored_files import read_artifact
 from api.web import job
-from api.web.evaluations import Source
 from api.web.job import Run
 from api.web.render import page
 from api.web.thumbnails import Sheet, Thumbnail, colour_of
 from jobs import queries
+from jobs.baselines import Source
 from jobs.models import Artifact, Checkpoint, Job
 from jobs.storage import Storage
 from wcl_core.protocol import MAP_FACTS, MAP_PICTURE, MapFacts

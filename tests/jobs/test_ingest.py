@@ -249,6 +249,13 @@ def test_a_second_measurement_does_not_change_the_first(database: Database) -> N
     assert [result.value for result in evaluations(database)] == [0.5]
 
 
+def test_the_details_of_an_older_version_are_replaced_by_those_of_the_same_value(database: Database) -> None:
+    for value, details in ((0.5, {"C": 1}), (0.5, {"C": 1, "per_image": {}}), (0.75, {"C": 2})):
+        Run(database, running(database, kind="evaluate")).deliver(rows.evaluation(value, details=details))
+
+    assert [result.details for result in evaluations(database)] == [{"C": 1, "per_image": {}}]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 from sqlalchemy import delete
 
+from jobs import queries
+from jobs.baselines import beside, difference, interval
 from jobs.database import Database
 from jobs.datasets import DatasetFacts, announce
 from jobs.models import Dataset, DatasetVersion, Evaluation
-from jobs.verdicts import Verdict, best_of, interval, verdict
+from jobs.verdicts import Verdict, best_of, verdict
 from tests.jobs import rows
-from wcl_core.intervals import wilson
-from wcl_core.protocol import KNN_TOP1, VIEW_TOP1, VIEW_TOP1_CHANCE
+from wcl_core.intervals import newcombe, paired, wilson
+from wcl_core.per_image import KEY, Pairs, packed
+from wcl_core.protocol import GAINED, KNN_TOP1, LOST, VIEW_TOP1, VIEW_TOP1_CHANCE
 
 
 def dataset(database: Database, test: list[int], train: list[int] | None = None) -> None:
@@ -42,7 +45,8 @@ def test_a_difference_that_the_images_do_not_show_is_called_so(database: Databas
     assert result is not None
     assert result.sentence == (
         "No difference shown yet: 5.6 points above the untrained network, interval ± 12.9; 107 test images are few. "
-        "kNN accuracy 61.7% (52.2% to 70.4%), untrained 56.1%, the largest class alone 62.6%."
+        "kNN accuracy 61.7% (52.2% to 70.4%), untrained 56.1%, the largest class alone 62.6%. "
+        "95 % interval: not paired, 107 test images."
     )
     assert (result.is_shown, result.num_images) == (False, 107)
 
@@ -77,8 +81,8 @@ def test_without_labels_the_view_accuracy_says_whether_it_has_learned(database: 
     assert result is not None
     assert result.sentence == (
         "Better than the untrained network by 21.0 ± 5.2 points. View accuracy 37.0% (32.9% to 41.3%), "
-        "untrained 16.0%, chance 0.2%. Share of images whose random view is nearest to another view of the same image; "
-        "it needs no labels."
+        "untrained 16.0%, chance 0.2%. 95 % interval: not paired, 512 images. Share of images whose random view is "
+        "nearest to another view of the same image; it needs no labels."
     )
     assert (result.low, result.high) == wilson(0.37, 512)
     assert (result.num_images, result.metric, result.contrasts) == (512, VIEW_TOP1, [])
@@ -203,3 +207,128 @@ def test_only_shares_of_images_have_an_interval() -> None:
     assert interval(Evaluation(**facts)) == wilson(0.617, 107)
     for change in ({"metric": "mean_average_precision"}, {"stderr": 0.1}, {"value": None}, {"n": None}):
         assert interval(Evaluation(**facts | change)) is None
+
+
+# --- all measures with a baseline ------------------------------------------------------------------------------------
+
+
+def measured(database: Database, features: dict[str, Any], *results: dict[str, Any]) -> str:
+    spec = {"data": {"name": "digits", "image_size": 8}, "features": features}
+    job_id = rows.submit(database, "evaluate", spec)
+    rows.Run(database, rows.claim(database)).deliver(rows.started(), *results, rows.end("succeeded"))
+    return job_id
+
+
+def result_of(right: str, protocol: str = "linear", *, is_stored: bool = True, **params: Any) -> dict[str, Any]:
+    """Return a result; `right` says for each of ten blocks of ten test images whether it was right."""
+    hits = [int(each) for each in right for _ in range(10)]
+    details = {KEY: packed(hits)} if is_stored else {}
+    facts = {"protocol": protocol, "params": params, "details": details}
+    return rows.evaluation(sum(hits) / 100, **facts)
+
+
+@pytest.fixture
+def with_baselines(database: Database) -> tuple[str, str]:
+    """Return a training and its evaluation: better by linear and few labels, unclear by kNN, worse by retrieval."""
+    dataset(database, [60, 40])
+    job_id = rows.submit(database)
+    run = rows.Run(database, rows.claim(database))
+    last = {KNN_TOP1: 0.52, KNN_TOP1 + GAINED: 0.12, KNN_TOP1 + LOST: 0.1}
+    saved = rows.checkpoint(10) | {"epoch": 100}
+    run.deliver(rows.started(), rows.metrics(0, **{KNN_TOP1: 0.5}), rows.metrics(10, **last), saved)
+    run.deliver(rows.end("succeeded"))
+    job = rows.job(database, job_id)
+    (checkpoint,) = rows.checkpoints(database, job_id)
+    untrained = {"kind": "untrained", "backbone": job.spec["backbone"]}
+    retrieval = {"protocol": "retrieval", "metric": "recall_at_1"}
+    measured(
+        database,
+        untrained,
+        result_of("1110000000"),
+        result_of("1100000000", "few_labels", labels_per_class=1),
+        result_of("1111111100") | retrieval,
+        result_of("1111000000", "knn"),
+    )
+    measured(database, {"kind": "pixels"}, result_of("1000000000"))
+    evaluation_id = measured(
+        database,
+        {"kind": "checkpoint", "checkpoint_id": checkpoint.id},
+        result_of("1111110000"),
+        result_of("1101000000", "few_labels", labels_per_class=1),
+        result_of("1111000000") | retrieval,
+        result_of("1111100000", "knn"),
+        result_of("1111000000", "linear_sgd"),  # without a baseline
+    )
+    return job_id, evaluation_id
+
+
+def test_every_measure_with_a_baseline_counts_in_pairs(database: Database, with_baselines: tuple[str, str]) -> None:
+    with database.read() as session:
+        result = verdict(session, rows.job(database, with_baselines[0]))
+    assert result is not None
+    assert result.summary == (
+        "Better than the untrained network in 2 of 4 measures, worse in 1, no difference shown in 1; 100 test images "
+        "are few"
+    )
+    assert [(each.title, each.finding, each.is_paired) for each in result.gains] == [
+        ("kNN accuracy", "unclear", True),  # that of the training: the evaluation measures the same
+        ("Linear probe accuracy", "better", True),
+        ("Few-label accuracy (1 a class)", "better", True),
+        ("Retrieval recall at 1", "worse", True),
+    ]
+    knn, linear, *_ = result.gains
+    assert (linear.difference.low, linear.difference.high) == pytest.approx(paired(Pairs(100, 30, 30)))
+    assert (knn.difference.low, knn.difference.high) == pytest.approx(paired(Pairs(100, 2, 22)))
+    assert linear.phrase == "linear probe accuracy +30.0 ± 9.0 points"
+    assert linear.phrase in result.headline
+    assert result.finding == "mixed"
+    assert result.sentence.endswith("95 % intervals: paired over 100 test images. Holm's correction for 4 comparisons.")
+
+
+def test_an_evaluation_has_a_verdict_of_its_own(database: Database, with_baselines: tuple[str, str]) -> None:
+    job = rows.job(database, with_baselines[1])
+    with database.read() as session:
+        result = verdict(session, job)
+        around = beside(session, queries.evaluations(session, job.id))
+    assert result is not None
+    assert [each.metric for each in result.gains] == [
+        "knn/top1",
+        "linear/top1",
+        "few_labels/top1",
+        "retrieval/recall_at_1",
+    ]
+    assert (result.accuracy, result.untrained, result.chance) == (0.5, 0.4, None)
+    assert (0.3, 0.1) in [(each.untrained, each.pixels) for each in around.values()]
+
+
+def test_results_without_stored_images_are_not_paired(database: Database) -> None:
+    stored, older = (Evaluation(**_columns(result_of("1111110000", is_stored=each))) for each in (True, False))
+    other = Evaluation(**_columns(result_of("1110000000")))
+    ours, theirs = difference(stored, other), difference(older, other)
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.method, theirs.method) == ("paired over 100 test images", "not paired, 100 test images")
+    assert (theirs.low, theirs.high) == pytest.approx(newcombe(0.6, 0.3, 100))
+    assert ours.margin < theirs.margin
+    broken = Evaluation(**_columns(rows.evaluation(0.3, details={KEY: {"correct": "?", "trials": 1}})))
+    assert difference(stored, broken) == theirs
+
+
+def test_equal_draws_of_labels_are_compared_in_pairs() -> None:
+    hits = [packed([10] * 60 + [0] * 40, 20), packed([6] * 60 + [0] * 40, 20)]
+    draws = [[0.28, 0.3, 0.32], [0.16, 0.18, 0.2]]
+    ours, other = (
+        Evaluation(**_columns(rows.evaluation(value, stderr=0.0115, details={KEY: hit, "by_draw": by_draw})))
+        for value, hit, by_draw in zip((0.3, 0.18), hits, draws, strict=True)
+    )
+    gap = difference(ours, other)
+    assert gap is not None
+    assert (gap.low, gap.high) == pytest.approx(paired(Pairs(100, 12.0, 60 * 0.04)))  # the draws differ all alike
+    other.seed = 1
+    wider = difference(ours, other)
+    assert wider is not None
+    assert wider.margin > gap.margin
+
+
+def _columns(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "type"}

@@ -118,7 +118,7 @@ def job(text: Callable[[], str]) -> dict[str, Any]:
         "owner": text(),
         "status_by": text(),
         "waiting": {"message": text(), "cause": text(), "position": 3, "until": text()},
-        "verdict": {"sentence": text()},
+        "verdict": {"sentence": text(), "measures": [measure(text)]},
         "warnings": [text()],
         "dataset": {"name": text()},
         "preset": text(),
@@ -130,8 +130,14 @@ def job(text: Callable[[], str]) -> dict[str, Any]:
     }
 
 
+def measure(text: Callable[[], str]) -> dict[str, Any]:
+    numbers = {"accuracy": 0.5, "untrained": 0.4, "difference": 0.1, "low": 0.05, "high": 0.15}
+    return numbers | {"title": text(), "finding": text(), "evaluation_id": None}
+
+
 def evaluation(text: Callable[[], str]) -> dict[str, Any]:
-    return {"protocol": text(), "params": {text(): text()}, "metric": text(), "value": None, "stderr": 0.1}
+    facts = {"protocol": text(), "params": {text(): text()}, "metric": text(), "value": None, "stderr": 0.1}
+    return facts | {"label": text(), "untrained": 0.25, "pixels": None, "epoch": 3}
 
 
 def checkpoint() -> dict[str, Any]:

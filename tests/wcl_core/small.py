@@ -11,6 +11,7 @@ from wcl_core import data
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.data import ImageData, Split
 from wcl_core.evaluation.features import FeatureSet
+from wcl_core.evaluation.knn import knn_correct
 from wcl_core.methods import build_method
 from wcl_core.networks.model import Model
 from wcl_core.reporter import NullReporter
@@ -70,6 +71,11 @@ def curves(records: list[dict[str, Any]]) -> dict[tuple[str, int], float | None]
         for name, value in record["values"].items()
         if name != "train/images_per_second" and not name.startswith("system/")
     }
+
+
+def knn_top1(features: FeatureSet, k: int, temperature: float) -> float:
+    """Return the kNN accuracy of features."""
+    return float(knn_correct(features, k, temperature).double().mean())
 
 
 def feature_set(num_classes: int = 4, per_class: int = 30, dim: int = 6, spread: float = 1.0) -> FeatureSet:

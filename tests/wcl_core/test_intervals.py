@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from wcl_core.intervals import difference, newcombe, t_quantile, wilson
+from wcl_core.intervals import Difference, difference, holm, newcombe, paired, t_quantile, wilson
+from wcl_core.per_image import Pairs, packed, pairs
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -34,6 +35,31 @@ def test_an_interval_of_a_difference_holds_the_truth_as_often_as_it_says(
     hits = [torch.rand(4000, count, generator=draw).lt(p).double().mean(dim=1).tolist() for p in (share, other)]
     held = [low <= share - other <= high for low, high in map(newcombe, *hits, [count] * 4000)]
     assert 0.935 <= sum(held) / len(held) <= 0.985
+
+
+@pytest.mark.parametrize(("gained", "lost", "count"), [(0.1, 0.02, 107), (0.05, 0.05, 60), (0.3, 0.1, 400)])
+def test_a_paired_interval_holds_the_truth_as_often_as_it_says(gained: float, lost: float, count: int) -> None:
+    draw = torch.rand(4000, count, generator=torch.Generator().manual_seed(0))
+    changes = (draw < gained).long() - (draw > 1 - lost).long()
+    sums = zip(changes.sum(dim=1).tolist(), changes.abs().sum(dim=1).tolist(), strict=True)
+    held = [low <= gained - lost <= high for low, high in (paired(Pairs(count, *each)) for each in sums)]
+    assert 0.935 <= sum(held) / len(held) <= 0.985
+
+
+def test_packed_results_are_compared_image_by_image() -> None:
+    ours, others = [1, 0, 1, 1], [3, 10, 0, 10]
+    assert pairs(packed(ours), packed(others, 10), 4) == (4, pytest.approx(0.7), pytest.approx(0.49 + 1 + 1))
+    for wrong in (None, {}, {"correct": "?", "trials": 1}, {"correct": "eJwD", "trials": 1}, packed(ours, 0)):
+        assert pairs(packed(ours), wrong, 4) is None
+    assert pairs(packed(ours), packed([1] * 5), 4) is None
+
+
+def test_holms_correction_is_that_of_statsmodels_and_its_p_values_follow_from_the_intervals() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]  # as statsmodels' multipletests
+    assert holm([]) == []
+    at_the_edge = Difference(0.1, 0.0, 0.2, "")
+    assert at_the_edge.p_value == pytest.approx(0.05)
+    assert Difference(-0.1, -0.12, -0.08, "").p_value < 1e-20 < Difference(0.0, -0.1, 0.1, "").p_value == 1.0
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 30, 31, 200])

@@ -104,7 +104,7 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
     for line in (job.get("note") or "").splitlines():
         out.say(f" | {line}")
     for table in (
-        output.evaluations_table(evaluations),
+        output.results_table(job, evaluations),
         output.metrics_table(job),
         output.job_table(job, attempts[-1]["environment"] if attempts else None),
         output.deviations_table(job.get("deviations") or ()),

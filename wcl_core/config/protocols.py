@@ -56,6 +56,7 @@ class ProtocolFacts:
         num_values: how many values of each measure it reports under the given settings.
         num_values_fields: the settings that `num_values` depends on, as words of an error message.
         adjective: as it stands before the title of a measure; the title if empty.
+        about: what its main measure is, in one plain sentence without a full stop.
     """
 
     title: str
@@ -64,6 +65,7 @@ class ProtocolFacts:
     num_values: Callable[[ProtocolSettings], int] = lambda _settings: 1
     num_values_fields: str = ""
     adjective: str = ""
+    about: str = ""
 
     def is_main(self, measure: str) -> bool:
         return bool(self.measures) and self.measures[0].name == measure
@@ -76,16 +78,30 @@ class ProtocolFacts:
 _TOP1 = Measure("top1", "accuracy")
 _PER_CLASS = Measure("mean_per_class", "accuracy, mean of the classes")
 PROTOCOLS: dict[Protocol, ProtocolFacts] = {
-    "knn": ProtocolFacts("kNN", "knn_k nearest neighbours vote", (_TOP1,)),
-    "knn_wide": ProtocolFacts(
-        "wide kNN", f"{WIDE_K} nearest neighbours vote, at temperature {WIDE_TEMPERATURE}", (_TOP1,)
+    "knn": ProtocolFacts(
+        "kNN",
+        "knn_k nearest neighbours vote",
+        (_TOP1,),
+        about="Share of test images whose class is that of the most similar training images",
     ),
-    "linear": ProtocolFacts("linear probe", "a linear classifier by L-BFGS on cached features", (_TOP1, _PER_CLASS)),
+    "knn_wide": ProtocolFacts(
+        "wide kNN",
+        f"{WIDE_K} nearest neighbours vote, at temperature {WIDE_TEMPERATURE}",
+        (_TOP1,),
+        about=f"Like kNN accuracy, with the {WIDE_K} most similar training images",
+    ),
+    "linear": ProtocolFacts(
+        "linear probe",
+        "a linear classifier by L-BFGS on cached features",
+        (_TOP1, _PER_CLASS),
+        about="Share of test images that a simple classifier on the frozen features names rightly",
+    ),
     "linear_sgd": ProtocolFacts(
         "linear probe by SGD",
         "a linear classifier by SGD on augmented images, as published",
         (_TOP1, _PER_CLASS, Measure("top1_selected_on_test", "accuracy, selected on test", is_selected_on_test=True)),
         adjective="SGD linear probe",
+        about="Like the linear probe, trained on augmented images as in published tables",
     ),
     "few_labels": ProtocolFacts(
         "few labels",
@@ -94,6 +110,7 @@ PROTOCOLS: dict[Protocol, ProtocolFacts] = {
         lambda settings: len(settings.labels_per_class) * len(settings.few_labels_classifiers),
         "labels_per_class",
         "few-label",
+        about="Share of test images that a classifier names rightly that saw only a few labelled images of each class",
     ),
     "semi_supervised": ProtocolFacts(
         "semi-supervised",
@@ -101,6 +118,7 @@ PROTOCOLS: dict[Protocol, ProtocolFacts] = {
         (_TOP1,),
         lambda settings: len(settings.semi_supervised.shares) + len(settings.semi_supervised.lists),
         "semi_supervised.shares or .lists",
+        about="Share of test images named rightly after training the whole network on a part of the labels",
     ),
     "retrieval": ProtocolFacts(
         "retrieval",
@@ -110,6 +128,7 @@ PROTOCOLS: dict[Protocol, ProtocolFacts] = {
             Measure("recall_at_5", "recall at 5"),
             Measure("mean_average_precision", "mean average precision"),
         ),
+        about="Share of test images whose most similar training images are of their class",
     ),
     "embed": ProtocolFacts("features", "the features of all images as a float16 file"),
     "map": ProtocolFacts("map", "images in two dimensions by their features"),

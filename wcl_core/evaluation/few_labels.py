@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wcl_core.config import FewLabelsClassifier
 from wcl_core.data import derived_seed
-from wcl_core.evaluation.accuracy import top1
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.linear import classes, fit, standard
@@ -21,13 +21,35 @@ VERSION = 1
 LINEAR_STRENGTH = 1.0
 
 
-def few_labels_top1(
+@dataclass(frozen=True)
+class FewLabels:
+    """The test accuracy over the draws.
+
+    Attributes:
+        accuracies: of each draw, in 0..1.
+        correct: (M,) int64 draws whose classifier was right, by test image.
+    """
+
+    accuracies: tuple[float, ...]
+    correct: Tensor
+
+    @property
+    def mean(self) -> float:
+        return float(torch.tensor(self.accuracies, dtype=torch.float64).mean())
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of the mean over the draws."""
+        return float(torch.tensor(self.accuracies, dtype=torch.float64).std() / math.sqrt(len(self.accuracies)))
+
+
+def few_labels(
     features: FeatureSet,
     labels_per_class: int,
     draws: int,
     seed: int,
     classifier: FewLabelsClassifier = "nearest_class_mean",
-) -> tuple[float, float]:
+) -> FewLabels:
     """Return the test accuracy with a few labelled train images per class.
 
     The draws depend on labels and seed only, so all features of one dataset and all classifiers get the same ones.
@@ -42,9 +64,6 @@ def few_labels_top1(
         seed: seed of the draws.
         classifier: the classifier to train on the labelled images.
 
-    Returns:
-        (mean accuracy, its standard error over the draws), both in 0..1.
-
     Raises:
         ProtocolError: a class has fewer train images than `labels_per_class`.
     """
@@ -54,13 +73,14 @@ def few_labels_top1(
             f"train class; use at most {features.smallest_class}"
         )
     predict = {"nearest_class_mean": _nearest_class_mean, "linear": _linear}[classifier](features)
-    scores = []
+    accuracies, correct = [], torch.zeros(len(features.test_labels), dtype=torch.int64)
     for draw in range(draws):
         check()
         index = draw_labelled(features.train_labels, labels_per_class, seed, draw)
-        scores.append(top1(predict(index), features.test_labels))
-    values = torch.tensor(scores, dtype=torch.float64)
-    return float(values.mean()), float(values.std() / math.sqrt(draws))
+        hits = predict(index) == features.test_labels
+        accuracies.append(float(hits.double().mean()))
+        correct += hits
+    return FewLabels(tuple(accuracies), correct)
 
 
 def _nearest_class_mean(features: FeatureSet) -> Callable[[Tensor], Tensor]:

@@ -19,8 +19,8 @@ class ProtocolError(ValueError):
     """A protocol cannot measure this data; the message names the field to change."""
 
 
-def knn_top1(features: FeatureSet, k: int, temperature: float, field: str = "knn_k") -> float:
-    """Return the share of test images whose class wins the vote of their k nearest train images.
+def knn_correct(features: FeatureSet, k: int, temperature: float, field: str = "knn_k") -> Tensor:
+    """Return the test images whose class wins the vote of their k nearest train images: (M,) bool.
 
     Features are L2-normalised, not centred; a neighbour votes with exp(cos / T).
 
@@ -41,7 +41,7 @@ def knn_top1(features: FeatureSet, k: int, temperature: float, field: str = "knn
     train, test = normalise(features.train), normalise(features.test)
     size = min(_ROWS, max(16, _ROWS * _MOST_VALUES // max(1, train.numel())))
     votes = torch.cat([_votes(rows, train, features.train_labels, k, temperature) for rows in test.split(size)])
-    return float((votes.argmax(dim=1) == features.test_labels).double().mean())
+    return votes.argmax(dim=1) == features.test_labels
 
 
 def _votes(queries: Tensor, train: Tensor, labels: Tensor, k: int, temperature: float) -> Tensor:

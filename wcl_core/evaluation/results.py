@@ -1,7 +1,8 @@
 """The results of each protocol: metric, value and parameters.
 
 `params` holds the settings and identifies a result. `details` holds by-products, such as a chosen strength, and may
-differ between seeds. `wcl_core.config.PROTOCOLS` lists the metrics of each protocol.
+differ between seeds; its `per_image` says which test images were classified correctly (`wcl_core.per_image`).
+`wcl_core.config.PROTOCOLS` lists the metrics of each protocol.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from wcl_core.config import WIDE_K, WIDE_TEMPERATURE, EvaluateSpec
 from wcl_core.data import ImageData
 from wcl_core.evaluation import few_labels, knn, linear, linear_sgd, retrieval, semi_supervised
-from wcl_core.evaluation.accuracy import mean_per_class, top1
+from wcl_core.evaluation.accuracy import mean_per_class
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.progress import Progress
+from wcl_core.per_image import KEY, packed
 
 Result = dict[str, Any]
 
@@ -48,22 +50,23 @@ def results(
 def _knn(spec: EvaluateSpec, data: ImageData, subject: Subject, progress: Progress) -> Iterator[Result]:
     del data, progress
     params = {"k": spec.knn_k, "temperature": spec.knn_temperature}
-    yield _result("knn", knn.VERSION, params, knn.knn_top1(subject.features, spec.knn_k, spec.knn_temperature))
+    yield _result("knn", knn.VERSION, params, knn.knn_correct(subject.features, spec.knn_k, spec.knn_temperature))
 
 
 def _knn_wide(spec: EvaluateSpec, data: ImageData, subject: Subject, progress: Progress) -> Iterator[Result]:
     del spec, data, progress
     params = {"k": WIDE_K, "temperature": WIDE_TEMPERATURE}
-    value = knn.knn_top1(subject.features, WIDE_K, WIDE_TEMPERATURE, "protocols: k of knn_wide")
-    yield _result("knn_wide", knn.VERSION, params, value)
+    correct = knn.knn_correct(subject.features, WIDE_K, WIDE_TEMPERATURE, "protocols: k of knn_wide")
+    yield _result("knn_wide", knn.VERSION, params, correct)
 
 
 def _linear(spec: EvaluateSpec, data: ImageData, subject: Subject, progress: Progress) -> Iterator[Result]:
     del progress
     predicted, strength = linear.linear_classes(subject.features, spec.seed)
-    for metric, measure in (("top1", top1), ("mean_per_class", mean_per_class)):
-        value = measure(predicted, data.test.labels)
-        yield _result("linear", linear.VERSION, {"form": "lbfgs"}, value, metric, {"C": strength})
+    params, details = {"form": "lbfgs"}, {"C": strength}
+    yield _result("linear", linear.VERSION, params, predicted == data.test.labels, "top1", details)
+    per_class = mean_per_class(predicted, data.test.labels)
+    yield _result("linear", linear.VERSION, params, per_class, "mean_per_class", details)
 
 
 def _linear_sgd(spec: EvaluateSpec, data: ImageData, subject: Subject, progress: Progress) -> Iterator[Result]:
@@ -72,8 +75,9 @@ def _linear_sgd(spec: EvaluateSpec, data: ImageData, subject: Subject, progress:
         subject.backbone, data, config, spec.data.image_size, spec.seed, subject.device, progress
     )
     params = {"form": "sgd", "epoch": "last", **config.model_dump(), "batch_size": trained.batch_size}
-    for metric, measure in (("top1", top1), ("mean_per_class", mean_per_class)):
-        yield _result("linear_sgd", linear_sgd.VERSION, params, measure(trained.predicted, data.test.labels), metric)
+    yield _result("linear_sgd", linear_sgd.VERSION, params, trained.predicted == data.test.labels)
+    per_class = mean_per_class(trained.predicted, data.test.labels)
+    yield _result("linear_sgd", linear_sgd.VERSION, params, per_class, "mean_per_class")
     best = params | {"epoch": "best, selected on test"}
     facts = {"best_epoch": trained.best_epoch}
     yield _result("linear_sgd", linear_sgd.VERSION, best, trained.best_top1, "top1_selected_on_test", facts)
@@ -83,11 +87,13 @@ def _few_labels(spec: EvaluateSpec, data: ImageData, subject: Subject, progress:
     del data
     todo = [(classifier, count) for classifier in spec.few_labels_classifiers for count in spec.labels_per_class]
     for place, (classifier, count) in enumerate(todo, start=1):
-        value, stderr = few_labels.few_labels_top1(subject.features, count, spec.draws, spec.seed, classifier)
+        accuracy = few_labels.few_labels(subject.features, count, spec.draws, spec.seed, classifier)
         params: dict[str, Any] = {"classifier": classifier, "labels_per_class": count, "draws": spec.draws}
         if classifier == "linear":
             params["C"] = few_labels.LINEAR_STRENGTH
-        yield {**_result("few_labels", few_labels.VERSION, params, value), "stderr": stderr}
+        details = {"by_draw": list(accuracy.accuracies), KEY: packed(accuracy.correct.tolist(), spec.draws)}
+        result = _result("few_labels", few_labels.VERSION, params, accuracy.mean, "top1", details)
+        yield result | {"stderr": accuracy.stderr}
         progress.tick(place / len(todo))
 
 
@@ -106,6 +112,7 @@ def _semi_supervised(spec: EvaluateSpec, data: ImageData, subject: Subject, prog
         )
         params = which | count | config.model_dump(exclude={"shares", "lists"})
         details = {"splits": list(accuracy.split_digests), "accuracies": list(accuracy.accuracies)}
+        details |= {KEY: packed(accuracy.correct.tolist(), config.splits)}
         yield {
             **_result("semi_supervised", semi_supervised.VERSION, params, accuracy.mean, "top1", details),
             "stderr": accuracy.stderr,
@@ -132,9 +139,9 @@ def _labelled(spec: EvaluateSpec, data: ImageData) -> Iterator[tuple[dict[str, A
 def _retrieval(spec: EvaluateSpec, data: ImageData, subject: Subject, progress: Progress) -> Iterator[Result]:
     del data, progress
     ranking = retrieval.retrieval(subject.features, spec.retrieval_examples)
-    values = {
-        "recall_at_1": (ranking.recall_at_1, {"examples": ranking.examples}),
-        "recall_at_5": (ranking.recall_at_5, None),
+    values: dict[str, tuple[Tensor | float, dict[str, Any] | None]] = {
+        "recall_at_1": (ranking.hits_at_1, {"examples": ranking.examples}),
+        "recall_at_5": (ranking.hits_at_5, None),
         "mean_average_precision": (ranking.mean_average_precision, {"by_class": list(ranking.by_class)}),
     }
     for metric, (value, details) in values.items():
@@ -145,10 +152,14 @@ def _result(
     protocol: str,
     version: int,
     params: dict[str, Any],
-    value: float,
+    value: float | Tensor,
     metric: str = "top1",
     details: dict[str, Any] | None = None,
 ) -> Result:
+    """Return a result; a tensor has the test images that were classified correctly, (M,) bool."""
+    if isinstance(value, Tensor):
+        details = (details or {}) | {KEY: packed(value.tolist())}
+        value = float(value.double().mean())
     return {
         "protocol": protocol,
         "protocol_version": version,

@@ -23,16 +23,25 @@ class Retrieval:
 
     Attributes:
         recall_at_1, recall_at_5: share of test images with a hit among the first 1 or 5.
+        hits_at_1, hits_at_5: (M,) bool, these images.
         mean_average_precision: mean over test images of the mean, over their hits, of the precision at the hit's rank.
         by_class: mean average precision of each class's test images.
         examples: some test images with their nearest train images.
     """
 
-    recall_at_1: float
-    recall_at_5: float
+    hits_at_1: Tensor
+    hits_at_5: Tensor
     mean_average_precision: float
     by_class: tuple[float | None, ...]
     examples: list[dict[str, Any]]
+
+    @property
+    def recall_at_1(self) -> float:
+        return float(self.hits_at_1.double().mean())
+
+    @property
+    def recall_at_5(self) -> float:
+        return float(self.hits_at_5.double().mean())
 
 
 def retrieval(features: FeatureSet, num_examples: int) -> Retrieval:
@@ -53,8 +62,8 @@ def retrieval(features: FeatureSet, num_examples: int) -> Retrieval:
         tops.append(order[:, :SHOWN_NEIGHBOURS])
     first, precision, top = torch.cat(firsts), torch.cat(precisions), torch.cat(tops)
     return Retrieval(
-        float(first[:, 0].double().mean()),
-        float(first.any(dim=1).double().mean()),
+        first[:, 0],
+        first.any(dim=1),
         float(precision.mean()),
         _by_class(precision, features.test_labels),
         [_example(features, train, test, top, int(row)) for row in _spread(len(test), num_examples)],

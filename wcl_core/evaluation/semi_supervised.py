@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from wcl_core.config import SemiSupervisedConfig, labels_per_class
 from wcl_core.data import ImageData, derived_seed
 from wcl_core.data.label_lists import index_digest
-from wcl_core.evaluation.accuracy import top1
 from wcl_core.evaluation.classifier import Recipe, new_head, train
 from wcl_core.evaluation.features import pooled
 from wcl_core.evaluation.knn import ProtocolError
@@ -36,11 +35,13 @@ class SemiSupervised:
         labels: labelled images in all.
         accuracies: test accuracy on each split, or after each training on a list, in 0..1.
         split_digests: `index_digest` of each split; one digest for a list.
+        correct: (M,) int64 trainings whose network was right, by test image.
     """
 
     labels: int
     accuracies: tuple[float, ...]
     split_digests: tuple[str, ...]
+    correct: Tensor
 
     @property
     def mean(self) -> float:
@@ -105,7 +106,7 @@ def semi_supervised(
         progress: receives the progress, and may interrupt.
         done: the shares of the whole protocol that are done before and after this call.
     """
-    accuracies = []
+    accuracies, correct = [], torch.zeros(len(data.test), dtype=torch.int64)
     for number in range(config.splits):
         index = labelled[number % len(labelled)]
         tuned = copy.deepcopy(backbone).to(device).eval()
@@ -127,6 +128,7 @@ def semi_supervised(
         )
         for step in train(network, groups, data.train, index, recipe):
             progress.tick(done[0] + (done[1] - done[0]) * (number + step.share) / config.splits)
-        predicted = pooled(network, data.test, device).argmax(dim=1)
-        accuracies.append(top1(predicted, data.test.labels))
-    return SemiSupervised(len(labelled[0]), tuple(accuracies), tuple(map(index_digest, labelled)))
+        hits = pooled(network, data.test, device).argmax(dim=1) == data.test.labels
+        accuracies.append(float(hits.double().mean()))
+        correct += hits
+    return SemiSupervised(len(labelled[0]), tuple(accuracies), tuple(map(index_digest, labelled)), correct)

@@ -24,8 +24,8 @@ _CHUNK = 128
 _EPOCH = -2  # of the views: an epoch that no training and no monitor batch has
 
 
-def view_accuracy(backbone: nn.Module, spec: PretrainSpec, split: Split, device: torch.device) -> tuple[float, int]:
-    """Return the view accuracy of a network and the number of images; its training mode is restored afterwards.
+def recognised(backbone: nn.Module, spec: PretrainSpec, split: Split, device: torch.device) -> Tensor:
+    """Return which images a network recognises by another view, (N,) bool; its training mode is restored afterwards.
 
     No global random generator is changed.
 
@@ -46,8 +46,7 @@ def view_accuracy(backbone: nn.Module, spec: PretrainSpec, split: Split, device:
     finally:
         backbone.train(was_training)
     nearest = (first @ second.T).argmax(dim=1)
-    is_own = nearest == torch.arange(len(images), device=device)
-    return float(is_own.float().mean()), len(images)
+    return (nearest == torch.arange(len(images), device=device)).cpu()
 
 
 @torch.no_grad()

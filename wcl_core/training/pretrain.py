@@ -24,17 +24,19 @@ from wcl_core.data import DataError, ImageData, epoch_batches, with_held_out
 from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluation.features import network_features
-from wcl_core.evaluation.knn import knn_top1
-from wcl_core.evaluation.view_accuracy import view_accuracy
+from wcl_core.evaluation.knn import knn_correct
+from wcl_core.evaluation.view_accuracy import recognised
 from wcl_core.methods import build_method
 from wcl_core.methods.base import Loss
 from wcl_core.networks.batch_norm import sync_batch_norm
 from wcl_core.networks.model import Model
 from wcl_core.networks.weights import load_start, start_weights
 from wcl_core.protocol import (
+    GAINED,
     IMAGES_PER_SECOND,
     KNN_TOP1,
     LEARNING_RATE,
+    LOST,
     OUTCOME_OF,
     TRAIN_LOSS,
     TRAIN_PREFIX,
@@ -382,20 +384,29 @@ class _Run:
         try:
             with self.clock.stopped(), interruptible(_after(_MEASURE_SECONDS, self.reporter.request)):
                 backbone = self._untrained() if is_untrained else self.model.backbone
-                values = self._measured_accuracy(backbone)
+                correct = self._measured_images(backbone)
         except Interrupted:
             return False
-        if not is_untrained:
+        values = {self._accuracy: float(correct.double().mean())}
+        if self._accuracy == VIEW_TOP1:
+            values[VIEW_TOP1_CHANCE] = 1 / len(correct)
+        if is_untrained:
+            self.metrics.untrained_correct = correct.to(torch.uint8)
+        else:
             self.metrics.latest[self._accuracy] = values[self._accuracy]
+            if (before := self.metrics.untrained_correct) is not None and len(before) == len(correct):
+                gained, lost = correct & ~before.bool(), before.bool() & ~correct
+                values |= {self._accuracy + GAINED: float(gained.double().mean())}
+                values |= {self._accuracy + LOST: float(lost.double().mean())}
         self.reporter.metrics(0 if is_untrained else self.step, values)
         return True
 
-    def _measured_accuracy(self, backbone: nn.Module) -> dict[str, float]:
+    def _measured_images(self, backbone: nn.Module) -> Tensor:
+        """Return which of the measured images are right, (M,) bool."""
         if self._accuracy == KNN_TOP1:
             features = network_features(backbone, self.dataset, self.device)
-            return {KNN_TOP1: knn_top1(features, self._knn_k, _KNN_TEMPERATURE)}
-        accuracy, count = view_accuracy(backbone, self.config, self.dataset.pretraining, self.device)
-        return {VIEW_TOP1: accuracy, VIEW_TOP1_CHANCE: 1 / count}
+            return knn_correct(features, self._knn_k, _KNN_TEMPERATURE)
+        return recognised(backbone, self.config, self.dataset.pretraining, self.device)
 
     def _untrained(self) -> nn.Module:
         """Return the backbone before the first step; no global random generator is changed."""

@@ -70,6 +70,7 @@ class MetricState:
 
     Attributes:
         has_untrained: whether the untrained network was measured, if it is to be.
+        untrained_correct: (M,) uint8, 1 for each measured image that it had right; None in states of older versions.
         latest: the latest values, which a checkpoint's record reports.
         window: the losses since the last log.
         collapse: the count of signs of collapse.
@@ -77,13 +78,15 @@ class MetricState:
 
     def __init__(self) -> None:
         self.has_untrained = False
+        self.untrained_correct: Tensor | None = None
         self.latest: dict[str, float] = {}
         self.window = Window()
         self.collapse = CollapseWatch()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint, below `metrics/`."""
-        return {} if self.window.total is None else {"metrics/window": self.window.total}
+        tensors = {"window": self.window.total, "untrained_correct": self.untrained_correct}
+        return {f"metrics/{name}": tensor for name, tensor in tensors.items() if tensor is not None}
 
     def facts(self) -> dict[str, Any]:
         """Return the metadata of a checkpoint."""
@@ -103,7 +106,8 @@ class MetricState:
         """
         self.has_untrained = facts.get("has_untrained", True)  # earlier versions measured it before the first step
         self.latest.update(facts.get("latest", {}))
-        self.window.total = part("metrics/").get("window")
+        tensors = part("metrics/")
+        self.window.total, self.untrained_correct = tensors.get("window"), tensors.get("untrained_correct")
         self.window.steps = facts.get("window_steps", 0)
         self.collapse.signs_in_a_row = facts.get("collapse_signs", 0)
 

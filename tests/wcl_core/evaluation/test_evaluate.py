@@ -43,13 +43,13 @@ def test_knn_is_scikit_learns_with_the_same_votes(k: int, temperature: float) ->
     classifier.fit(data.train.double().numpy(), data.train_labels.numpy())
     expected = classifier.score(data.test.double().numpy(), data.test_labels.numpy())
     assert 0.4 < expected < 0.95
-    assert knn.knn_top1(data, k, temperature) == pytest.approx(expected)
+    assert small.knn_top1(data, k, temperature) == pytest.approx(expected)
 
 
 def test_knn_votes_at_a_temperature_where_every_weight_underflows() -> None:
     """exp((cos - 1) / T) is 0 in float32 for each neighbour here; the class of the nearest one still wins."""
     data = small.feature_set(spread=1.5)
-    assert knn.knn_top1(data, 5, 1e-4) == knn.knn_top1(data, 1, 0.07)
+    assert small.knn_top1(data, 5, 1e-4) == small.knn_top1(data, 1, 0.07)
 
 
 def test_knn_weighs_neighbours_by_similarity() -> None:
@@ -57,21 +57,21 @@ def test_knn_weighs_neighbours_by_similarity() -> None:
     train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [-1.0, 0.0], [-1.0, 0.1], [-1.0, 0.2]])
     data = FeatureSet(train, torch.tensor([1, 0, 0, 1, 1, 0]), torch.tensor([[2.0, 0.0]]), torch.tensor([1]))
     wide = FeatureSet(torch.cat([train] * 2), torch.cat([data.train_labels] * 2), data.test, data.test_labels)
-    assert knn.knn_top1(wide, 3, 0.07) == 1.0
+    assert small.knn_top1(wide, 3, 0.07) == 1.0
 
 
 def test_knn_in_chunks_is_knn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     data = small.feature_set(spread=1.5)
-    whole = knn.knn_top1(data, 5, 0.07)
+    whole = small.knn_top1(data, 5, 0.07)
     monkeypatch.setattr(knn, "_ROWS", 7)
-    assert knn.knn_top1(data, 5, 0.07) == whole
+    assert small.knn_top1(data, 5, 0.07) == whole
 
 
 def test_knn_refuses_a_k_above_half_of_the_smallest_class() -> None:
     data = small.feature_set(per_class=30)
-    knn.knn_top1(data, 15, 0.07)
+    small.knn_top1(data, 15, 0.07)
     with pytest.raises(ProtocolError, match="knn_k = 16.*30"):
-        knn.knn_top1(data, 16, 0.07)
+        small.knn_top1(data, 16, 0.07)
 
 
 # --- linear --------------------------------------------------------------------------------------------------------
@@ -168,10 +168,12 @@ def test_few_labels_is_the_nearest_class_mean_over_draws(labels_per_class: int) 
         index = few_labels.draw_labelled(data.train_labels, labels_per_class, seed=4, draw=draw).numpy()
         means = normalize(np.stack([train[rows].mean(axis=0) for rows in index]))
         scores.append(float(((test @ means.T).argmax(axis=1) == data.test_labels.numpy()).mean()))
-    value, stderr = few_labels.few_labels_top1(data, labels_per_class, draws=7, seed=4)
-    assert value == pytest.approx(np.mean(scores))
-    assert stderr == pytest.approx(np.std(scores, ddof=1) / math.sqrt(7))
-    assert stderr > 0
+    result = few_labels.few_labels(data, labels_per_class, draws=7, seed=4)
+    assert result.accuracies == pytest.approx(scores)
+    assert result.mean == pytest.approx(np.mean(scores))
+    assert result.correct.sum() == pytest.approx(7 * len(data.test) * result.mean)
+    assert result.stderr == pytest.approx(np.std(scores, ddof=1) / math.sqrt(7))
+    assert result.stderr > 0
 
 
 def test_draws_are_balanced_without_repeats_and_differ() -> None:
@@ -197,17 +199,17 @@ def test_all_features_of_a_dataset_get_the_same_draws(monkeypatch: pytest.Monkey
     monkeypatch.setattr(few_labels, "draw_labelled", watch)
     data = small.feature_set()
     other = FeatureSet(torch.randn(len(data.train), 99), data.train_labels, torch.randn(60, 99), data.test_labels)
-    few_labels.few_labels_top1(data, 2, draws=4, seed=1)
+    few_labels.few_labels(data, 2, draws=4, seed=1)
     torch.rand(5)
-    few_labels.few_labels_top1(other, 2, draws=4, seed=1)
+    few_labels.few_labels(other, 2, draws=4, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(met[:4], met[4:], strict=True))
 
 
 def test_few_labels_refuses_more_labels_than_a_class_has() -> None:
     data = small.feature_set(per_class=30)
-    few_labels.few_labels_top1(data, 30, draws=2, seed=0)
+    few_labels.few_labels(data, 30, draws=2, seed=0)
     with pytest.raises(ProtocolError, match="labels_per_class = 31.*30"):
-        few_labels.few_labels_top1(data, 31, draws=2, seed=0)
+        few_labels.few_labels(data, 31, draws=2, seed=0)
 
 
 # --- features ------------------------------------------------------------------------------------------------------
@@ -270,7 +272,7 @@ def test_each_protocol_is_one_result_pinned_to_its_data_and_version() -> None:
         assert 0.3 < result["value"] <= 1
         assert (result["stderr"] is None) == (result["protocol"] != "few_labels")
     assert results[0]["params"] == {"k": 5, "temperature": 0.07}
-    assert results[0]["value"] == knn.knn_top1(features.pixel_features(data), 5, 0.07)
+    assert results[0]["value"] == small.knn_top1(features.pixel_features(data), 5, 0.07)
     assert results[1]["params"] == {"form": "lbfgs"}
     assert results[1]["details"]["C"] in linear.STRENGTHS  # chosen, so it does not identify the result
     progress = reporter.of("progress")

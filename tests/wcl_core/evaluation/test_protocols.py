@@ -91,7 +91,7 @@ def test_the_wide_knn_has_200_neighbours_at_a_tenth_and_refuses_small_classes() 
     subject = results.Subject(nn.Identity(), data, CPU)
     records = list(results.results("knn_wide", evaluate_spec(), small.few_digits(), subject, progress()))
     assert records[0]["params"] == {"k": 200, "temperature": 0.1}
-    assert records[0]["value"] == knn.knn_top1(data, 200, 0.1)
+    assert records[0]["value"] == small.knn_top1(data, 200, 0.1)
     with pytest.raises(ProtocolError, match="protocols: k of knn_wide = 200"):
         evaluate(evaluate_spec(protocols=["knn_wide"]), MemoryReporter(), data=small.digits())
 
@@ -199,9 +199,9 @@ def test_a_request_stops_a_long_protocol_which_reports_nothing() -> None:
 
 
 LOOPS: dict[str, Callable[[FeatureSet], object]] = {
-    "knn": lambda features: knn.knn_top1(features, 1, 0.1),
+    "knn": lambda features: knn.knn_correct(features, 1, 0.1),
     "linear": lambda features: linear.linear_classes(features, 0),
-    "few_labels": lambda features: few_labels.few_labels_top1(features, 1, 2, 0),
+    "few_labels": lambda features: few_labels.few_labels(features, 1, 2, 0),
     "retrieval": lambda features: retrieval.retrieval(features, 1),
     "features": lambda _: network_features(torch.nn.Flatten(), small.few_digits(), torch.device("cpu")),
     "progress": lambda _: Progress(MemoryReporter(), 2).tick(0.5),
@@ -229,10 +229,10 @@ def test_few_labels_by_a_classifier_is_scikit_learns_on_the_same_draws() -> None
         reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=2000)
         reference.fit(train[rows].double().numpy(), data.train_labels[rows].numpy())
         scores.append(reference.score(test.double().numpy(), data.test_labels.numpy()))
-    value, stderr = few_labels.few_labels_top1(data, 3, draws=4, seed=1, classifier="linear")
-    assert value == pytest.approx(np.mean(scores), abs=1e-9)
-    assert stderr == pytest.approx(np.std(scores, ddof=1) / 2, abs=1e-9)
-    assert value != few_labels.few_labels_top1(data, 3, draws=4, seed=1)[0]
+    result = few_labels.few_labels(data, 3, draws=4, seed=1, classifier="linear")
+    assert result.mean == pytest.approx(np.mean(scores), abs=1e-9)
+    assert result.stderr == pytest.approx(np.std(scores, ddof=1) / 2, abs=1e-9)
+    assert result.mean != few_labels.few_labels(data, 3, draws=4, seed=1).mean
 
 
 def test_both_classifiers_report_their_results() -> None:
@@ -353,7 +353,7 @@ def test_retrieval_is_scikit_learns_average_precision_and_nearest_neighbours(mon
         assert value == pytest.approx(precisions[data.test_labels.numpy() == label].mean())
     best = np.argsort(-cosine, axis=1)
     assert retrieved.recall_at_1 == pytest.approx(np.mean([r[b[0]] for r, b in zip(relevant, best, strict=True)]))
-    assert retrieved.recall_at_1 == knn.knn_top1(data, 1, 0.07)
+    assert retrieved.recall_at_1 == small.knn_top1(data, 1, 0.07)
     assert retrieved.recall_at_5 == pytest.approx(
         np.mean([r[b[:5]].any() for r, b in zip(relevant, best, strict=True)])
     )

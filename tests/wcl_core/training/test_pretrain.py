@@ -19,7 +19,6 @@ from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, largest_k
 from wcl_core.data import DataError, ImageData, epoch_batches
 from wcl_core.evaluation.features import network_features
-from wcl_core.evaluation.knn import knn_top1
 from wcl_core.evaluation.run import load_backbone, untrained_backbone
 from wcl_core.methods import build_method
 from wcl_core.networks.model import Model
@@ -438,7 +437,8 @@ def test_the_untrained_network_is_measured_right_after_the_first_step(tmp_path: 
     assert metrics[:3] == [(1, False), (0, True), (2, False)]
     features = network_features(Model(spec, build_method(spec)).backbone, dataset, torch.device("cpu"))
     k = min(pretrain_module._KNN_K, largest_k(features.smallest_class))
-    assert small.curves(reporter.records)["eval/knn_top1", 0] == knn_top1(features, k, pretrain_module._KNN_TEMPERATURE)
+    expected = small.knn_top1(features, k, pretrain_module._KNN_TEMPERATURE)
+    assert small.curves(reporter.records)["eval/knn_top1", 0] == expected
 
 
 # --- reports -------------------------------------------------------------------------------------------------------
@@ -479,7 +479,13 @@ def test_each_metric_is_reported_at_its_steps(tmp_path: Path) -> None:
         "weak/component_share",
         "weak/ami",
         "eval/knn_top1",
+        "eval/knn_top1_gained",
+        "eval/knn_top1_lost",
     }
+    gap = curves["eval/knn_top1", 12] - curves["eval/knn_top1", 0]
+    gained, lost = curves["eval/knn_top1_gained", 12], curves["eval/knn_top1_lost", 12]
+    assert gained - lost == pytest.approx(gap)
+    assert gained > 0
     for step in (5, 10, 12):
         total = curves["train/loss_instance", step] + curves["train/loss_weak", step]
         assert curves["train/loss", step] == pytest.approx(total, rel=1e-6)

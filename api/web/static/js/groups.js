@@ -16,6 +16,12 @@ const GROUPS = [
   { lines: [["weak/view_agreement", "agreement"]] },
   { lines: [["weak/largest_share", "share"]] },
   { lines: [["weak/components", "components"]], isDiagnostic: true },
+  {
+    title: "Images that changed",
+    about: "Share of test images that are right now and were wrong before the training, and the other way round",
+    lines: [["eval/knn_top1_gained", "newly right"], ["eval/knn_top1_lost", "newly wrong"]],
+    isDiagnostic: true,
+  },
   { lines: [["train/lr", "rate"]], isDiagnostic: true },
   { lines: [["train/images_per_second", "images/s"]] },
   { lines: [["system/gpu_percent", "GPU"]] },
