@@ -366,6 +366,34 @@ def _headline(gains: Sequence[Gain], is_random: bool, is_over: bool, *, with_num
     return f"{text[:1].upper()}{text[1:]}{few}"
 
 
+def before_training(session: Session, jobs: Sequence[Job]) -> dict[str, str]:
+    """Return, by job, a phrase about a latest accuracy that is still that of the network before its first step.
+
+    A training measures its network before the first step, and shows that value until the first measurement after it.
+    """
+    phrases = {}
+    for metric in (KNN_TOP1, VIEW_TOP1):
+        values = {
+            job.id: (job, value)
+            for job in jobs
+            if job.kind == "pretrain" and (value := (job.latest_metrics or {}).get(metric)) is not None
+        }
+        is_later = select(Point.step).where(Point.series_id == Series.id, Point.step > 0).exists()
+        later = select(Series.job_id).where(Series.job_id.in_(values), Series.name == metric, is_later)
+        measured = set(session.execute(later).scalars()) if values else set()
+        for job, value in (values[job_id] for job_id in values.keys() - measured):
+            network = "untrained network" if job.spec.get("weights") is None else "before the training"
+            until = "" if job.status in TERMINAL else f"; first measurement of the training after epoch {_first(job):,}"
+            phrases[job.id] = f"{network}: {value:.1%}{until}"
+    return phrases
+
+
+def _first(job: Job) -> int:
+    """Return the first epoch after which a training measures its accuracy."""
+    ends = [*job.spec.get("restarts", ()), job.spec["epochs"]]
+    return min(int(epoch) for epoch in (job.spec["knn_every_epochs"], *ends) if epoch)
+
+
 def accuracy_of(jobs: Sequence[Job]) -> str:
     """Return the name of the accuracy that all jobs measure: of kNN, unless all have the view accuracy instead."""
     latest = [job.latest_metrics or {} for job in jobs]

@@ -118,6 +118,7 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
         ("now", phase_text(job)),
         ("time", (job.get("expected_time") or {}).get("text")),
         ("verdict", verdict_text(job)),
+        ("accuracy", job.get("before_training")),
         *(("compared", each["sentence"]) for each in (job.get("verdict") or {}).get("contrasts", ())),
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),

@@ -84,6 +84,7 @@ class Job(TypedDict, total=False):
     status_by: str | None
     waiting: Json | None
     verdict: Json | None
+    before_training: str | None
     pending: str | None
     weak_labels: Json | None
     metrics: list[Json]

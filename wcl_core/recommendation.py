@@ -395,7 +395,7 @@ def _hope(count: int, *, has_labels: bool) -> str:
     if count < 1_000:
         check = "Compare with it" if has_labels else "Look at the map, and at neighbours of some images,"
         return (
-            "Some points of kNN accuracy above the untrained network: 490 photos of clothes gained about six. "
+            "Some points of kNN accuracy above the untrained network, or no difference that few test images can show. "
             f"{check} before you trust the result"
         )
     if count < _MANY:

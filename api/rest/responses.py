@@ -285,6 +285,8 @@ class JobResponse(JobSummary):
     people; null for an evaluation.  `explanation` explains `status_reason`; null for a reason without one.  `warnings`
     say why a training with this spec hardly learns; none for a cancelled one.
     `note` is a user's text in Markdown.
+    `before_training` says so while the latest accuracy of a training is that of its network before the first step; else
+    null.
     `expected_time` is of a training that has yet to report how long it takes; null for other jobs.
 
     `request_id` is of the submission, as the logs of server and workers name it; null if no request has submitted it.
@@ -304,6 +306,7 @@ class JobResponse(JobSummary):
     status_by: str | None
     waiting: WaitingResponse | None
     verdict: VerdictResponse | None
+    before_training: str | None
     pending: str | None
     weak_labels: WeakLabelQuality | None
     metrics: list[MetricResponse]
@@ -328,6 +331,7 @@ def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     why, request = waiting.explain(session, row), waiting.pending(session, row)
     judged = _verdict(verdicts.verdict(session, row))
     beside |= {"waiting": why, "pending": request, "weak_labels": quality, "verdict": judged, "metrics": _metrics(row)}
+    beside |= {"before_training": verdicts.before_training(session, [row]).get(row.id)}
     beside |= {"measures": queries.measured_checkpoint(session, row)}
     beside |= {"lineage": lineage.lineage(session, row), "schedule": schedule_of(row.spec)}
     beside |= {"explanation": _explanation(row.status_reason), "expected_time": estimates.expected_time(session, row)}

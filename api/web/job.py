@@ -33,7 +33,7 @@ from jobs.references import references
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL, Status
 from jobs.sweeps import Place
-from jobs.verdicts import Verdict, verdict
+from jobs.verdicts import Verdict, before_training, verdict
 from jobs.waiting import Waiting, explain, pending
 from wcl_core.config import PROTOCOLS, protocol_facts
 from wcl_core.export import loading_lines
@@ -80,6 +80,7 @@ class Run:
     note: str | None
     reference: Job | None  # the training that it is compared with
     verdict: Verdict | None
+    before_training: str | None  # about an accuracy that is still that of the untrained network
     measures: Measured | None
     expected_time: dict[str, Any] | None
     advice: list[str]  # warnings about its spec
@@ -209,6 +210,7 @@ def run(session: Session, job_id: str) -> Run:
         note=_note(session, job),
         reference=_reference(session, job),
         verdict=verdict(session, job),
+        before_training=before_training(session, [job]).get(job.id),
         measures=queries.measured_checkpoint(session, job),
         advice=advice_of(session, job),
         further_epochs=further_epochs_of(session, job),

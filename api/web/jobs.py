@@ -218,6 +218,7 @@ class JobList:
     working_on: dict[str, str]
     waiting: dict[str, Waiting]
     untrained: dict[str, float]  # kNN accuracy before the first step, without labels the view accuracy, by job
+    before_training: dict[str, str]  # about an accuracy that is still that of the untrained network, by job
     measured: dict[str, float]  # kNN accuracy that evaluations have measured, by job
     references: dict[str, Job]  # by dataset
     is_empty_service: bool
@@ -259,6 +260,7 @@ def job_list(session: Session, view: View) -> JobList:
         working_on=_job_names(session, workers),
         waiting=_waiting(session, jobs),
         untrained=_untrained(session, jobs),
+        before_training=verdicts.before_training(session, jobs),
         measured=listing.knn_accuracies(session, jobs),
         references=references(session, {line.entry.job.dataset_name for line in lines if line.entry.job}),
         is_empty_service=not lines and session.execute(select(Job.id).limit(1)).first() is None,

@@ -13,7 +13,7 @@ from jobs.baselines import beside, difference, interval
 from jobs.database import Database
 from jobs.datasets import DatasetFacts, announce
 from jobs.models import Dataset, DatasetVersion, Evaluation
-from jobs.verdicts import Verdict, best_of, verdict
+from jobs.verdicts import Verdict, before_training, best_of, verdict
 from tests.jobs import rows
 from wcl_core.intervals import newcombe, paired, wilson
 from wcl_core.per_image import KEY, Pairs, packed
@@ -116,6 +116,20 @@ def test_held_out_images_count_where_they_are_measured(database: Database) -> No
     result = judged(database, 0.5, 0.9, data={"held_out_share": 0.1})
     assert result is not None
     assert (result.num_images, result.chance) == (100, 0.75)
+
+
+def test_an_accuracy_before_the_first_measurement_of_training_is_named_so(database: Database) -> None:
+    dataset(database, [50, 50])
+    for accuracies, phrase in (
+        ((0.5,), "untrained network: 50.0%; first measurement of the training after epoch 10"),
+        ((0.5, 0.5), None),
+    ):
+        job_id = rows.submit(database, spec={"knn_every_epochs": 10})
+        run = rows.Run(database, rows.claim(database))
+        run.deliver(rows.started(), *(rows.metrics(step, **{KNN_TOP1: each}) for step, each in enumerate(accuracies)))
+        with database.read() as session:
+            assert before_training(session, [rows.job(database, job_id)]).get(job_id) == phrase
+        run.end("succeeded")
 
 
 @pytest.mark.parametrize("case", ["one", "resumed without a start"])

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from wcl_client import completion
 from wcl_client.api import WclClient
+from wcl_client.output import verdict_text
 from wcl_client.progress import watch
 from wcl_client.responses import Job
 from wcl_client.terminal import Styled, bold, err, out
@@ -74,8 +75,30 @@ class Commands(TyperGroup):
 
 
 def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job]:
-    """Show the progress of jobs until they end, and return the ended jobs."""
-    return watch(client, jobs, err if to_stderr else out)
+    """Show the progress of jobs until they end, and return the ended jobs.
+
+    Then print on standard error what each of them has come to, and the next commands.
+    """
+    ended = watch(client, jobs, err if to_stderr else out)
+    for job in ended:
+        for line in conclusion(job):
+            err.say(line)
+    return ended
+
+
+def conclusion(job: Job) -> list[str | Styled]:
+    """Return what an ended job has come to and the next commands, as lines; nothing for one that did not succeed."""
+    if job["status"] != "succeeded":
+        return []
+    short, sentence = job["id"][-12:], verdict_text(job)
+    lines: list[str | Styled] = [bold(f"{job['name']}: {sentence}")] if sentence else []
+    lines.append(f"  all results: wcl show {short}")
+    if job["kind"] != "pretrain":
+        return lines
+    measures = (job.get("verdict") or {}).get("measures") or ()
+    if all(each["evaluation_id"] is None for each in measures):
+        lines.append(f"  further measures, beside the untrained network: wcl evaluate {short} --baselines --watch")
+    return [*lines, f"  features of new images: wcl features {short} FOLDER -o features.csv"]
 
 
 @contextmanager

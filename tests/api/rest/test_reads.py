@@ -268,12 +268,19 @@ def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_the
         rows.submit(database, "evaluate", {"features": features})
         rows.Run(database, rows.claim(database)).deliver(rows.started(), rows.evaluation(value), rows.end("succeeded"))
     page = " ".join(served.browser("read").get(f"/jobs/{job_id}").text.split())
-    assert "Better than the untrained network by 50.0 ± 11.8 points</span>" in page
+    assert "Better than the untrained network in 2 of 2 measures</span>" in page
     assert page.index("Better than the untrained") < page.index("Evaluations</h2>") < page.index("Curves</h2>")
-    assert "to beat: largest class 60.0%, raw pixels 44.0%, untrained 35.0%" in page
+    beside = ("largest class", "60.0%"), ("raw pixels", "44.0%"), ("untrained", "35.0%")
+    for name, value in beside:
+        assert f'<th scope="row">{name}</th><td class="number">{value}</td>' in page
+    assert "Better than untrained: +46.0 points" in page
     client = served.client("read")
     job = client.get(f"/v1/jobs/{job_id}").json()
-    assert (job["verdict"]["is_shown"], job["verdict"]["contrasts"]) == (True, [])
+    judged = job["verdict"]
+    assert (judged["is_shown"], judged["contrasts"], judged["finding"]) == (True, [], "better")
+    names = [(each["title"], each["finding"], each["is_paired"]) for each in judged["measures"]]
+    assert names == [("kNN accuracy", "better", False), ("Linear probe accuracy", "better", False)]
+    assert judged["sentence"].startswith("Better than the untrained network in 2 of 2 measures (kNN accuracy +50.0")
     assert job["warnings"][-1].endswith("more epochs, to at least 1,000 steps")
     assert f"{job['warnings'][-1]}." in page
     assert [(each["title"], each["value"], each["is_share"]) for each in job["metrics"][:1]] == [
@@ -282,3 +289,5 @@ def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_the
     (entry,) = client.get(f"/v1/jobs/{job_id}/evaluations").json()["items"]
     assert entry["title"] == "Linear probe accuracy"
     assert entry["interval"] == pytest.approx(wilson(0.81, 100))
+    assert (entry["chance"], entry["pixels"], entry["untrained"], entry["epoch"]) == (0.6, 0.44, 0.35, 1)
+    assert entry["difference"]["value"] == pytest.approx(0.46)
