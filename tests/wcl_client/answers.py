@@ -132,7 +132,7 @@ def job(text: Callable[[], str]) -> dict[str, Any]:
 
 def measure(text: Callable[[], str]) -> dict[str, Any]:
     numbers = {"accuracy": 0.5, "untrained": 0.4, "difference": 0.1, "low": 0.05, "high": 0.15}
-    return numbers | {"title": text(), "finding": text(), "evaluation_id": None}
+    return numbers | {"title": text(), "metric": text(), "finding": text(), "evaluation_id": None}
 
 
 def evaluation(text: Callable[[], str]) -> dict[str, Any]:

@@ -75,20 +75,21 @@ class Commands(TyperGroup):
 
 
 def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job]:
-    """Show the progress of jobs until they end, and return the ended jobs.
-
-    Then print on standard error what each of them has come to, and the next commands.
-    """
-    ended = watch(client, jobs, err if to_stderr else out)
+    """Show the progress of jobs until they end, then their verdicts and the next commands; return the ended jobs."""
+    terminal = err if to_stderr else out
+    ended = watch(client, jobs, terminal)
     for job in ended:
-        for line in conclusion(job):
-            err.say(line)
+        for line in _conclusion(client, job):
+            terminal.say(line)
     return ended
 
 
-def conclusion(job: Job) -> list[str | Styled]:
-    """Return what an ended job has come to and the next commands, as lines; nothing for one that did not succeed."""
-    if job["status"] != "succeeded":
+def _conclusion(client: WclClient, ended: Job) -> list[str | Styled]:
+    """Return the verdict of a job that succeeded, and the next commands, as lines; nothing for others."""
+    if ended["status"] != "succeeded":
+        return []
+    job = client.job(ended["id"])  # its baselines may have ended later
+    if job["kind"] == "evaluate" and not job.get("measures"):  # a baseline
         return []
     short, sentence = job["id"][-12:], verdict_text(job)
     lines: list[str | Styled] = [bold(f"{job['name']}: {sentence}")] if sentence else []
@@ -97,7 +98,7 @@ def conclusion(job: Job) -> list[str | Styled]:
         return lines
     measures = (job.get("verdict") or {}).get("measures") or ()
     if all(each["evaluation_id"] is None for each in measures):
-        lines.append(f"  further measures, beside the untrained network: wcl evaluate {short} --baselines --watch")
+        lines.append(f"  more measures, beside the untrained network: wcl evaluate {short} --baselines --watch")
     return [*lines, f"  features of new images: wcl features {short} FOLDER -o features.csv"]
 
 
