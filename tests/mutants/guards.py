@@ -449,6 +449,26 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a run that resumes knows which images its untrained network had right",
+        "wcl_core/training/run_metrics.py",
+        'part("metrics/").get("untrained_correct")',
+        "None",
+        (
+            "tests/wcl_core/training/test_pretrain.py"
+            "::test_metrics_after_a_resume_are_those_of_an_uninterrupted_run[1-3]",
+        ),
+    ),
+    Guard(
+        "several measures are corrected for their number",
+        "wcl_core/intervals.py",
+        "if p_values[place] > (1 - CONFIDENCE) / (len(p_values) - rank):",
+        "if p_values[place] > 1 - CONFIDENCE:",
+        (
+            "tests/wcl_core/test_intervals.py"
+            "::test_holms_correction_is_that_of_statsmodels_and_its_p_values_follow_from_the_intervals",
+        ),
+    ),
+    Guard(
         "an interrupted measurement is made by the next attempt",
         "wcl_core/training/pretrain.py",
         "if steps or not self._is_accuracy_due(epoch) or self._accuracy in self.metrics.latest:",

@@ -106,8 +106,8 @@ class MetricState:
         """
         self.has_untrained = facts.get("has_untrained", True)  # earlier versions measured it before the first step
         self.latest.update(facts.get("latest", {}))
-        tensors = part("metrics/")
-        self.window.total, self.untrained_correct = tensors.get("window"), tensors.get("untrained_correct")
+        self.window.total = part("metrics/").get("window")
+        self.untrained_correct = part("metrics/").get("untrained_correct")
         self.window.steps = facts.get("window_steps", 0)
         self.collapse.signs_in_a_row = facts.get("collapse_signs", 0)
 
