@@ -1,5 +1,7 @@
 # One image for every role of the service; docker-compose.yml says which command each container runs.
-FROM python:3.12-slim-bookworm
+# A tag moves: pin the base of an installation by digest, python@sha256:... (docs/operating.md, Containers).
+ARG BASE=python:3.12-slim-bookworm
+FROM ${BASE}
 
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
@@ -15,8 +17,8 @@ RUN groupadd --system --gid 10001 wcl \
 WORKDIR /app
 
 # The locked requirements first: they change far less often than the code, and they are most of the image.
-COPY requirements.lock ./
-RUN pip install --require-hashes -r requirements.lock
+COPY requirements-runtime.lock ./
+RUN pip install --require-hashes -r requirements-runtime.lock
 
 COPY pyproject.toml README.md LICENSE ./
 COPY wcl_core ./wcl_core

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import activity, backups, keys, schema, storage_id
+from jobs import activity, backups, keys, schema, storage_id, workers
 from jobs.audit import audit
 from jobs.database import Database, is_outage
 from jobs.errors import JobsError
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command != "adopt-storage":
             storage_id.refuse_new_database(settings)
         if options.command == "check":
-            return _check(database)
+            return _check(database, settings.worker_name if options.worker == "" else options.worker)
         if options.command == "backup":
             return _backup(database, LocalStorage(settings.checkpoints_dir), options)
         if options.command == "migrate":
@@ -158,10 +158,13 @@ def _size(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
-def _check(database: Database) -> int:
-    """Print whether the database is whole and of this version; return 1 if it is of an older one."""
+def _check(database: Database, worker_name: str | None) -> int:
+    """Print whether the database is whole and of this version, and a worker takes jobs; return 1 if not."""
     schema.check(database)
     problem = schema.problem(database)
+    if problem is None and worker_name is not None:
+        with database.read() as session:
+            problem = workers.problem(session, worker_name)
     write_line(problem or "ok")
     return 0 if problem is None else 1
 
@@ -180,7 +183,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = Arguments(prog="python -m jobs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("migrate", help="upgrade the database to the newest version")
-    commands.add_parser("check", help="check that the database is whole and of this version")
+    check = commands.add_parser("check", help="check that the database is whole and of this version")
+    check.add_argument(
+        "--worker",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="check that this worker takes jobs, too; without a name, the worker of these settings",
+    )
     key = commands.add_parser("create-key", help="create a key and print it once")
     key.add_argument("name")
     key.add_argument(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, IPvAnyNetwork, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -18,6 +19,9 @@ from wcl_core.text import Secret
 
 ScopeName = Literal["read", "submit", "priority", "admin"]  # of a key
 _MOST_SECONDS = 1e9  # longer waits than any clock of the system takes are mistakes
+_MOST_SECRET_BYTES = 100_000  # a larger file is the wrong one
+SECRETS: Final = ("database_url", "database_password", "broker_url", "broker_password")  # also read from files
+_PASSWORDS = ("database_password", "broker_password")  # taken as they are, with blanks at their ends
 
 
 class InvalidSettings(Exception):  # noqa: N818 (named as the state of the settings)
@@ -52,6 +56,7 @@ class Settings(BaseSettings):
         le=10_000,
     )
     broker_url: Secret = Field(default=Secret("memory://localhost"))
+    broker_password: Secret | None = Field(default=None)
     host: str = Field(default="127.0.0.1", min_length=1, max_length=255)
     port: int = Field(default=8000, ge=0, le=65535)
     allowed_hosts: list[str] = Field(default=[])
@@ -150,7 +155,7 @@ class Settings(BaseSettings):
             json.dumps(value, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
             raise ValueError("expected text in UTF-8") from error
-        return value.strip() if isinstance(value, str) and info.field_name != "database_password" else value
+        return value.strip() if isinstance(value, str) and info.field_name not in _PASSWORDS else value
 
     @field_validator("database_url", "broker_url")
     @classmethod
@@ -182,6 +187,15 @@ class Settings(BaseSettings):
         if self.database_password is None:
             return url
         return make_url(url).set(password=self.database_password.reveal()).render_as_string(hide_password=False)
+
+    @property
+    def resolved_broker_url(self) -> str:
+        """The broker's URL, with its password."""
+        if self.broker_password is None:
+            return self.broker_url.reveal()
+        url = make_url(self.broker_url.reveal())
+        url = url.set(username=url.username or "", password=self.broker_password.reveal())
+        return url.render_as_string(hide_password=False)
 
     @property
     def is_sqlite(self) -> bool:
@@ -258,7 +272,7 @@ def read_settings() -> Settings:
         InvalidSettings: a variable has a wrong value.
     """
     try:
-        return Settings()
+        return Settings(**_secrets_of_files())
     except SettingsError as error:
         variable = _variable(str(error).split('"')[1])  # the message quotes the field first
         raise InvalidSettings(f"{variable}: expected JSON; {error.__cause__}") from None
@@ -271,6 +285,40 @@ def read_settings() -> Settings:
         raise InvalidSettings(*wrong) from None  # the cause holds the values
     except RecursionError as error:
         raise InvalidSettings("a variable WCL_* holds JSON that is nested too deeply") from error
+
+
+def _secrets_of_files() -> dict[str, Any]:
+    """Return the secrets in the files that the variables `WCL_<NAME>_FILE` name, without the last line break.
+
+    Raises:
+        InvalidSettings: a file cannot be read, or the secret is in the environment, too.
+    """
+    secrets: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in SECRETS:
+        variable = f"{_variable(name)}_FILE"
+        if not (path := os.environ.get(variable)):
+            continue
+        if _variable(name) in os.environ:
+            problems.append(f"{variable}: {_variable(name)} is set, too; expected one of both")
+            continue
+        try:
+            with Path(path).open("rb") as file:
+                text = file.read(_MOST_SECRET_BYTES + 1).decode()
+        except UnicodeDecodeError:
+            problems.append(f"{variable}: expected a file of text in UTF-8")
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "no file has such a name"
+            problems.append(f"{variable}: the file cannot be read: {why}")
+        else:
+            secrets[name] = Secret(text.removesuffix("\n").removesuffix("\r"))
+            if not 0 < len(text) <= _MOST_SECRET_BYTES:
+                problems.append(
+                    f"{variable}: expected the secret alone; the file is {'too large' if text else 'empty'}"
+                )
+    if problems:
+        raise InvalidSettings(*problems)
+    return secrets
 
 
 def _variable(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import make_url
 
-from jobs.settings import Settings
+from jobs.settings import SECRETS, Settings
 from wcl_core.text import Secret
 
 
@@ -43,7 +43,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "5",
         "most connections to PostgreSQL that a process opens; a request waits up to 10 s for one",
     ),
-    "broker_url": ("`memory://localhost`", "`redis://…` for many machines"),
+    "broker_url": ("`memory://localhost`", "`redis://…` for many machines, `rediss://…` with TLS"),
+    "broker_password": ("none", "password for `WCL_BROKER_URL`, as it is"),
     "host": ("`127.0.0.1`", "address of the server"),
     "port": ("`8000`", "port of the server"),
     "allowed_hosts": ("`[]`", "JSON list of further host names"),
@@ -160,7 +161,8 @@ def settings_in_use(settings: Settings) -> Iterator[Setting]:
     for name, (default, meaning) in TEXTS.items():
         variable = f"WCL_{name.upper()}"
         value = _shown(name, getattr(settings, name))
-        is_set = any(each.upper() == variable for each in os.environ)
+        variables = {variable, f"{variable}_FILE"} if name in SECRETS else {variable}
+        is_set = any(each.upper() in variables for each in os.environ)
         yield Setting(variable, value, is_set, default.replace("`", ""), meaning.replace("`", ""))
 
 
@@ -172,7 +174,7 @@ def table() -> str:
 
 def _shown(name: str, value: object) -> str:
     if isinstance(value, Secret):
-        return "***" if name == "database_password" else make_url(value.reveal()).render_as_string(hide_password=True)
+        return "***" if name.endswith("_password") else make_url(value.reveal()).render_as_string(hide_password=True)
     if value is None or isinstance(value, str | Path):
         return str(value or "")
     return json.dumps(value, default=str)

@@ -72,7 +72,7 @@ def _producer(broker_url: str) -> Celery:
 
 
 def send(settings: Settings, pool: str) -> None:
-    app = _producer(settings.broker_url.reveal())
+    app = _producer(settings.resolved_broker_url)
     failpoint("wake_up.before_publish", error=ConnectionError)
     app.send_task(TASK, queue=queue_of(pool), expires=EXPIRES_SECONDS, retry=False, ignore_result=True)
     failpoint("wake_up.after_publish", error=ConnectionError)
@@ -83,7 +83,7 @@ def problem(settings: Settings) -> str | None:
     if settings.is_memory_broker:
         return None
     try:
-        with _producer(settings.broker_url.reveal()).connection_for_write() as connection:
+        with _producer(settings.resolved_broker_url).connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
     except Exception as error:  # brokers raise what their clients raise
         log.debug("the broker does not respond: %s", error)

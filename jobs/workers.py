@@ -195,6 +195,19 @@ def stop(session: Session, worker_id: str) -> None:
     session.execute(update(Worker).where(Worker.id == worker_id).values(state="stopped", job_id=None, seen_at=now_ms()))
 
 
+def problem(session: Session, name: str) -> str | None:
+    """Return why the worker of a name takes no jobs, a sentence without a full stop; None if it does."""
+    newest = select(Worker).where(Worker.name == name).order_by(Worker.started_at.desc(), Worker.id.desc()).limit(1)
+    worker = session.execute(newest).scalar_one_or_none()
+    if worker is None:
+        return f"no worker {name} has registered"
+    if worker.drain_requested_at is not None:
+        return f"worker {name} is drained; restart it, and it takes jobs again"
+    if worker.is_live and worker.unable is None:
+        return None
+    return f"worker {name} takes no jobs: {worker.unable_message if worker.is_live else worker.state}"
+
+
 def mark_lost(session: Session, worker_id: str, heartbeats: int) -> None:
     """Declare a live worker lost, unless it has sent a heartbeat since the reconciler counted them."""
     statement = update(Worker).where(Worker.id == worker_id, Worker.heartbeats == heartbeats, Worker.is_live)

@@ -191,6 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standby.stop()
         _mark_stopped(database, facts.id, settings.max_failures)
     if ticker.has_drained:
+        if options.drained_wait:
+            _wait_for_signal()
         return int(options.drained_exit)
     return 0 if was_requested else 1  # `wcl up` and service managers restart a worker that ends with 1
 
@@ -203,6 +205,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-seconds", type=float, help="stop in an orderly way before this time is over")
     parser.add_argument(
         "--drained-exit", type=int, default=0, metavar="CODE", help="exit code after a drain that a user requested"
+    )
+    parser.add_argument(
+        "--drained-wait",
+        action="store_true",
+        help="after a drain that a user requested, wait for SIGTERM instead of exiting; for supervisors that restart "
+        "each process that ends, such as Docker",
     )
     parser.add_argument(
         "--wait-for-stdin", action="store_true", help="import, then wait for the end of stdin before anything else"
@@ -224,6 +232,15 @@ def _standby(settings: Settings, options: argparse.Namespace) -> Standby | None:
     if not settings.standby or options.once or not orphans.are_adopted():
         return None
     return Standby(process.module_environment(settings.run_environment))
+
+
+def _wait_for_signal() -> None:
+    """Wait for SIGTERM or SIGINT; other processes take the jobs meanwhile."""
+    log.info("the worker is drained and waits to be stopped or restarted")
+    requested = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: requested.set())
+    requested.wait()
 
 
 def _start(name: str, work: Callable[[], None]) -> None:

@@ -33,7 +33,7 @@ def make_app(settings: Settings, slots: Slots, draining: threading.Event) -> Cel
     doubled or forged wake-up changes nothing.
     """
     broker.install()
-    app = Celery("wcl", broker=settings.broker_url.reveal(), set_as_current=False)
+    app = Celery("wcl", broker=settings.resolved_broker_url, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -51,7 +51,7 @@ def make_app(settings: Settings, slots: Slots, draining: threading.Event) -> Cel
         worker_consumer=broker.Consumer,
         worker_timer_precision=broker.STOP_SECONDS,
         broker_connection_max_retries=None,
-        broker_transport_options=wake_up.transport_options(settings.broker_url.reveal()),
+        broker_transport_options=wake_up.transport_options(settings.resolved_broker_url),
     )
 
     @app.task(name=wake_up.TASK)  # type: ignore[untyped-decorator]

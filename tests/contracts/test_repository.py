@@ -107,12 +107,6 @@ def test_every_program_is_tested() -> None:
     assert packages == {*PROGRAMS, "wcl_client", "tests"}
 
 
-def test_compose_file_is_valid() -> None:
-    done = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
-
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_dockerfile_passes_the_linter() -> None:
     done = run_tool("hadolint", "Dockerfile")
 
@@ -151,6 +145,17 @@ def test_every_locked_requirement_is_pinned_and_hashed() -> None:
     for block in blocks:
         assert re.match(r"^[A-Za-z0-9_.\-]+(\[[a-z,]+\])?==\S+", block), block.splitlines()[0]
         assert "--hash=sha256:" in block, block.splitlines()[0]
+
+
+def test_the_image_gets_the_locked_requirements_without_test_tools() -> None:
+    def pins(name: str) -> set[str]:
+        return set(re.findall(r"^[A-Za-z0-9_.\-]+==\S+|--hash=\S+", (ROOT / name).read_text(), re.MULTILINE))
+
+    runtime = pins("requirements-runtime.lock")
+
+    assert runtime < pins("requirements.lock")
+    assert any(pin.startswith("torch==") for pin in runtime)
+    assert not [pin for pin in runtime if re.match("(pytest|mypy|ruff|playwright|hadolint|hypothesis)", pin)]
 
 
 def test_every_runtime_dependency_is_locked() -> None:

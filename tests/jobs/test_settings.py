@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import ssl
 from pathlib import Path
 
 import pytest
 import yaml
+from kombu.utils.url import parse_url
 from sqlalchemy import make_url
 
 from jobs.__main__ import main
@@ -103,11 +105,12 @@ def test_a_password_with_a_meaning_in_urls_is_refused_and_not_shown(url: str, mo
 @pytest.mark.parametrize(
     "password", ["s#p@ss", "a/b", "50%41off", "q?x", "é \"'$", " a ", "[", ":", "%", "\\", "x" * 2_000]
 )
-def test_the_compose_file_takes_any_password(password: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compose_file_takes_any_password(password: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "postgres_password").write_text(password)
     compose = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
     for service in ("migrate", "api", "worker"):
         for name, value in compose["services"][service]["environment"].items():
-            monkeypatch.setenv(name, value.replace("${POSTGRES_PASSWORD:?set POSTGRES_PASSWORD}", password))
+            monkeypatch.setenv(name, value.replace("/run/secrets", str(tmp_path)))
 
         url = make_url(read_settings().resolved_database_url)
 
@@ -180,3 +183,40 @@ def test_each_wrong_setting_is_a_line_of_its_own(
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[1] for line in lines] == ["WCL_PORT", "WCL_LEASE_SECONDS"]
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_secrets_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    secret = " s#p@ss/%41:é "  # noqa: S105
+    monkeypatch.setenv("WCL_DATABASE_URL", "postgresql://wcl@postgres/wcl")
+    monkeypatch.setenv("WCL_BROKER_URL", "rediss://redis:6379/0?ssl_cert_reqs=required")
+    for name in ("DATABASE", "BROKER"):
+        (tmp_path / name).write_text(secret + end, newline="")
+        monkeypatch.setenv(f"WCL_{name}_PASSWORD_FILE", str(tmp_path / name))
+
+    settings = read_settings()
+
+    assert make_url(settings.resolved_database_url).password == secret
+    broker = parse_url(settings.resolved_broker_url)  # as Celery reads it
+    assert (broker["password"], broker["hostname"]) == (secret, "redis")
+    assert broker["ssl"] == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+
+
+def test_a_file_of_a_secret_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("WCL_DATABASE_URL_FILE", str(tmp_path / "absent"))
+    monkeypatch.setenv("WCL_DATABASE_PASSWORD_FILE", str(tmp_path / "empty"))
+    monkeypatch.setenv("WCL_BROKER_URL_FILE", str(tmp_path / "binary"))
+    monkeypatch.setenv("WCL_BROKER_PASSWORD", "x")
+    monkeypatch.setenv("WCL_BROKER_PASSWORD_FILE", str(tmp_path / "empty"))
+
+    with pytest.raises(InvalidSettings) as error:
+        read_settings()
+
+    assert error.value.problems == (
+        "WCL_DATABASE_URL_FILE: the file cannot be read: No such file or directory",
+        "WCL_DATABASE_PASSWORD_FILE: expected the secret alone; the file is empty",
+        "WCL_BROKER_URL_FILE: expected a file of text in UTF-8",
+        "WCL_BROKER_PASSWORD_FILE: WCL_BROKER_PASSWORD is set, too; expected one of both",
+    )

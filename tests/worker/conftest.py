@@ -19,8 +19,10 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     """Start a worker on a database and wait until it is idle."""
     started: list[RunningWorker] = []
 
-    def start(database: Database, **settings: str) -> RunningWorker:
-        worker = RunningWorker(database, tmp_path / "data", **settings).start()
+    def start(database: Database, *options: str, **settings: str) -> RunningWorker:
+        worker = RunningWorker(database, tmp_path / "data", **settings)
+        worker.options = options
+        worker.start()
         started.append(worker)
         eventually(worker.is_idle, "the start of the worker")
         return worker

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import update
 
 from jobs import queries, transitions, workers
+from jobs.__main__ import main
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.models import Job, Worker
@@ -66,12 +67,24 @@ def test_a_drained_worker_saves_its_job_claims_no_other_and_ends(database: Datab
     assert audit(database).findings == []
 
 
-def test_an_idle_worker_that_is_drained_ends(sqlite_database: Database, start_worker: StartWorker) -> None:
-    worker = start_worker(sqlite_database)
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_idle_worker_that_is_drained_ends(
+    sqlite_database: Database, start_worker: StartWorker, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--drained-wait` it ends at the signal: Docker would restart it at once."""
+    worker = start_worker(sqlite_database, "--drained-wait") if waits else start_worker(sqlite_database)
+    monkeypatch.setenv("WCL_DATABASE_URL", sqlite_database.url)
+    check = ["check", "--worker", row_of(worker).name]
+    assert main(check) == 0
 
     sqlite_database.write(lambda session: workers.drain(session, row_of(worker).id))
 
+    if waits:
+        eventually(lambda: row_of(worker).state == "stopped", f"the end of its work\n{worker.log()}")
+        assert psutil.pid_exists(worker.pid)
+        worker.send(signal.SIGTERM)
     assert worker.wait() == 0, worker.log()
+    assert main(check) == 1
 
 
 @pytest.mark.parametrize("database", [pytest.param("sqlite", marks=pytest.mark.long), "postgres"], indirect=True)
