@@ -121,12 +121,14 @@ def has_needs(needs: Collection[Needs]) -> ColumnElement[bool]:
 
 def takes_jobs() -> ColumnElement[bool]:
     """Return the condition for a worker that claims jobs: it is live, does not drain, and is not unable."""
-    return and_(Worker.is_live, Worker.drain_requested_at.is_(None), Worker.unable.is_(None))
+    is_free_to = (Worker.drain_requested_at.is_(None), Worker.cordoned_at.is_(None), Worker.unable.is_(None))
+    return and_(Worker.is_live, *is_free_to)
 
 
 def may_take_jobs(worker: Worker) -> bool:
     """Return whether a worker claims jobs; `takes_jobs` decides the same in a query."""
-    return worker.is_live and worker.drain_requested_at is None and worker.unable is None
+    is_held = worker.drain_requested_at is not None or worker.cordoned_at is not None
+    return worker.is_live and not is_held and worker.unable is None
 
 
 def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:

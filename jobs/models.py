@@ -501,6 +501,7 @@ class Worker(Base):
     started_at: Mapped[int] = mapped_column(default=now_ms())
     seen_at: Mapped[int] = mapped_column(default=now_ms())
     drain_requested_at: Mapped[int | None]
+    cordoned_at: Mapped[int | None]  # it finishes its jobs and takes no other one
     unable: Mapped[str | None] = mapped_column(_String(64))  # why it takes no jobs, for programs; None if it does
     unable_message: Mapped[str | None] = mapped_column(_Text)  # the same for people
 

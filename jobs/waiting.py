@@ -257,11 +257,14 @@ def _why_no_node(worker: Worker, job: Job) -> str | None:
 
 def _on_draining(session: Session, job: Job) -> tuple[Cause, str] | None:
     """Return which workers could run the job if they did not drain; None if there are none."""
-    draining = select(Worker).where(Worker.pool == job.pool, Worker.is_live, Worker.drain_requested_at.is_not(None))
-    workers = session.execute(draining.order_by(Worker.name)).scalars()
-    if not (names := [worker.name for worker in workers if has_gpus(worker, job)]):
+    is_held = or_(Worker.drain_requested_at.is_not(None), Worker.cordoned_at.is_not(None))
+    draining = select(Worker).where(Worker.pool == job.pool, Worker.is_live, is_held)
+    workers = [each for each in session.execute(draining.order_by(Worker.name)).scalars() if has_gpus(each, job)]
+    if not (names := [worker.name for worker in workers]):
         return None
     ends = "drains and takes" if len(names) == 1 else "drain and take"
+    if all(worker.drain_requested_at is None for worker in workers):
+        ends = "is cordoned and takes" if len(names) == 1 else "are cordoned and take"
     message = f"{_listed(names)} could run it, but {ends} no further job"
     return Cause.WORKERS_DRAINING, f"{message}; it waits for another worker of the pool {job.pool}"
 

@@ -71,11 +71,23 @@ def register(
             own_datasets=list(worker.own_datasets),
             spec_versions=[str(version) for version in worker.spec_versions],
             state="idle",
+            cordoned_at=_cordoned_at(session, worker.name),
             **_ability(unable),
         )
     )
     for facts in sorted(datasets, key=lambda facts: facts.name):  # in one order, so that two workers never deadlock
         announce(session, facts)
+
+
+def _cordoned_at(session: Session, name: str) -> int | None:
+    """Return since when the last worker of a name is cordoned; a restart of the worker does not change that."""
+    last = (
+        select(Worker.cordoned_at)
+        .where(Worker.name == name)
+        .order_by(Worker.started_at.desc(), Worker.id.desc())
+        .limit(1)
+    )
+    return session.execute(last).scalar_one_or_none()
 
 
 def begin_dataset(session: Session, worker_id: str, name: str) -> None:
@@ -187,6 +199,27 @@ def drain(session: Session, worker_id: str) -> Worker:
         session.execute(update(Worker).where(Worker.id == worker_id).values(drain_requested_at=now_ms()))
         session.refresh(worker)
         activity.note(session, "worker.drain", worker.id, worker.name)
+    return worker
+
+
+def cordon(session: Session, worker_id: str, is_cordoned: bool) -> Worker:
+    """Let a worker take no further job, or allow it again; its jobs go on.
+
+    A worker of the same name that starts later is cordoned, too.
+
+    Raises:
+        NotFound: there is no such worker.
+        Conflict: it has ended.
+    """
+    worker = existing(session.get(Worker, worker_id, with_for_update=True), f"worker {worker_id}")
+    if not worker.is_live:
+        raise Conflict(f"the worker {worker.name} has ended")
+    if (worker.cordoned_at is not None) != is_cordoned:
+        values = {"cordoned_at": now_ms() if is_cordoned else None}
+        session.execute(update(Worker).where(Worker.id == worker_id).values(values))
+        session.refresh(worker)
+        activity.note(session, f"worker.{'cordon' if is_cordoned else 'uncordon'}", worker.id, worker.name)
+        signal(session, Signal.DUE)
     return worker
 
 

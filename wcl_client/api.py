@@ -659,6 +659,10 @@ class WclClient(SweepClient):
         """Drain a worker: it saves its job, returns the job to the queue, claims no other job, and ends."""
         return self._json(Worker, "POST", f"/v1/workers/{part(worker_id)}/drain")
 
+    def cordon_worker(self, worker_id: str, *, undo: bool = False) -> Worker:
+        """Cordon a worker: its jobs go on, and it takes no other one until a call with `undo`."""
+        return self._json(Worker, "POST", f"/v1/workers/{part(worker_id)}/{'uncordon' if undo else 'cordon'}")
+
     def activity(
         self,
         *,

@@ -233,12 +233,16 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
     for worker in workers:
         drains = worker["is_live"] and worker["drain_requested_at"]
         is_unable = worker["is_live"] and worker.get("unable")
+        is_cordoned = worker["is_live"] and worker.get("cordoned_at")
         table.add(
             worker["id"][-12:],
             worker["name"] + (f" ({address})" if (address := worker.get("address")) else ""),
             worker["pool"],
             str(worker["gpus"]),
-            worker["state"] + (", draining" if drains else "") + (", takes no jobs" if is_unable else ""),
+            worker["state"]
+            + (", draining" if drains else "")
+            + (", cordoned" if is_cordoned else "")
+            + (", takes no jobs" if is_unable else ""),
             (worker["job_id"] or "")[-12:],
             ", ".join(sorted(worker["datasets"])),
             worker.get("version") or "",

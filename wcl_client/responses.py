@@ -262,6 +262,7 @@ class Worker(TypedDict, total=False):
     started_at: str
     seen_at: str
     drain_requested_at: str | None
+    cordoned_at: str | None
     unable: str | None
     unable_message: str | None
 

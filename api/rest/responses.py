@@ -663,5 +663,6 @@ class WorkerResponse(Response):
     started_at: Time
     seen_at: Time
     drain_requested_at: Time | None
+    cordoned_at: Time | None
     unable: str | None
     unable_message: str | None

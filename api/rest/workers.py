@@ -1,4 +1,4 @@
-"""Workers: list, drain."""
+"""Workers: list, drain, cordon."""
 
 from __future__ import annotations
 
@@ -36,6 +36,18 @@ def drain(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResp
     The drain does not count as a failure of the job.  A second request changes nothing.
     """
     return database.write(lambda session: _responses(session, [workers.drain(session, worker_id)])[0])
+
+
+@router.post("/{worker_id}/cordon", tags=["operations"])
+def cordon(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResponse:
+    """Cordon a worker: its jobs go on, and it takes no other one until it is uncordoned, also after a restart."""
+    return database.write(lambda session: _responses(session, [workers.cordon(session, worker_id, True)])[0])
+
+
+@router.post("/{worker_id}/uncordon", tags=["operations"])
+def uncordon(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResponse:
+    """Let a cordoned worker take jobs again.  A second request changes nothing."""
+    return database.write(lambda session: _responses(session, [workers.cordon(session, worker_id, False)])[0])
 
 
 def _responses(session: Session, rows: Sequence[Worker]) -> list[WorkerResponse]:

@@ -66,9 +66,11 @@ class WorkerView:
 
     @property
     def state(self) -> str:
-        """The state: idle, busy, draining, or unable for an idle worker that takes no jobs."""
+        """The state: idle, busy, draining, cordoned, or unable for an idle worker that takes no jobs."""
         if self.worker.drain_requested_at is not None:
             return "draining"
+        if self.worker.cordoned_at is not None:
+            return "cordoned"
         return "unable" if self.worker.state == "idle" and self.worker.unable else self.worker.state
 
 
@@ -139,7 +141,9 @@ def _pools(session: Session, views: Sequence[WorkerView]) -> list[Pool]:
 def _pool(name: str, views: Sequence[WorkerView], queued: int) -> Pool:
     states = Counter(view.state for view in views)
     gpus = sum(view.worker.gpus for view in views)
-    return Pool(name, states["busy"], states["idle"], states["draining"], states["unable"], gpus, queued)
+    return Pool(
+        name, states["busy"], states["idle"], states["draining"] + states["cordoned"], states["unable"], gpus, queued
+    )
 
 
 @router.get("/workers")
@@ -154,4 +158,18 @@ def workers_page(request: Request, reader: Reader, database: TheDatabase) -> Res
 def drain(worker_id: str, admin: Admin, database: TheDatabase) -> Response:
     """Drain a worker, from a browser without scripts; redirect to the workers."""
     database.write(lambda session: job_workers.drain(session, worker_id))
+    return RedirectResponse(f"/workers#worker-{worker_id}", status_code=303)
+
+
+@router.post("/workers/{worker_id}/cordon")
+def cordon(worker_id: str, admin: Admin, database: TheDatabase) -> Response:
+    """Cordon a worker; redirect to the workers."""
+    database.write(lambda session: job_workers.cordon(session, worker_id, True))
+    return RedirectResponse(f"/workers#worker-{worker_id}", status_code=303)
+
+
+@router.post("/workers/{worker_id}/uncordon")
+def uncordon(worker_id: str, admin: Admin, database: TheDatabase) -> Response:
+    """Let a cordoned worker take jobs again; redirect to the workers."""
+    database.write(lambda session: job_workers.cordon(session, worker_id, False))
     return RedirectResponse(f"/workers#worker-{worker_id}", status_code=303)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy import Select, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints, gangs, limits
@@ -83,7 +83,7 @@ def claim(
     held: PassedOver | None = None,
     avoided: Collection[str] = (),
 ) -> Claim | None:
-    """Claim the best job that fits, by priority, then age; return None if there is none or the worker drains.
+    """Claim the best job that fits, by priority, then age; return None if there is none or it takes no jobs.
 
     The attempt and the devices that it holds are one transaction, also on several workers.  A unique index rejects it
     if another worker has taken one of the devices in the meantime.
@@ -98,9 +98,9 @@ def claim(
     Raises:
         IntegrityError: another attempt holds one of the devices.
     """
-    # Locked until the commit: a concurrent drain request takes effect after this claim.
-    draining = select(Worker.drain_requested_at).where(Worker.id == worker.id).with_for_update()
-    if session.execute(draining).scalar_one_or_none() is not None:
+    # Locked until the commit: a concurrent drain or cordon takes effect after this claim.
+    stopped_at = select(func.coalesce(Worker.drain_requested_at, Worker.cordoned_at)).where(Worker.id == worker.id)
+    if session.execute(stopped_at.with_for_update()).scalar_one_or_none() is not None:
         return None
     free = unused(session, worker, free)
     while True:
@@ -203,7 +203,8 @@ def _best(
 ) -> Select[Job]:
     """Return the query of the best due job that fits the free part of the worker and may start before the held one."""
     queue = job_queue(session)
-    fitting = [fits_worker(worker), fits_free(free)]
+    is_cordoned = exists().where(Worker.id == worker.id, Worker.cordoned_at.is_not(None))
+    fitting = [fits_worker(worker), fits_free(free), ~is_cordoned]
     if worker.address is not None:
         gang = gangs.startable(session, worker, free, avoided)
         fitting.append(or_(Job.nodes == 1, gang.led))

@@ -199,6 +199,14 @@ def _form(address: str, **fields: Any) -> Request:
 Case = Callable[[World], Request]
 
 
+def _cordon(start: str, verb: str, world: World) -> Request:
+    worker_id = world.worker()
+    if verb == "uncordon":
+        world.database.write(lambda session: workers.cordon(session, worker_id, True))
+    address = f"{start}/workers/{worker_id}/{verb}"
+    return Request("POST", address, {}) if start else _form(address)
+
+
 def _of_many(verb: str, before: tuple[str, ...], world: World) -> Request:
     return Request("POST", f"/v1/jobs/{verb}", {"json": {"jobs": [world.job(*before)]}})
 
@@ -256,6 +264,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
     )
     yield f"DELETE {named}", lambda world: Request("DELETE", f"/v1/datasets/{world.dataset()}", {})
     yield f"POST {named}/read", lambda world: Request("POST", f"/v1/datasets/{world.folder()}/read", {})
+    for verb in ("cordon", "uncordon"):
+        yield f"POST /v1/workers/{{worker_id}}/{verb}", partial(_cordon, "/v1", verb)
     yield (
         "POST /v1/workers/{worker_id}/drain",
         lambda world: Request("POST", f"/v1/workers/{world.worker()}/drain", {}),
@@ -300,6 +310,8 @@ def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /datasets", lambda world: _form("/datasets", name="typed", path=str(world.served.settings.data_dir))
     yield "POST /datasets/{name}/remove", lambda world: _form(f"/datasets/{world.dataset()}/remove")
     yield "POST /datasets/{name}/read", lambda world: _form(f"/datasets/{world.folder()}/read")
+    for verb in ("cordon", "uncordon"):
+        yield f"POST /workers/{{worker_id}}/{verb}", partial(_cordon, "", verb)
     yield "POST /workers/{worker_id}/drain", lambda world: _form(f"/workers/{world.worker()}/drain")
     yield "POST /sweeps/{sweep_id}/cancel", lambda world: _form(f"/sweeps/{world.sweep()}/cancel")
     yield "POST /submit", lambda world: _filled(world, f"/submit?source={world.job()}")

@@ -256,3 +256,27 @@ def announced(database: Database, name: str, spec_versions: tuple[int, ...]) -> 
     database.write(lambda session: workers.heartbeat(session, facts.id, None, address=facts.address))
     with database.read() as session:
         return session.get_one(Worker, facts.id)
+
+
+def test_a_cordoned_worker_takes_no_job_also_after_a_restart(database: Database) -> None:
+    rows.add_dataset(database)
+    facts = rows.worker()
+    database.write(lambda session: workers.register(session, facts, 1, (), None, None, ()))
+    job_id = rows.submit(database)
+
+    database.write(lambda session: workers.cordon(session, facts.id, True))
+    assert rows.try_claim(database, facts) is None
+    with database.read() as session:
+        assert not transitions.is_claimable(session, facts)
+        waits = waiting.explain(session, session.get_one(Job, job_id))
+    assert waits is not None
+    assert waits.message.startswith("worker could run it, but is cordoned and takes no further job")
+
+    database.write(lambda session: workers.stop(session, facts.id))
+    again = rows.worker(id="00000000-0000-7000-8000-0000000000ab")
+    database.write(lambda session: workers.register(session, again, 1, (), None, None, ()))
+    assert rows.try_claim(database, again) is None
+    with pytest.raises(Conflict, match="has ended"):
+        database.write(lambda session: workers.cordon(session, facts.id, False))
+    database.write(lambda session: workers.cordon(session, again.id, False))
+    assert rows.claim(database, again).job_id == job_id

@@ -1216,8 +1216,8 @@ GUARDS = (
     Guard(
         "a draining worker takes no jobs",
         "jobs/eligibility.py",
-        "Worker.drain_requested_at.is_(None), Worker.unable",
-        "Worker.unable",
+        "is_free_to = (Worker.drain_requested_at.is_(None), ",
+        "is_free_to = (",
         ("tests/jobs/test_eligibility.py::test_a_live_worker_takes_jobs_unless_it_drains",),
     ),
     Guard(

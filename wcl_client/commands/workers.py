@@ -1,4 +1,4 @@
-"""Commands for workers: list, run, drain."""
+"""Commands for workers: list, run, drain, cordon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wcl_client.references import find_worker
 from wcl_client.terminal import Styled, err, out, print_json
 
 app = typer.Typer()
-worker = typer.Typer(help="Run a worker here; list or drain workers.", invoke_without_command=True)
+worker = typer.Typer(help="Run a worker here; list, drain or cordon workers.", invoke_without_command=True)
 app.add_typer(worker, name="worker", rich_help_panel=SERVICE)
 
 
@@ -67,3 +67,32 @@ def drain(
     with WclClient.connect() as client:
         drained = client.drain_worker(find_worker(client, reference)["id"])
     print_json(drained) if as_json else out.say(f"{drained['name']} {drained['state']}, drain requested")
+
+
+@worker.command()
+def cordon(
+    reference: Annotated[
+        str, typer.Argument(metavar="WORKER", help="A worker's name, its id, or a unique part of the id.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Let a worker finish its jobs and take no other one, also after a restart."""
+    _cordon(reference, as_json, undo=False)
+
+
+@worker.command()
+def uncordon(
+    reference: Annotated[
+        str, typer.Argument(metavar="WORKER", help="A worker's name, its id, or a unique part of the id.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Let a cordoned worker take jobs again."""
+    _cordon(reference, as_json, undo=True)
+
+
+def _cordon(reference: str, as_json: bool, *, undo: bool) -> None:
+    with WclClient.connect() as client:
+        changed = client.cordon_worker(find_worker(client, reference)["id"], undo=undo)
+    takes = "takes jobs" if undo else "takes no further job"
+    print_json(changed) if as_json else out.say(f"{changed['name']} {changed['state']}, {takes}")
