@@ -92,7 +92,10 @@ def test_features_of_new_images_are_those_of_the_network(tmp_path: Path, capfd: 
     for name in ("features.csv", "features.npy"):
         assert main(["features", str(native), str(tmp_path / "photos"), str(tmp_path / name)]) == 0
     printed = capfd.readouterr()
-    assert ("features of 5 images" in printed.out, "cut.jpg" in printed.err) == (True, True)
+    assert ("features of 5 of 6 images; 1 left out: 1, its content is" in printed.out, "cut.jpg" in printed.err) == (
+        True,
+        True,
+    )
     loaded = data.load("photos", "folder", tmp_path / "photos", 8, 1.0, NullReporter(), has_labels=False).pretraining
     with torch.no_grad():
         expected = trained(normalised(loaded.images)).numpy()
