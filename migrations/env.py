@@ -7,14 +7,14 @@ from sqlalchemy import text
 
 from jobs.database import Database
 from jobs.models import Base
-from jobs.settings import Settings
+from jobs.settings import read_settings
 
 _LOCK = 0x57434C  # an arbitrary number that identifies this lock
 
 
 def run() -> None:
     """Upgrade, check or compare the schema in one transaction; concurrent processes take turns."""
-    database = context.config.attributes.get("database") or Database(Settings().resolved_database_url)
+    database = context.config.attributes.get("database") or Database(read_settings().resolved_database_url)
     with database.engine.connect() as raw:
         connection = raw.execution_options(wcl_begin="write")
         with connection.begin():

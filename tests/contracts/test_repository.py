@@ -169,6 +169,16 @@ def test_every_runtime_dependency_is_locked() -> None:
     assert names <= {name.lower() for name in locked}
 
 
+def test_the_version_is_the_newest_one_of_the_changelog() -> None:
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    sections = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+    assert sections[0] == "Unreleased"
+    assert re.fullmatch(re.escape(version) + r" - \d{4}-\d\d-\d\d", sections[1])
+
+
 @pytest.mark.parametrize(("page", "least"), [("GUARANTEES.md", 60), ("SECURITY.md", 15)])
 def test_every_guarantee_names_tests_that_exist(page: str, least: int) -> None:
     """A row of a table of promises or rules names its proof as `path::name`."""

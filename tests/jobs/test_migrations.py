@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +134,44 @@ def test_an_interrupted_migration_leaves_nothing_behind(empty_url: str) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("last", [12])
+def test_a_migration_that_is_killed_leaves_the_old_schema(empty_url: str, last: int) -> None:
+    """The process is killed at one of its changes of the schema; the next one migrates."""
+    database = Database(empty_url)
+    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    migrate_to(database, "0028_kept_devices")
+    before = tables_of(database)
+    database.dispose()
+    if not (child := os.fork()):
+        killed, changes = Database(empty_url), itertools.count(1)
+
+        @event.listens_for(killed.engine, "after_cursor_execute")
+        def kill(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.lstrip().startswith(("ALTER", "CREATE")) and next(changes) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            killed.migrate()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert "0028_kept_devices" in (schema.problem(database) or "")
+    assert tables_of(database) == before
+    database.migrate()
+    assert schema.problem(database) is None
+    database.dispose()
+
+
+def tables_of(database: Database) -> dict[str, list[str]]:
+    """Return the columns of each table."""
+    inspector = inspect(database.engine)
+    return {name: [column["name"] for column in inspector.get_columns(name)] for name in inspector.get_table_names()}
+
+
+@pytest.mark.process
 def test_migrates_from_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
     """In Alembic's settings `%` starts a substitution."""
     here = tmp_path / "100%"
@@ -210,6 +251,7 @@ def files_of(folder: Path) -> list[str]:
 def test_an_upgrade_of_a_file_says_what_it_does_and_keeps_a_copy(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'wcl.sqlite3'}")
     migrate_to(database, "0028_kept_devices")
+    before = tables_of(database)
     database.dispose()
     (tmp_path / "wcl.sqlite3.0001_tables").write_bytes(b"the copy of an earlier upgrade")
     lines: list[str] = []
@@ -221,13 +263,21 @@ def test_an_upgrade_of_a_file_says_what_it_does_and_keeps_a_copy(tmp_path: Path)
     assert "migrations follow: 0029_notes, 0030_references" in lines[0]
     assert lines[1:] == [f"kept: {kept}"]
     assert files_of(tmp_path) == ["wcl.sqlite3", kept.name]
-    copy = Database(f"sqlite:///{kept}")
-    assert "0028_kept_devices" in (schema.problem(copy) or "")
     assert schema.problem(database) is None
     database.migrate(lines.append)
     assert len(lines) == 2, "nothing is left to do"
+    newest = tables_of(database)
     database.dispose()
-    copy.dispose()
+
+    # The way back of docs/operating.md: the copy takes the file's place, and can be upgraded again.
+    (tmp_path / "wcl.sqlite3").rename(tmp_path / "wcl.sqlite3.newer")
+    kept.rename(tmp_path / "wcl.sqlite3")
+    former = Database(database.url)
+    assert "0028_kept_devices" in (schema.problem(former) or "")
+    assert tables_of(former) == before
+    former.migrate()
+    assert tables_of(former) == newest
+    former.dispose()
 
 
 def test_without_room_for_the_copy_nothing_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
