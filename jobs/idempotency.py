@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Invalid
-from jobs.models import Activity, IdempotencyKey, Job, Key, Sweep
+from jobs.models import Activity, IdempotencyKey, Job, Key, Sweep, Webhook
 from wcl_core.digests import digest_of
 
 R = TypeVar("R")
-Created = TypeVar("Created", Job, Sweep, Key, Activity)
+Created = TypeVar("Created", Job, Sweep, Key, Activity, Webhook)
 
 
 def create_once(

@@ -771,6 +771,8 @@ class WebhookDelivery(Base):
     __table_args__ = (
         UniqueConstraint("webhook_id", "subject"),
         Index("ix_webhook_deliveries_due", "state", "due_at"),
+        Index("ix_webhook_deliveries_log", "webhook_id", "id"),
+        Index("ix_webhook_deliveries_ended", "ended_at"),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)  # the message's `webhook-id`
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))

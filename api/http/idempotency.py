@@ -1,6 +1,7 @@
 """The `Idempotency-Key` header, and its counterpart in the forms of the pages: a repeated request creates nothing new.
 
-`Submission.create` and `create_batch` are the only ways by which a request creates a job, a sweep or a key.
+`Submission.create` and `create_batch` are the only ways by which a request creates a job, a sweep, a key or a webhook
+of a form.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from api.web import (
     troubleshooting,
     usage,
     weak_labels,
+    webhooks,
     workers,
 )
 from api.web.forms import job_form, sweep_form
@@ -76,6 +77,7 @@ PAGES = (
     Page("/workers", workers.router, "Workers"),
     Page("/delete", deletion.router),
     Page("/shares", shares.router),
+    Page("/webhooks", webhooks.router),
     Page("/activity", activity.router),
     Page("/keys", keys.router),
     Page("/usage", usage.router),

@@ -292,6 +292,12 @@ def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /jobs/{job_id}/note", lambda world: _form(f"/jobs/{world.job()}/note", note="a text")
     yield "POST /views", lambda _: _form("/views", name="a", query="group=method")
     yield "POST /views/{view_id}/remove", lambda world: _form(f"/views/{world.view()}/remove")
+    yield "POST /webhooks", lambda _: _form("/webhooks", **HOOK)
+    yield "POST /webhooks/{webhook_id}/{verb}", lambda world: _form(f"/webhooks/{world.webhook()}/test")
+    yield (
+        "POST /webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver",
+        lambda world: _form("/webhooks/{}/deliveries/{}/redeliver".format(*world.delivery())),
+    )
     yield "POST /shares", lambda world: _form("/shares", job=[world.job()], days="7")
     yield "POST /shares/{share_id}/revoke", lambda world: _form(f"/shares/{world.share()}/revoke")
     yield "POST /jobs/cancel", lambda world: _form("/jobs/cancel", job=[world.job()])

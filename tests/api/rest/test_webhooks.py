@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from jobs.models import WebhookDelivery
 from jobs.settings import Settings
 from jobs.webhooks.sender import Sender
 from tests.api.served import Served, assert_problem
@@ -147,3 +150,49 @@ def test_a_job_that_is_cancelled_over_rest_is_a_message(served: Served) -> None:
 
     items = client.get(f"/v1/webhooks/{created['id']}/deliveries").json()["items"]
     assert [(each["type"], each["job_id"]) for each in items] == [("job.cancelled", own["id"])]
+
+
+def test_the_page_creates_tests_and_removes_a_webhook(small: Served) -> None:
+    browser, own = small.browser(), {"Origin": small.url}
+    form = {"name": "<b>night</b>", "url": "https://hooks.example/hook?token=secret", "events": ["job.failed"]}
+
+    def shown(address: str = "/webhooks") -> str:
+        return browser.get(address).text
+
+    created = browser.post("/webhooks", data=form | {"key": "a"}, headers=own)
+    (secret,) = set(re.findall(r"whsec_[\w+/=-]+", created.text))
+    again = browser.post("/webhooks", data=form | {"key": "a"}, headers=own)
+    log = again.headers["location"]
+    page = shown(log)
+    assert (again.status_code, page.count("&lt;b&gt;night&lt;/b&gt;")) == (303, 3)  # its row, its button, its log
+    assert secret not in page
+    assert "token=" not in page
+    assert "No messages yet." in page
+
+    webhook_id = log.partition("=")[2]
+    assert browser.post(f"/webhooks/{webhook_id}/test", headers=own).headers["location"] == log
+    assert "webhook.test" in shown(log)
+    assert "Send again" not in shown(log)
+    failed = update(WebhookDelivery).values(state="failed", last_error="it <i>fell</i>", attempts=3)
+    small.database.write(lambda session: session.execute(failed))
+    assert "it &lt;i&gt;fell&lt;/i&gt;" in shown(log)
+    (address,) = re.findall(r'action="([^"]+/redeliver)"', shown(log))
+    assert browser.post(address, headers=own).headers["location"] == log
+    assert "pending" in shown(log)
+    assert browser.post(f"/webhooks/{webhook_id}/disable", headers=own).status_code == 303
+    assert "disabled by a user" in shown()
+    assert browser.post(f"/webhooks/{webhook_id}/test", headers=own).status_code == 409
+    assert browser.post(f"/webhooks/{webhook_id}/enable", headers=own).status_code == 303
+    assert browser.post(f"/webhooks/{webhook_id}/remove", headers=own).headers["location"] == "/webhooks"
+    assert "night" not in shown()
+    for wrong in ({"url": "http://127.0.0.1/"}, {"events": []}, {"name": " "}, {"events": ["job.born"]}):
+        assert browser.post("/webhooks", data=form | {"key": "b"} | wrong, headers=own).status_code == 422
+
+
+def test_the_page_of_another_key_has_its_own_webhooks_only(small: Served) -> None:
+    webhook = small.client("submit").post("/v1/webhooks", json=BODY).json()
+    other = small.browser("read", "submit")
+
+    assert "No messages yet." not in other.get(f"/webhooks?webhook={webhook['id']}").text
+    assert webhook["name"] not in other.get("/webhooks").text
+    assert webhook["name"] in small.browser().get("/webhooks").text

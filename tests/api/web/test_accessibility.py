@@ -90,6 +90,7 @@ def paths(site: Site) -> list[str]:
         "/compare?q=nothing-like-this",
         "/deleted",
         f"/shares?job={done.job_id}",
+        "/webhooks",
         f"/shared/{link[1]}",
         f"/?sort=name&open={done.job_id}&open={sweep_id}",
         f"/jobs/{done.job_id}/weak-labels?epoch=1&image=102",

@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import update
 
 from api.app import create_app
 from api.http.auth import classification
 from api.web.pages import PAGES
-from jobs import deletions, keys, shares, submission, sweeps, workers
+from jobs import deletions, keys, shares, submission, sweeps, views, workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
 from jobs.keys import Principal
+from jobs.models import WebhookDelivery
 from jobs.settings import Settings
+from jobs.webhooks import subscriptions
 from tests.api.web.conftest import Visitor
 from tests.api.web.payloads import PAYLOADS
 from tests.api.web.served import Site, sheet
@@ -258,14 +261,33 @@ def addresses(site: Site) -> dict[str, str]:
     site.database.write(lambda session: submission.change(session, run.job_id, note=note, starred=True))
     key, _ = site.database.write(lambda session: keys.create(session, "ada", ["submit"]))
     author = Principal(key.id, longest, frozenset({"submit"}))
+    manager = Principal(key.id, longest, frozenset({"admin"}))
     link = site.database.write(lambda session: shares.create(session, [run.job_id], 7, author))
     assert link is not None
+    query = urlencode({"q": longest[:200], "group": "loss.temperature"})
+    site.database.write(lambda session: views.save(session, author, quote_mark, query, is_shared=True))
+    facts = {
+        "url": "https://hooks.example/" + "x" * 1000,
+        "format": "standard",
+        "events": ["job.failed"],
+        "rules": None,
+    }
+    hook, _ = site.database.write(
+        lambda session: subscriptions.create(
+            session, manager, site.settings, name=longest, tag=quote_mark, stalled_minutes=10, **facts
+        )
+    )
+    site.database.write(lambda session: subscriptions.send_test(session, manager, hook.id))
+    site.database.write(
+        lambda session: session.execute(update(WebhookDelivery).values(last_error=longest, state="failed"))
+    )
     ids = {"job_id": run.job_id, "sweep_id": sweep_id, "name": "digits"}
     return {page.address: page.address.format(**ids) for page in PAGES} | {
         "/jobs/{job_id}/map": f"/jobs/{evaluation}/map",
         "/delete": f"/delete?job={run.job_id}",
         "/deleted": "/deleted",
         "/shares": f"/shares?job={run.job_id}",
+        "/webhooks": f"/webhooks?webhook={hook.id}",
         "/shared/{secret}": f"/shared/{link[1]}",
         "/compare": f"/compare?job={run.job_id}&job={evaluation}",
         "/submit": f"/submit?source={run.job_id}",
