@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0044_webhook_logs"
-down_revision = "0043_reconcilers"
+revision = "0045_webhook_logs"
+down_revision = "0044_cordons"
 branch_labels = None
 depends_on = None
 
