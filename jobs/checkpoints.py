@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, exists, null, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import access, activity
+from jobs import access, activity, policies
 from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.events import record
 from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job, Sweep, SweepTrial
+from jobs.policies import Policies
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.protocol import KNN_TOP1
@@ -202,16 +203,19 @@ def sweep_from(session: Session, sha256: str) -> str | None:
 
 
 def expire(session: Session, job_id: str) -> None:
-    """Mark the job's checkpoints beyond those that its spec keeps as deleted.
+    """Mark the job's checkpoints beyond those that its spec and the service (jobs.policies) keep as deleted.
 
     Checkpoints that are pinned, damaged or needed by an unfinished job are never marked, and do not count as kept.
     """
     job = session.get_one(Job, job_id)
-    if job.kind != "pretrain" or job.spec.get("checkpoints", {}).get("keep_last") is None:
+    if job.kind != "pretrain":
+        return
+    rules = policies.stored(session)
+    if (keep_last := _keep_last(job.spec.get("checkpoints", {}).get("keep_last"), rules)) is None:
         return
     spec = parse_spec("pretrain", job.spec)
     assert isinstance(spec, PretrainSpec)
-    surplus = _surplus(session, spec, job_id)
+    surplus = _surplus(session, spec, job_id, keep_last, rules.most_checkpoints)
     # The lock comes before the query of needed ones: a new job that needs a checkpoint holds the lock until it commits.
     # A checkpoint that was pinned or deleted since the list was made is skipped.
     unchanged = (Checkpoint.id.in_(surplus), Checkpoint.pinned.is_(False), Checkpoint.deleted_at.is_(None))
@@ -220,10 +224,18 @@ def expire(session: Session, job_id: str) -> None:
     session.execute(update(Checkpoint).where(Checkpoint.id.in_(free)).values(deleted_at=now_ms()))
 
 
-def _surplus(session: Session, spec: PretrainSpec, job_id: str) -> list[str]:
+def _keep_last(requested: int | None, rules: Policies) -> int | None:
+    """Return the number of newest checkpoints to keep; None for all."""
+    kept = rules.keep_checkpoints if requested is None else requested
+    if rules.most_checkpoints is None:
+        return kept
+    return rules.most_checkpoints if kept is None else min(kept, rules.most_checkpoints)
+
+
+def _surplus(session: Session, spec: PretrainSpec, job_id: str, keep_last: int, most: int | None) -> list[str]:
     newest_first = [checkpoint for checkpoint in good(session, job_id) if not checkpoint.pinned]
-    assert spec.checkpoints.keep_last is not None
-    kept = newest_first[: spec.checkpoints.keep_last] + best_first(newest_first)[: _num_best(spec)]
+    num_best = _num_best(spec) if most is None else min(_num_best(spec), most)
+    kept = newest_first[:keep_last] + best_first(newest_first)[:num_best]
     return [checkpoint.id for checkpoint in newest_first if checkpoint not in kept]
 
 

@@ -20,12 +20,16 @@ class Policies:
         key_devices: most devices that its jobs use at once.
         key_submissions: most jobs that it submits within a minute.
         fair_share_days: half-life of the use of devices that decides between keys; 0 for none.
+        keep_checkpoints: newest checkpoints that a training keeps whose spec says nothing; None for all.
+        most_checkpoints: most newest, and most best checkpoints that a training keeps, whatever its spec says.
     """
 
     key_waiting: int | None = None
     key_devices: int | None = None
     key_submissions: int | None = None
     fair_share_days: int = 7
+    keep_checkpoints: int | None = None
+    most_checkpoints: int | None = None
 
 
 NAMES = tuple(each.name for each in fields(Policies))

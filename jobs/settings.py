@@ -144,6 +144,10 @@ class Settings(BaseSettings):
     key_devices: int | None = Field(default=None, ge=1, le=1_000_000)
     key_submissions: int | None = Field(default=None, ge=1, le=1_000_000)
     fair_share_days: int = Field(default=7, ge=0, le=365)
+    keep_checkpoints: int | None = Field(default=None, ge=1, le=1_000_000)
+    most_checkpoints: int | None = Field(default=None, ge=1, le=1_000_000)
+    log_days: float | None = Field(default=None, gt=0, le=36_500)
+    worker_days: float = Field(default=90, ge=7, le=36_500)
 
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)
     idempotency_hours: float = Field(default=24, gt=0, le=100_000)

@@ -135,6 +135,20 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "half-life of the use of devices by which the queue chooses between keys: among jobs of equal priority, those "
         "of the key with the least recent use start first; 0: the oldest job starts first",
     ),
+    "keep_checkpoints": (
+        "all",
+        "number of newest checkpoints that a training keeps whose spec has no `checkpoints.keep_last`; pinned ones and "
+        "those that an unfinished job needs stay, too",
+    ),
+    "most_checkpoints": (
+        "no limit",
+        "the most newest and the most best checkpoints that a training keeps, whatever its spec says; it may keep less",
+    ),
+    "log_days": (
+        "as long as the job",
+        "days after the end of a job for which the output of its processes is kept",
+    ),
+    "worker_days": ("90", "days for which the rows of workers that ended are kept"),
     "log_format": (
         "`lines`",
         "`lines`, or `json`: one object a line, with the ids of the request and the job",

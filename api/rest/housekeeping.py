@@ -1,4 +1,4 @@
-"""What a server removes in the background: deleted jobs whose time for a restore is over, and files without owner."""
+"""What a server removes in the background: deleted jobs after the time for a restore, files without owner, old rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from api.rest import exports
-from jobs import activity, weights
+from jobs import activity, expiry, weights
 from jobs.database import Database
 from jobs.fault_log import FaultLog
 from jobs.purge import purge_due
@@ -27,6 +27,8 @@ def keep_clean(database: Database, storage: Storage, settings: Settings, stop: t
     sweeping = FaultLog(log, "the removal of exports of deleted checkpoints")
     importing = FaultLog(log, "the removal of half imports of weights")
     expiring = FaultLog(log, "the removal of old entries of the activity log")
+    logs = FaultLog(log, "the removal of old output of jobs")
+    workers = FaultLog(log, "the removal of workers that ended")
     next_sweep = 0.0
     is_over = False
     while not is_over:
@@ -36,6 +38,8 @@ def keep_clean(database: Database, storage: Storage, settings: Settings, stop: t
             _try(lambda: exports.sweep(database, settings.exports_dir), sweeping)
             _try(lambda: weights.collect(database, storage), importing)
             _try(lambda: activity.expire(database, settings.activity_days), expiring)
+            _try(lambda: expiry.expire_logs(database, settings.log_days, stop), logs)
+            _try(lambda: expiry.expire_workers(database, settings.worker_days), workers)
         is_over = stop.wait(_PURGE_SECONDS)
 
 

@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, submission, transitions
+from jobs import checkpoints, policies, submission, transitions
 from jobs.database import Database, new_id
 from jobs.models import EMBEDDINGS, Checkpoint, Job
+from jobs.settings import Settings
 from tests.jobs import rows
 from tests.jobs.rows import Run, add_dataset, running, submit
 
@@ -193,3 +194,24 @@ def test_files_of_an_unknown_job_are_kept(database: Database) -> None:
     """The files may belong to another or an emptied database, and a deletion cannot be undone."""
     assert orphans(database, new_id(), "1/step-1.safetensors") == []
     assert not rows.rows_of(database, Job)
+
+
+def test_the_service_has_a_default_and_a_limit_of_what_is_kept(database: Database) -> None:
+    cases: list[tuple[int | None, int | None, dict[str, Any], list[int]]] = [
+        (2, None, {}, [3, 4]),
+        (2, None, {"keep_last": 3}, [2, 3, 4]),
+        (None, 2, {}, [3, 4]),
+        (None, 1, {"keep_last": 3, "keep_best": 3}, [1, 4]),
+        (3, 2, {"keep_last": 1}, [4]),
+        (None, None, {}, [1, 2, 3, 4]),
+    ]
+    for default, most, keep, expected in cases:
+        settings = Settings(keep_checkpoints=default, most_checkpoints=most)
+        database.write(lambda session, settings=settings: policies.store(session, settings))
+        run = Run(database, running(database, spec=keeping(**keep)))
+        run.deliver(rows.started())
+        for step in (1, 2, 3, 4):
+            run.deliver(saved(step, 1.0 / step))
+        run.end("cancelled")
+
+        assert kept(database, run.job_id) == expected, (default, most, keep)
