@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -190,6 +190,7 @@ def _rows(session: Session, chosen: Sequence[Configuration], pinned: Configurati
         if configuration is pinned:
             of_reference[measure] = result
     names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
+    table = {each: results for each, results in table.items() if not _is_outdated(each, results, table)}
     rows = [
         Row(
             measure=each,
@@ -210,6 +211,14 @@ def _rows(session: Session, chosen: Sequence[Configuration], pinned: Configurati
             row.measure.title,
         ),
     )
+
+
+def _is_outdated(each: Measure, results: list[Result | None], table: dict[Measure, list[Result | None]]) -> bool:
+    """Return whether a row has one configuration alone, at an earlier epoch than a row that has it too."""
+    measured = [place for place, result in enumerate(results) if result]
+    later = table.get(replace(each, rule="last epoch"), [])
+    is_alone = len(results) > 1 and len(measured) == 1
+    return each.rule.startswith("epoch ") and is_alone and bool(later) and later[measured[0]] is not None
 
 
 def _of_two(results: Sequence[Result | None]) -> Difference | None:

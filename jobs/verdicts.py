@@ -46,6 +46,7 @@ class Contrast:
         is_over: whether the job itself has ended.
         subject: the side that is better or worse, in words; empty for the job itself.
         metric: the name of the accuracy.
+        other_step: that of the other side, where the two have measured no step in common.
     """
 
     other: str
@@ -56,6 +57,7 @@ class Contrast:
     is_over: bool
     subject: str = ""
     metric: str = KNN_TOP1
+    other_step: int | None = None
 
     @property
     def is_shown(self) -> bool:
@@ -65,6 +67,8 @@ class Contrast:
     def sentence(self) -> str:
         """The finding with its interval and method, for people."""
         at = "" if self.is_last else f", at step {self.step:,}, the last one that both have measured"
+        if self.other_step is not None:
+            at = f", each at its last measured step: {self.step:,} against {self.other_step:,}"
         finding = headline(self.difference, self.other, self.is_over, self.subject)
         return f"{finding} ({self.difference.method}{at})."
 
@@ -179,6 +183,11 @@ class Verdict:
         """Whether all shown differences are in one direction, and in which."""
         shown = {each.finding for each in self.gains} - {"unclear"}
         return "mixed" if len(shown) > 1 else shown.pop() if shown else "unclear"
+
+    @property
+    def findings(self) -> dict[str, Finding]:
+        """What each evaluation shows, after the correction, by its id."""
+        return {each.evaluation_id: each.finding for each in self.gains if each.evaluation_id is not None}
 
     @property
     def title(self) -> str:
@@ -508,7 +517,8 @@ def _contrasts(session: Session, job: Job, num_images: int, is_over: bool) -> li
 def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: Sequence[str]) -> Contrast | None:
     """Return the best configuration by kNN accuracy against the second one; None where nothing can be compared.
 
-    Without labels the view accuracy takes its place. All are compared at the last step that each of them has measured.
+    Without labels the view accuracy takes its place. All are compared at the last step that each of them has measured;
+    without one, as of a run and its continuation, each at its own last step.
 
     Args:
         configurations: the jobs of each, by seed.
@@ -519,10 +529,10 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     curves = _curves(session, [job.id for job in every], metric)
     steps = [{step for job in each.values() for step in curves[job.id] if step > 0} for each in configurations]
     common = set.intersection(*steps)
-    if not common:
+    if not all(steps):
         return None
-    step = max(common)
-    accuracies = [_at(each, curves, step) for each in configurations]
+    lasts = [max(common)] * len(steps) if common else [max(each) for each in steps]
+    accuracies = [_at(each, curves, step) for each, step in zip(configurations, lasts, strict=True)]
     means = [sum(values.values()) / len(values) for values in accuracies]
     first, second = sorted(range(len(means)), key=lambda place: -means[place])[:2]
     count = sum(_test_counts(session, every[0]) or []) if metric == KNN_TOP1 else _num_views(every[0])
@@ -532,8 +542,9 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     if gap.value < 0:  # over the seeds that both have, the second one is better
         first, second, gap = second, first, gap.reversed
     is_over = all(job.status in TERMINAL for job in every)
+    step, other_step = lasts[first], None if common else lasts[second]
     facts = (gap, step, step == max(map(max, steps)), [job.id for job in every], is_over)
-    return Contrast(names[second], *facts, subject=names[first], metric=metric)
+    return Contrast(names[second], *facts, subject=names[first], metric=metric, other_step=other_step)
 
 
 def sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:

@@ -606,6 +606,18 @@ def results_table(job: Job, evaluations: Sequence[Evaluation]) -> Rows:
     return table
 
 
+def legend(job: Job) -> list[str]:
+    """Return a sentence for each word of the results that a beginner may not know."""
+    named = [*((job.get("verdict") or {}).get("measures") or ()), *(job.get("metrics") or ())]
+    shown = ("eval/", "weak/pair_precision", "weak/view_agreement", "weak/components", "embedding/rankme")
+    sentences: dict[str, str] = {}
+    for each in named:
+        name = each.get("name", shown[0])
+        if each.get("about") and name.startswith(shown) and not name.endswith(("_gained", "_lost", "_chance")):
+            sentences.setdefault(each["about"], each["title"].partition(" (")[0])
+    return [f"{title}: {about[:1].lower()}{about[1:]}." for about, title in sentences.items()]
+
+
 def _at_home(measure: Json, evaluations: Sequence[Evaluation]) -> Json:
     """Return a measure; the kNN accuracy of a training's end has the row of an equal evaluation, if there is one."""
     for entry in evaluations:

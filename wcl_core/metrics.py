@@ -47,16 +47,28 @@ class MetricFacts(NamedTuple):
 
 
 METRICS: Final[dict[str, MetricFacts]] = {
-    KNN_TOP1: MetricFacts("kNN accuracy", "On the test images, by the nearest neighbours of frozen features", True),
+    KNN_TOP1: MetricFacts(
+        "kNN accuracy", "Share of test images with the class of their most similar train images", True
+    ),
     VIEW_TOP1: MetricFacts(
         "View accuracy", "Share of images whose random view is nearest to another view of the same image", True
     ),
     VIEW_TOP1_CHANCE: MetricFacts("View accuracy by chance", "One divided by the number of images", True),
-    PAIR_PRECISION: MetricFacts("Pair precision", "Share of pairs with one weak label that have one true class", True),
+    PAIR_PRECISION: MetricFacts(
+        "Pair precision",
+        "Share of the image pairs in one weak label that are of one class",
+        True,
+    ),
     PAIR_PRECISION_CHANCE: MetricFacts("Pair precision by chance", "The same for random pairs", True),
-    VIEW_AGREEMENT: MetricFacts("View agreement", "Agreement of the weak labels of an image's two views", True),
-    COMPONENTS: MetricFacts("Components", "Weak labels of a batch"),
-    LARGEST_SHARE: MetricFacts("Largest component", "Share of a batch with the most frequent weak label", True),
+    VIEW_AGREEMENT: MetricFacts(
+        "View agreement", "How much the weak labels by two views of the images agree; 1 if they are equal", True
+    ),
+    COMPONENTS: MetricFacts("Components", "Groups of alike images in a batch, one weak label each"),
+    LARGEST_SHARE: MetricFacts(
+        "Largest component",
+        "Share of a batch in its largest group of alike images",
+        True,
+    ),
     TRAIN_LOSS: MetricFacts("Loss", "The sum of all terms; losses of two methods do not compare"),
     f"{TRAIN_PREFIX}loss_instance": MetricFacts("Instance loss", "Each image against all others"),
     f"{TRAIN_PREFIX}loss_weak": MetricFacts("Weak-label loss", "Before its weight beta"),
@@ -84,14 +96,18 @@ METRICS: Final[dict[str, MetricFacts]] = {
     ),
     EMBEDDING_DEVIATION: MetricFacts("Spread of embeddings", "1 if spread evenly over the sphere; 0 in a collapse"),
     EMBEDDING_RANKME: MetricFacts(
-        "Effective rank of embeddings", "Directions that the head uses (RankMe); 1 in a collapse"
+        "Effective rank of embeddings",
+        "In how many directions they differ (RankMe); 1 in a collapse",
     ),
     "embedding/alignment": MetricFacts(
         "Alignment of embeddings", "Mean squared distance of an image's two views; lower is closer"
     ),
     "embedding/uniformity": MetricFacts("Uniformity of embeddings", "Lower is spread more evenly; 0 in a collapse"),
     "repr/std": MetricFacts("Spread of features", "1 if spread evenly over the sphere; 0 in a collapse"),
-    "repr/rankme": MetricFacts("Effective rank of features", "Directions that the backbone uses (RankMe)"),
+    "repr/rankme": MetricFacts(
+        "Effective rank of features",
+        "In how many directions they differ (RankMe)",
+    ),
     "repr/alignment": MetricFacts(
         "Alignment of features", "Mean squared distance of an image's two views; lower is closer"
     ),

@@ -180,6 +180,8 @@ class ContrastResponse(Response):
 class GainResponse(Response):
     """One accuracy of a training minus that of the untrained network, with its 95 % interval from `low` to `high`.
 
+    `about` explains the measure in a sentence, and may be empty.
+
     `is_paired` says whether the two were compared image by image; `method` names how the interval was computed.
     `is_shown` says whether the difference is shown after Holm's correction for all measures of the verdict, and
     `finding` is better, worse or unclear.  `epoch` is that of the measured checkpoint if it is not the last one.
@@ -187,6 +189,7 @@ class GainResponse(Response):
     """
 
     title: str
+    about: str
     metric: str
     accuracy: float
     untrained: float

@@ -205,6 +205,20 @@ def test_one_seed_is_compared_at_a_step_that_both_have_measured(database: Databa
     assert mirrored == f"No difference shown: 2.0 points below its WCL twin, interval ± 13.0 {partly}."
 
 
+def test_without_a_step_in_common_each_side_has_its_last_one(database: Database) -> None:
+    dataset(database, [500, 500])
+    earlier = trained(database, {0: 0.5, 10: 0.6})
+    later, unmeasured = trained(database, {15: 0.7, 20: 0.8}, seed=1), trained(database, {0: 0.5}, seed=2)
+    first, second, third = ({0: rows.job(database, job_id)} for job_id in (earlier, later, unmeasured))
+    with database.read() as session:
+        contrast = best_of(session, [first, second], ["run", "continuation"])
+        nothing = best_of(session, [first, third], ["run", "other"])
+    assert contrast is not None
+    assert contrast.sentence.startswith("continuation is better than run by 20.0")
+    assert "each at its last measured step: 20 against 10" in contrast.sentence
+    assert nothing is None
+
+
 def test_an_ended_run_has_no_difference_and_a_running_one_none_yet(database: Database) -> None:
     dataset(database, [67, 40])
     running = judged(database, 0.561, 0.617)

@@ -112,6 +112,10 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
         if table.has_rows:
             out.say()
             out.show(table)
+    if lines := output.legend(job):
+        out.say()
+        for line in lines:
+            out.say(f" {line}")
 
 
 def _say(url: str, job: Job) -> None:
