@@ -1235,6 +1235,27 @@ GUARDS = (
         ("tests/jobs/test_eligibility.py::test_a_live_worker_takes_jobs_unless_it_drains",),
     ),
     Guard(
+        "workers reconcile while no server does",
+        "jobs/reconciler.py",
+        "return now - self._polled_at < _MISSED_POLLS * self._settings.look_seconds",
+        "return True",
+        ("tests/jobs/test_reconciler.py::test_a_workers_reconciler_polls_only_while_no_server_does",),
+    ),
+    Guard(
+        "a batch with a wrong job adds none",
+        "jobs/submission.py",
+        "    if errors:\n        raise Invalid(errors[:_MAX_BATCH_ERRORS])\n",
+        "",
+        ("tests/api/rest/test_submit.py::test_a_batch_with_a_wrong_job_adds_none_and_names_it[sqlite]",),
+    ),
+    Guard(
+        "a batch is submitted once for each idempotency key",
+        "jobs/idempotency.py",
+        "            return find(session, earlier), True\n",
+        "            return create(session), True\n",
+        ("tests/api/rest/test_submit.py::test_a_batch_is_submitted_once_and_in_order[sqlite]",),
+    ),
+    Guard(
         "a write before an attempt is declared lost",
         "jobs/reconciler.py",
         "        self._prove_writable(attempts, heartbeats)\n",
