@@ -45,7 +45,8 @@ _STARTED_BY_FIXTURE = {
 }
 _STARTED = ("postgres", "redis", "browser", "server", "process")
 # About the seconds of a test that starts such a thing; of another one: a fifth of a second
-_SECONDS = {"process": 8.0, "browser": 2.0, "server": 0.5, "postgres": 0.5, "redis": 0.5}
+_SECONDS = {"process": 8.0, "slow": 5.0, "browser": 2.0, "server": 0.5, "postgres": 0.5, "redis": 0.5}
+_SHARE = 1 / 20  # of the time that a test has by a mark of its own
 # Folders whose every test starts processes
 _NEVER_FAST = ("acceptance", "benchmarks", "chaos", "fuzz", "kills", "mutants", "docs", "examples")
 
@@ -95,9 +96,9 @@ def _put_slow_files_first(items: list[pytest.Item]) -> None:
     """Sort the files by their likely time, so that no process ends with a long one while the others have nothing."""
     seconds: defaultdict[Path, float] = defaultdict(float)
     for item in items:
-        seconds[item.path] += max(
-            (_SECONDS[mark.name] for mark in item.iter_markers() if mark.name in _SECONDS), default=0.2
-        )
+        by_marks = [_SECONDS[mark.name] for mark in item.iter_markers() if mark.name in _SECONDS]
+        limits = [mark.args[0] * _SHARE for mark in item.iter_markers("timeout")]
+        seconds[item.path] += max(0.2, *by_marks, *limits)
     items.sort(key=lambda item: -seconds[item.path])
 
 

@@ -13,6 +13,8 @@ import ctypes
 import fcntl
 import importlib
 import json
+import logging
+import multiprocessing.util
 import os
 import runpy
 import select
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +40,10 @@ _VARIABLE = "PYTEST_FORKED_PYTHON"  # the path of the program that stands for th
 # Read when NumPy is imported: after a fork, each further thread of OpenBLAS begins with a tenth of a second of waiting.
 _NUMPY_THREADS = "OPENBLAS_NUM_THREADS"
 _LAUNCHER = Path(__file__).with_name("forked_python.py")
+# `wcl` starts processes by itself: `python -m wcl_core` and `python -m worker`
+_WCL = """import runpy, sys
+sys.executable = sys.argv.pop(1)
+runpy.run_module("wcl_client", run_name="__main__", alter_sys=True)"""
 _PR_SET_PDEATHSIG = 1
 _MOST_BYTES, _MOST_DESCRIPTORS, _MOST_SIGNALS, _LEAST_FREE = 1 << 20, 64, 16, 256
 
@@ -61,6 +68,11 @@ def python() -> str:
     return os.environ.get(_VARIABLE, sys.executable)
 
 
+def wcl() -> list[str]:
+    """Return the command `wcl`, for tests that are not about its start; it starts its processes in the same way."""
+    return [python(), "-c", _WCL, python()]
+
+
 def main(processes: str, *arguments: str) -> int:
     """Run pytest; return its exit code."""
     memory = standby.Memory()
@@ -68,6 +80,8 @@ def main(processes: str, *arguments: str) -> int:
     with _silence():
         # Without a capture of the output, so that no module keeps a stream that replaces it for a while
         pytest.main(["--collect-only", "--capture=no", *arguments], plugins=[_ImportsAlone()])
+    if "wcl_client.cli" in sys.modules:
+        importlib.import_module("wcl_client.cli")._command()  # makes all commands, once for all processes
     os.environ.pop(_NUMPY_THREADS, None)
     standby.use_huge_pages()
     folder = Path(tempfile.mkdtemp(prefix="wcl-tests-"))
@@ -75,6 +89,7 @@ def main(processes: str, *arguments: str) -> int:
     listener.bind(str(folder / "socket"))
     listener.listen()
     if os.fork() == 0:
+        _forget_exits()
         _run(_serve(listener, memory))  # in each process that it forks
         return 0
     listener.close()
@@ -103,6 +118,18 @@ def _silence() -> Iterator[None]:
         for number, descriptor in zip((1, 2), kept, strict=True):
             os.dup2(descriptor, number)
             os.close(descriptor)
+
+
+def _forget_exits() -> None:
+    """Leave what libraries do at an exit to the process that imported them: it would copy their memory in each other.
+
+    What a forked process begins, it ends as usual.
+    """
+    for finalizer in weakref.finalize._registry.values():  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    atexit._clear()
+    for end in (weakref.finalize._exitfunc, logging.shutdown, multiprocessing.util._exit_function):  # type: ignore[attr-defined]
+        atexit.register(end)
 
 
 def _serve(listener: socket.socket, memory: standby.Memory) -> list[str]:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(600)
 
 def test_the_demo_ends_by_itself_with_table_weak_labels_and_checkpoint(tmp_path: Path) -> None:
     output, errors = tmp_path / "output.log", tmp_path / "errors.log"
-    arguments = ["demo", "--epochs", "6", "--data-dir", "data"]
+    arguments = ["demo", "--epochs", "2", "--data-dir", "data"]
     demo = Forked("wcl_client", outside() | {"COLUMNS": "160"}, output, arguments, partial(_prepare, tmp_path), errors)
     assert demo.wait(400) == 0, output.read_text() + errors.read_text()
 

@@ -22,11 +22,6 @@ _VARIABLES = ("JOB", "EVALUATION", "GROUP", "SWEEP", "CHECKPOINT", "KEY", "V1")
 # Threads that wait for each other's turn on busy cores would take most of the time of such small runs.
 _CALM = {"WCL_LEASE_SECONDS": "60", "OMP_NUM_THREADS": "1"}
 
-# `wcl` starts processes by itself: `python -m wcl_core` and `python -m worker`
-_WCL = """import runpy, sys
-sys.executable = sys.argv.pop(1)
-runpy.run_module("wcl_client", run_name="__main__", alter_sys=True)"""
-
 
 class DocsService(Service):
     """`wcl up --dataset flowers=FOLDER` with two workers and the example plugin.
@@ -74,8 +69,7 @@ class Reader:
             (folder / name).symlink_to(target)
         self._programs = folder / ".programs"
         self._programs.mkdir()
-        python = parallel.python()
-        for name, *command in (("python", python), ("wcl", python, "-c", _WCL, python)):
+        for name, command in (("python", [parallel.python()]), ("wcl", parallel.wcl())):
             program = self._programs / name
             program.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
             program.chmod(0o700)
@@ -104,6 +98,8 @@ class Reader:
         kept = f"set +u\nprintf '%s\\0' {values} > {shlex.quote(str(state))}\n"
         if command.startswith("wcl submit ") and "watch" not in command and "--dry-run" not in command:
             command += f" {IDLE_POOL}"
+        if command.startswith("GROUP=$(wcl submit "):
+            command = f"{command.removesuffix(')')} {IDLE_POOL})"
         script = f"set -euo pipefail\n{assigned}{self._adapted(command)}\n{kept}"
         done = subprocess.run(
             ["bash", "-c", script],
@@ -117,6 +113,8 @@ class Reader:
         assert done.returncode == 0, f"{place}: {command}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         variables = zip(_VARIABLES, state.read_text().split("\0"), strict=False)
         self._variables = {name: value for name, value in variables if value}
+        if command.startswith(("wcl evaluate ", "wcl clone ")):  # no later command waits for these
+            self._service.clear_queue(set(self._variables.values()))
 
     def _environment(self) -> dict[str, str]:
         clean = outside()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from wcl_client.up import free_port
+from tests import parallel
+from tests.servers import free_port
 
 pytestmark = pytest.mark.process
 
@@ -20,7 +20,7 @@ def wcl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
     root = str(Path(__file__).parents[2])
     return subprocess.run(
-        [sys.executable, "-m", "wcl_client", *arguments],
+        [*parallel.wcl(), *arguments],
         cwd=cwd,
         env=clean | {"PYTHONPATH": root} | environment,
         capture_output=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from jobs.models import Job
+from tests import parallel
 from tests.api.served import Served
 from tests.jobs import rows
 from tests.wcl_client.test_operations import wcl
@@ -90,7 +92,8 @@ class Computed(NamedTuple):
 
 
 @pytest.fixture
-def computed(server: Served, tmp_path: Path) -> Computed:
+def computed(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Computed:
+    monkeypatch.setattr(sys, "executable", parallel.python())  # for `python -m wcl_core`
     backbone = {"name": "tiny", "width": 4}
     spec = parse_spec("pretrain", {"data": {"name": "digits", "image_size": 8}, "backbone": backbone})
     assert isinstance(spec, PretrainSpec)

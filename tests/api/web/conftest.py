@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
 
 from tests.api.web.served import SCOPES, Site
 
 _QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+_PATIENCE = 60_000  # ms; on a machine whose cores others share, a page may take half a minute
+expect.set_options(timeout=_PATIENCE)
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -78,7 +80,7 @@ class Visitor:
             base_url=self._site.url,
             reduced_motion="reduce",
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(_PATIENCE)
         self._contexts.append(context)
         context.add_cookies([{"name": self._site.cookie, "value": self._site.session(scopes), "url": self._site.url}])
         page = context.new_page()

@@ -261,7 +261,7 @@ def test_a_page_shows_that_its_session_ended(visitor: Visitor, site: Site) -> No
     page.context.clear_cookies()
     site.submit("a change")
 
-    expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=15_000)
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     visitor.complaints.clear()  # the browser logs the refused requests
 
 

@@ -92,7 +92,7 @@ def test_signing_out_in_one_window_signs_all_windows_out(browser: Browser, site:
     first.get_by_role("button", name="Sign out").click()
 
     for page in (first, second):
-        expect(page.get_by_role("heading", name="Sign in", exact=True)).to_be_visible(timeout=10_000)
+        expect(page.get_by_role("heading", name="Sign in", exact=True)).to_be_visible()
     context.close()
 
 
