@@ -98,7 +98,7 @@ def _put_slow_files_first(items: list[pytest.Item]) -> None:
     for item in items:
         by_marks = [_SECONDS[mark.name] for mark in item.iter_markers() if mark.name in _SECONDS]
         limits = [mark.args[0] * _SHARE for mark in item.iter_markers("timeout")]
-        seconds[item.path] += max(0.2, *by_marks, *limits)
+        seconds[item.path] += max([0.2, *by_marks, *limits])
     items.sort(key=lambda item: -seconds[item.path])
 
 

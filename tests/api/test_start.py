@@ -27,6 +27,7 @@ from jobs import keys
 from jobs.database import Database
 from jobs.models import Attempt
 from jobs.status import Status
+from tests import parallel
 from tests.api.served import SPEC
 from tests.jobs import rows
 from tests.processes import Forked, outside
@@ -195,7 +196,7 @@ def test_a_forgotten_database_url_makes_no_database_beside_files(start: Start, t
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
     for arguments in (("worker", "--once"), ("jobs", "migrate"), ("jobs", "create-key", "x")):
         done = subprocess.run(
-            [sys.executable, "-m", *arguments],
+            [parallel.python(), "-m", *arguments],
             cwd=ROOT,
             env=clean | {"WCL_DATA_DIR": str(first.data_dir), "WCL_BUILTIN_DATASETS": "[]"},
             capture_output=True,
@@ -223,7 +224,7 @@ def test_a_server_with_another_folder_does_not_start(start: Start, tmp_path: Pat
     assert "adopt-storage" in other.words
     assert "Traceback" not in other.words
     adopted = subprocess.run(
-        [sys.executable, "-m", "jobs", "adopt-storage"],
+        [parallel.python(), "-m", "jobs", "adopt-storage"],
         cwd=ROOT,
         env=os.environ | {"WCL_DATA_DIR": str(other.data_dir), "WCL_DATABASE_URL": url},
         capture_output=True,
@@ -270,7 +271,7 @@ def test_an_open_address_without_a_key_is_refused(start: Start, host: str) -> No
 
 def test_an_open_address_with_a_key_is_served_also_by_its_number(start: Start, tmp_path: Path) -> None:
     created = subprocess.run(
-        [sys.executable, "-m", "jobs", "create-key", "first"],
+        [parallel.python(), "-m", "jobs", "create-key", "first"],
         cwd=ROOT,
         env=os.environ | {"WCL_DATA_DIR": str(tmp_path / "data")},
         capture_output=True,

@@ -7,7 +7,6 @@ import os
 import re
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests import servers
+from tests import parallel, servers
 from tests.api.web.served import Site
 from tests.docs.pages import ROOT, blocks
 from tests.waiting import eventually
@@ -71,7 +70,7 @@ class Proxied:
     def wcl(self, *arguments: str, folder: Path) -> str:
         """Return the output of a command."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
-        command = [sys.executable, "-m", "wcl_client", *arguments]
+        command = [*parallel.wcl(), *arguments]
         environment = clean | self.environment | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
