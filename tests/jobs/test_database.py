@@ -329,16 +329,18 @@ def test_the_url_overrides_the_connection_defaults(database: Database) -> None:
     assert (received["connect_timeout"], received["keepalives_idle"]) == ("3", "10")
 
 
-@pytest.mark.parametrize("database", ["postgres"], indirect=True)
-def test_a_migration_waits_for_its_turn_without_a_limit(database: Database) -> None:
-    own = Database(database.url)
+def test_a_migration_waits_for_its_turn_without_a_limit(postgres_url: str) -> None:
+    database, own = Database(postgres_url), Database(postgres_url)
     with Session(database.engine) as holder:
+        holder.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         holder.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": 0x57434C})
         with in_background(own.migrate) as migrating:
             until_a_statement_waits_for_a_lock(database)
             holder.rollback()
             migrating.result(timeout=60)
+    assert own.is_migrated()
     own.dispose()
+    database.dispose()
 
 
 def test_sqlite_keeps_what_it_committed(sqlite_template: Path) -> None:
