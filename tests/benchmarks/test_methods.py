@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,6 +15,7 @@ from scipy.stats import ttest_rel
 from benchmarks.measure.pairs import comparison_table, paired
 from benchmarks.measure.search import METHODS, Search, Stage
 from benchmarks.measure.trials import FOLDS, MEASURES, PRECISIONS, Bench, Measured, Source, Trial, dataset, parts
+from tests import parallel
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +106,10 @@ def test_the_table_shows_wcl_minus_simclr_for_each_seed() -> None:
     assert all("| 60.00 | 62.00 | +2.00 ± 0.00 |" in row for row in rows)
 
 
-def test_a_trial_is_measured_once_and_its_result_outlives_the_process(tmp_path: Path) -> None:
+def test_a_trial_is_measured_once_and_its_result_outlives_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(parallel.python()))
     trials = [Trial(Source(), method, 0, tuple(SHORT.items()), 0) for method in METHODS]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         measured = Bench(pool, tmp_path / "finished.jsonl").measure(trials)
