@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from tests.wcl_core import small
 from tests.wcl_core.small import STEPS_PER_EPOCH
 from wcl_core import attempt
+from wcl_core.config import PretrainSpec
 from wcl_core.distributed import SINGLE, Ranks
 from wcl_core.methods.base import Loss
 from wcl_core.protocol import Outcome, Request
@@ -79,8 +80,11 @@ def capture_on_a_cpu(monkeypatch: pytest.MonkeyPatch, quick_compiler: None) -> N
 
         return replay, Loss(loss.total.detach(), loss.terms, loss.labels)
 
+    def form_of(config: PretrainSpec, *_: object) -> str:
+        return "eager" if config.execution == "eager" else "captured"
+
     monkeypatch.setattr(execution, "capture", capture)
-    monkeypatch.setattr(execution, "form_of", lambda *_: "captured")
+    monkeypatch.setattr(execution, "form_of", form_of)
 
 
 def run(
@@ -161,6 +165,7 @@ def test_a_captured_step_is_the_eager_one_and_resumes_exactly(
     started = whole.of("started")[0]
     assert (started["execution"], started.get("execution_reason")) == ("captured", None)
     _, eager = run(tmp_path / "eager", **fields | {"execution": "eager"})
+    assert eager.of("started")[0]["execution"] == "eager"
     assert losses(whole) == pytest.approx(losses(eager), rel=1e-4)
     run(tmp_path / "a", stop=(STEPS_PER_EPOCH + 1, "drain"), **fields)
     (*_, last) = sorted((tmp_path / "a" / "checkpoints").glob("*"))
