@@ -330,13 +330,13 @@ def redeem(session: Session, token: str) -> str | None:
     """Exchange a link's token for a browser session; return None if the token is unknown, used or expired."""
     statement = delete(SignInToken).where(*_is_token("link", token)).returning(SignInToken.key_id)
     key_id = session.execute(statement).scalar_one_or_none()
-    return None if key_id is None else _new_session(session, key_id, "link")
+    return None if key_id is None else _new_session(session, key_id, "a link")
 
 
 def sign_in(session: Session, secret: str) -> str | None:
     """Exchange the secret of a key for a browser session; return None if no active key has it."""
     principal = find(session, secret)
-    return None if principal is None else _new_session(session, principal.key_id, "key")
+    return None if principal is None else _new_session(session, principal.key_id, "the key")
 
 
 def by_session(session: Session, token: str) -> Principal | None:
@@ -386,10 +386,10 @@ def _write_local(path: Path, secret: str) -> None:
 
 
 def _new_session(session: Session, key_id: str, way: str) -> str:
-    """Begin a browser session of a key; `way` is what it was exchanged for."""
+    """Begin a browser session of a key; `way` is what it was exchanged for, as the activity log shows it."""
     key = session.get_one(Key, key_id)
     principal = _as_principal(key)
-    activity.note(session, "session.begin", key.id, key.name, by=principal, way=way)
+    activity.note(session, "session.begin", key.id, key.name, by=principal, signed_in_with=way)
     return _new_token(session, "session", key_id, SESSION_DAYS * 86_400_000)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
 from pydantic.json_schema import models_json_schema
 
 from api.http.auth import Reader, is_public
@@ -19,6 +20,35 @@ from wcl_core.config import EvaluateSpec, PretrainSpec
 
 router = APIRouter(include_in_schema=False)
 
+_FOR_AGENTS = """\
+# WCL experiment service
+
+> {description}
+
+Each request needs a key: `Authorization: Bearer KEY`. The command line reads it from `WCL_KEY`, and the address {url}
+from `WCL_URL`.
+
+- A job is a spec, sent to `POST {url}v1/jobs`, such as
+  `{{"kind": "pretrain", "preset": "digits-cpu", "spec": {{"seed": 1}}}}`.
+- `?dry_run=true` returns the plan and creates nothing. An `Idempotency-Key` makes a repeated request safe.
+- Errors are problem documents; `errors` has a JSON pointer for each wrong field.
+- A job has ended when `status` is succeeded, failed or cancelled; `status_reason` says why.
+
+## Reference
+
+- [OpenAPI document]({url}openapi.json): every route with its bodies and responses
+- [API reference]({url}docs): the same as a page
+- [Causes and reasons]({url}troubleshooting): the meaning of each `status_reason`, and what to do
+- [Presets]({url}v1/presets): specs to start from
+- [Datasets]({url}v1/datasets): what jobs can train on
+- [Workers]({url}v1/workers): where jobs run
+
+## Command line
+
+- `wcl --help`: all commands; `--json` prints JSON
+- `wcl submit --preset PRESET --set FIELD=VALUE --watch`: train, and wait for the end
+- `wcl show JOB`, `wcl compare JOB JOB`, `wcl metrics JOB`: results
+"""
 _DESCRIPTION = (
     "Self-supervised pretraining as a service: submit a job, follow it, download its checkpoints.  Times are ISO 8601 "
     "in UTC.  Ids are UUIDs that sort by age.  `status`, `status_reason` and `kind` may get new values."
@@ -110,3 +140,10 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     responses["4XX"] = {"description": "The request is invalid, or the current state forbids it.", "content": problem}
     responses["5XX"] = {"description": "The server or its database failed; try again.", "content": problem}
     operation["security"] = [] if is_public(path) else [{"key": []}, {"browser": []}]
+
+
+@router.get("/llms.txt")
+def for_agents(request: Request, reader: Reader) -> PlainTextResponse:
+    """Return an introduction for language models, in the form of llmstxt.org."""
+    text = _FOR_AGENTS.format(description=_DESCRIPTION, url=request.base_url)
+    return PlainTextResponse(text, media_type="text/markdown; charset=utf-8")

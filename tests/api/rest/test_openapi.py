@@ -155,3 +155,15 @@ def test_there_are_no_pages_with_foreign_scripts(shared: Served) -> None:
 
     for address in ("/redoc", "/docs/oauth2-redirect"):
         assert client.get(address).status_code == 404
+
+
+def test_the_introduction_for_language_models_leads_to_what_there_is(shared: Served) -> None:
+    client = shared.client("read")
+    text = client.get("/llms.txt").text
+
+    assert text.startswith("# WCL experiment service\n\n> ")
+    links = re.findall(r"\]\((\S+)\)", text)
+    assert len(links) == 6
+    for link in links:
+        assert link.startswith(f"{shared.url}/")
+        assert client.get(link).status_code == 200, link

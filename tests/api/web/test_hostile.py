@@ -234,7 +234,7 @@ NO_PAGES = {
     "/sweeps/{sweep_id}/live",
 }
 NO_PAGES |= {"/jobs/{job_id}/curve.svg", "/compare/curve.svg", "/shared/{secret}/curve.svg"}
-NO_PAGES |= {"/shared/{secret}/jobs/{job_id}/metrics", "/leaderboard.csv"}
+NO_PAGES |= {"/shared/{secret}/jobs/{job_id}/metrics", "/leaderboard.csv", "/llms.txt"}
 
 
 @pytest.fixture(scope="module")
