@@ -287,11 +287,16 @@ def storage_tables(storage: Json) -> tuple[Rows, Rows]:
 def key_limits(key: Key) -> str:
     """Return the limits of a key's own; those of the service hold for the others."""
     texts = (
-        (key.get("max_waiting"), "waiting jobs"),
-        (key.get("max_devices"), "devices at once"),
-        (key.get("max_submissions"), "submissions a minute"),
+        (key.get("max_waiting"), "waiting {}", "job"),
+        (key.get("max_devices"), "{} at once", "device"),
+        (key.get("max_submissions"), "{} a minute", "submission"),
     )
-    return ", ".join(f"{limit:,} {text}" for limit, text in texts if limit) or "limits of the service"
+    limits = (
+        f"{limit:,} {text.format(noun if limit == 1 else f'{noun}s')}"
+        for limit, text, noun in texts
+        if limit is not None
+    )
+    return ", ".join(limits) or "limits of the service"
 
 
 def expiry(key: Key) -> str:
