@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from jobs.database import insert
 from jobs.models import Policy
 from jobs.settings import Settings
 
@@ -36,10 +37,14 @@ NAMES = tuple(each.name for each in fields(Policies))
 
 
 def store(session: Session, settings: Settings) -> None:
-    """Store the rules of a server's settings; those of a server that starts later replace them."""
-    session.execute(delete(Policy).where(Policy.name.in_(NAMES)))
+    """Store the rules of a server's settings; those of a server that starts later, or meanwhile, replace them."""
     policies = asdict(Policies(**{name: getattr(settings, name) for name in NAMES}))
-    session.add_all(Policy(name=name, value=value) for name, value in policies.items() if value is not None)
+    for name, value in policies.items():
+        if value is None:
+            session.execute(delete(Policy).where(Policy.name == name))
+        else:
+            statement = insert(session, Policy).values(name=name, value=value)
+            session.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": value}))
 
 
 def stored(session: Session) -> Policies:
