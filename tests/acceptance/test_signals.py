@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +132,7 @@ def test_a_second_one_on_the_same_folder_names_the_first_and_disturbs_nothing(sm
 
 
 def test_a_wrong_setting_ends_it_at_once_with_the_reason(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "wcl_client", "up", "--data-dir", str(tmp_path), "--port", str(free_port())]
+    command = [*parallel.wcl(), "up", "--data-dir", str(tmp_path), "--port", str(free_port())]
     environment = os.environ | {"WCL_LEASE_SECONDS": "-1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 

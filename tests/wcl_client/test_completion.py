@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import jsonschema
 import pytest
 from typer.testing import CliRunner
 
+from tests import parallel
 from tests.api.served import Served
 from tests.jobs import rows
 from wcl_client import completion
@@ -22,7 +22,7 @@ def completed(*words: str) -> list[str]:
     """Return what bash gets for the last of the words after `wcl`."""
     line = " ".join(["wcl", *words])
     asked = {"_WCL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}
-    command = [sys.executable, "-c", "from wcl_client.cli import app; app(prog_name='wcl')"]
+    command = [parallel.python(), "-c", "from wcl_client.cli import app; app(prog_name='wcl')"]
     done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     return done.stdout.split()
