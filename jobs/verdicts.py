@@ -228,6 +228,8 @@ def verdict(session: Session, job: Job) -> Verdict | None:
     """Return what a training has learned so far, or what an evaluation shows; None without a baseline."""
     if job.kind == "evaluate":
         return _verdict_of_evaluation(session, job)
+    if not job.attempt:
+        return None  # it has not begun
     metric = accuracy_of([job])
     first = session.get_one(Job, _firsts(session, [job.id])[job.id])
     is_over, is_random = job.status in TERMINAL, first.spec.get("weights") is None
