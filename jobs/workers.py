@@ -236,6 +236,8 @@ def problem(session: Session, name: str) -> str | None:
         return f"no worker {name} has registered"
     if worker.drain_requested_at is not None:
         return f"worker {name} is drained; restart it, and it takes jobs again"
+    if worker.cordoned_at is not None:
+        return f"worker {name} is cordoned; `wcl worker uncordon` lets it take jobs again"
     if worker.is_live and worker.unable is None:
         return None
     return f"worker {name} takes no jobs: {worker.unable_message if worker.is_live else worker.state}"

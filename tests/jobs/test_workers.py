@@ -280,3 +280,29 @@ def test_a_cordoned_worker_takes_no_job_also_after_a_restart(database: Database)
         database.write(lambda session: workers.cordon(session, facts.id, False))
     database.write(lambda session: workers.cordon(session, again.id, False))
     assert rows.claim(database, again).job_id == job_id
+
+
+def test_a_health_check_says_why_a_worker_takes_no_jobs(sqlite_database: Database) -> None:
+    def problem() -> str | None:
+        with sqlite_database.read() as session:
+            return workers.problem(session, "worker")
+
+    def change(act: Any, *arguments: Any) -> None:
+        sqlite_database.write(lambda session: act(session, *arguments) and None)
+
+    assert problem() == "no worker worker has registered"
+    worker_id = register(sqlite_database)
+    assert problem() is None
+    change(workers.heartbeat, worker_id, None, workers.Unable("storage", "the storage is away"))
+    assert problem() == "worker worker takes no jobs: the storage is away"
+    change(workers.heartbeat, worker_id, None)
+    change(workers.cordon, worker_id, True)
+    assert problem() == "worker worker is cordoned; `wcl worker uncordon` lets it take jobs again"
+    change(workers.cordon, worker_id, False)
+    change(workers.mark_lost, worker_id, state(sqlite_database, worker_id)[2])
+    assert problem() == "worker worker takes no jobs: lost"
+    change(workers.heartbeat, worker_id, None)
+    change(workers.drain, worker_id)
+    assert problem() == "worker worker is drained; restart it, and it takes jobs again"
+    register(sqlite_database)  # the next one of the name
+    assert problem() is None
