@@ -152,10 +152,21 @@ def _loading_lines(path: Path) -> list[str]:
 
 def announced_checkpoint(client: WclClient, reference: str) -> str:
     """Return the id of a checkpoint as `find_checkpoint` does; of a training that has not succeeded, say its epoch."""
-    checkpoint = client.checkpoint(find_checkpoint(client, reference))
+    checkpoint = client.checkpoint(_checked(client, find_checkpoint(client, reference)))
     if (job := client.job(checkpoint["job_id"]))["status"] != "succeeded":
         err.say(f"takes {checkpoint_sentence(checkpoint, job)}")
     return checkpoint["id"]
+
+
+def _checked(client: WclClient, checkpoint_id: str) -> str:
+    """Return an id that a server has sent, which is a part of addresses and of the name of a file.
+
+    Raises:
+        ForeignServer: it could lead to another place.
+    """
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,100}", checkpoint_id):
+        raise ForeignServer(f"{client.url} names a checkpoint {checkpoint_id[:100]!r}; expected a WCL server there")
+    return checkpoint_id
 
 
 def download_to(client: WclClient, checkpoint_id: str, target: Path | None, kind: FileKind) -> Downloaded:
@@ -164,9 +175,7 @@ def download_to(client: WclClient, checkpoint_id: str, target: Path | None, kind
     Raises:
         ForeignServer: the server calls its checkpoint by a name that could lead to another folder.
     """
-    if not re.fullmatch(r"[0-9A-Za-z-]{1,100}", checkpoint_id):
-        raise ForeignServer(f"{client.url} names a checkpoint {checkpoint_id[:100]!r}; expected a WCL server there")
-    name = f"{checkpoint_id}-{kind}.safetensors"
+    name = f"{_checked(client, checkpoint_id)}-{kind}.safetensors"
     path = target / name if target and target.is_dir() else target or Path(name)
     with err.download_bars() as bars:
         number = bars.add(path.name)
