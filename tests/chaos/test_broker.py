@@ -20,14 +20,19 @@ _SUCCEEDED = frozenset({"succeeded"})
 
 
 @contextmanager
-def caller_of(server: Node) -> Iterator[Caller]:
-    """Yield a client of a started server."""
+def caller_of(server: Node, key_of: Node | None = None) -> Iterator[Caller]:
+    """Yield a client of a started server, with its own key or that of another server on its database."""
     environment = server.start_as.environment
-    data_dir = Path(environment["WCL_DATA_DIR"])
-    eventually((data_dir / "server.json").exists, "the start of the server")
-    caller = Caller([f"http://127.0.0.1:{environment['WCL_PORT']}"], data_dir / "key", threading.Event())
+    eventually((_data_dir(server) / "server.json").exists, "the start of the server")
+    caller = Caller(
+        [f"http://127.0.0.1:{environment['WCL_PORT']}"], _data_dir(key_of or server) / "key", threading.Event()
+    )
     yield caller
     caller.close()
+
+
+def _data_dir(server: Node) -> Path:
+    return Path(server.start_as.environment["WCL_DATA_DIR"])
 
 
 def assert_undisturbed(stage: Stage, *jobs: Accepted) -> None:

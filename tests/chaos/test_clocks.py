@@ -92,7 +92,7 @@ def test_the_queue_follows_the_order_of_submission_whatever_the_clocks_of_server
     with house.stage("clocks-queue") as stage:
         ahead = stage.server("ahead", clock_seconds=_DAY).start()
         behind = stage.server("behind", clock_seconds=-_DAY).start()
-        with caller_of(ahead) as one, caller_of(behind) as other:
+        with caller_of(ahead) as one, caller_of(behind, key_of=ahead) as other:
             job_ids = [caller.submit(spec(1), f"key-{place}") for place, caller in enumerate((one, other, one, other))]
         assert job_ids != sorted(map(str, job_ids))
 

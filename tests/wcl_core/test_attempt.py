@@ -256,9 +256,9 @@ PHASES = {
     "saving to a slow disk": ("wcl_core.checkpoint._write", {"checkpoints": {"every_epochs": 1}}),
     "linear features": ("wcl_core.evaluation.run._subject", None),
     "linear": ("wcl_core.evaluation.linear.fit", None),
-    "knn": ("wcl_core.evaluation.knn.knn_top1", None),
+    "knn": ("wcl_core.evaluation.knn.knn_correct", None),
     "linear_sgd": ("wcl_core.evaluation.linear_sgd.linear_sgd", None),
-    "few_labels": ("wcl_core.evaluation.few_labels.few_labels_top1", None),
+    "few_labels": ("wcl_core.evaluation.few_labels.few_labels", None),
     "retrieval": ("wcl_core.evaluation.retrieval.retrieval", None),
     "map": ("wcl_core.evaluation.embedding_map._tsne", None),
     "embed": ("wcl_core.checkpoint.write", None),
@@ -274,6 +274,7 @@ except ImportError:
 def endless(*_, **__):
     open({folder!r} + "/reached", "w").close()
     time.sleep(600)
+getattr(owner, name)  # there is one
 setattr(owner, name, endless)
 """
 

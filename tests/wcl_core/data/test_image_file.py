@@ -320,7 +320,10 @@ def calls_of(tree: ast.AST) -> set[str]:
 def test_no_other_module_lets_bytes_choose_their_decoder() -> None:
     """An image is opened in one module, a spec file by a loader of plain values, a pickle by one that runs no code."""
     forbidden = {"Image.open", "torch.load", "np.load", "numpy.load", "pickle.load", "pickle.loads", "yaml.load"}
-    forbidden |= {"yaml.unsafe_load", "yaml.full_load", "torchvision.io.read_image", "marshal.loads", "shelve.open"}
+    forbidden |= {
+        f"yaml.{name}" for name in ("load_all", "unsafe_load", "unsafe_load_all", "full_load", "full_load_all")
+    }
+    forbidden |= {"torchvision.io.read_image", "marshal.loads", "shelve.open"}
     calls = {
         (path.relative_to(REPOSITORY).as_posix(), call)
         for folder in ("wcl_core", "jobs", "api", "worker", "wcl_client")
@@ -328,7 +331,11 @@ def test_no_other_module_lets_bytes_choose_their_decoder() -> None:
         for call in calls_of(ast.parse(path.read_text(encoding="utf-8"))) & forbidden
     }
     pickles = ("wcl_core/networks/imported.py", "torch.load")
-    assert calls == {("wcl_core/data/image_file.py", "Image.open"), ("wcl_core/spec_files.py", "yaml.load"), pickles}
+    assert calls == {
+        ("wcl_core/data/image_file.py", "Image.open"),
+        ("wcl_core/spec_files.py", "yaml.load_all"),
+        pickles,
+    }
     tree = ast.parse((REPOSITORY / pickles[0]).read_text(encoding="utf-8"))
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == pickles[1]]
     assert all("weights_only=True" in map(ast.unparse, node.keywords) for node in loads)
