@@ -274,7 +274,6 @@ except ImportError:
 def endless(*_, **__):
     open({folder!r} + "/reached", "w").close()
     time.sleep(600)
-getattr(owner, name)  # there is one
 setattr(owner, name, endless)
 """
 
