@@ -81,7 +81,9 @@ def _of_steps(spec: PretrainSpec, images: int, preset: str | None, is_trained: b
         )
     total = steps * spec.epochs
     if total < MIN_STEPS and not _is_of_its_preset(spec, preset):
-        teaches = "anything" if total < _HOPELESS_STEPS else "much"
+        teaches = f"too few to learn {'anything' if total < _HOPELESS_STEPS else 'much'}"
+        if is_trained:
+            teaches = "which is little"  # what it has learned is measured
         enough = f"epochs = {math.ceil(MIN_STEPS / steps)}"
         if is_too_large:
             enough = f"batch_size = {fitting} with epochs = {math.ceil(MIN_STEPS / (images // fitting))}, or {enough}"
@@ -89,7 +91,7 @@ def _of_steps(spec: PretrainSpec, images: int, preset: str | None, is_trained: b
         if is_trained and not is_too_large:
             more = counted(further_epochs(spec, images, preset), "more epoch")
             use = f"continue it for {more}, to at least {MIN_STEPS:,} steps"
-        yield f"{counted(total, 'step')} in all, too few to learn {teaches}; {use}"
+        yield f"{counted(total, 'step')} in all, {teaches}; {use}"
 
 
 def _is_of_its_preset(spec: PretrainSpec, preset: str | None) -> bool:

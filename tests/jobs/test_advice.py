@@ -68,9 +68,9 @@ def test_what_will_hardly_learn_is_said_with_the_field_to_change(
 @pytest.mark.parametrize(
     ("epochs", "fields", "expected"),
     [
-        (60, {}, "420 steps in all, too few to learn much; continue it for 83 more epochs, to at least 1,000 steps"),
-        (142, {}, "994 steps in all, too few to learn much; continue it for 1 more epoch, to at least 1,000 steps"),
-        (10, {"batch_size": 180}, "20 steps in all, too few to learn anything; use at least 1,000, that is batch_size"),
+        (60, {}, "420 steps in all, which is little; continue it for 83 more epochs, to at least 1,000 steps"),
+        (142, {}, "994 steps in all, which is little; continue it for 1 more epoch, to at least 1,000 steps"),
+        (10, {"batch_size": 180}, "20 steps in all, which is little; use at least 1,000, that is batch_size"),
     ],
 )
 def test_a_training_that_has_ended_can_go_on(epochs: int, fields: dict[str, Any], expected: str) -> None:
