@@ -90,7 +90,7 @@ class Middleware:
             return Problem.of(failure).response()
 
     def _note_response(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count and log a response at its beginning, so that whoever has it finds it counted."""
+        """Count and log a response at its beginning: a client that has read it finds it counted."""
         scope["app"].state.request_metrics.observe(scope, status, seconds)
         if self._settings.access_log:
             principal, template = scope.get("state", {}).get("principal"), getattr(scope.get("route"), "path", "")
