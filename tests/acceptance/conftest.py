@@ -13,9 +13,9 @@ from tests.acceptance.service import Service
 @pytest.fixture(params=["sqlite", "postgres"])
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
     """Yield a started service, in both modes."""
-    settings: dict[str, str] = {}
+    settings = {"WCL_WEBHOOK_NETWORKS": '["127.0.0.0/8"]'}  # of receivers
     if request.param == "postgres":
-        settings = {
+        settings |= {
             "WCL_DATABASE_URL": request.getfixturevalue("postgres_url"),
             "WCL_BROKER_URL": request.getfixturevalue("redis_url"),
         }
