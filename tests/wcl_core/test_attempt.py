@@ -259,11 +259,13 @@ PHASES = {
     "knn": ("wcl_core.evaluation.knn.knn_correct", None),
     "linear_sgd": ("wcl_core.evaluation.linear_sgd.linear_sgd", None),
     "few_labels": ("wcl_core.evaluation.few_labels.few_labels", None),
+    "semi_supervised": ("wcl_core.evaluation.semi_supervised.semi_supervised", None),
     "retrieval": ("wcl_core.evaluation.retrieval.retrieval", None),
     "map": ("wcl_core.evaluation.embedding_map._tsne", None),
     "embed": ("wcl_core.checkpoint.write", None),
 }
 PIXELS = {"data": {"name": "digits", "image_size": 8}, "features": {"kind": "pixels"}}
+UNTRAINED = PIXELS | {"features": {"kind": "untrained", "backbone": {"name": "tiny", "stem": "stride2", "width": 4}}}
 ENDLESS = """
 import importlib, time
 *path, owner, name = {place!r}.split(".")
@@ -284,7 +286,8 @@ def test_a_request_ends_a_phase_that_has_nothing_to_save(
 ) -> None:
     place, changes = PHASES[phase]
     folder = tmp_path / "a"
-    run = {"kind": "evaluate", "spec": PIXELS | {"protocols": [phase.partition(" ")[0]]}}
+    evaluated = UNTRAINED if phase == "semi_supervised" else PIXELS
+    run = {"kind": "evaluate", "spec": evaluated | {"protocols": [phase.partition(" ")[0]]}}
     run = run if changes is None else {"kind": "pretrain", "spec": small.fields(**changes)}
     process = start(write_run(folder, **run), ENDLESS.format(place=place, folder=str(folder)))
     wait_for((folder / "reached").exists)

@@ -216,6 +216,18 @@ def test_a_request_ends_each_long_loop(loop: str) -> None:
         LOOPS[loop](features)
 
 
+def test_a_request_is_read_between_the_blocks_of_knn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among 1.3 million train images a block takes seconds, and all of them take hours."""
+    features, votes, rows = pixel_features(small.few_digits()), knn._votes, []
+    monkeypatch.setattr(knn, "_MOST_VALUES", 0)  # blocks as small as they may be
+    monkeypatch.setattr(knn, "_votes", lambda queries, *rest: rows.append(len(queries)) or votes(queries, *rest))  # type: ignore[func-returns-value]
+    requests = iter([None, None])
+    with interruptible(lambda: next(requests, "cancel")), pytest.raises(Interrupted):
+        knn.knn_correct(features, 1, 0.1)
+    assert rows == [16, 16, 16]
+    assert len(features.test) > sum(rows)
+
+
 # --- few labels ----------------------------------------------------------------------------------------------------
 
 
