@@ -298,7 +298,7 @@ def _on_dataset(session: Session, job: Job) -> tuple[Cause, str]:
     """Return why no worker has the version of the dataset that the job pins."""
     state = states(session).get(job.dataset_name)
     if state is not None and state.state is State.BEING_READ:
-        return Cause.DATASET_BEING_READ, f"{job.dataset_name} is being read: {state.share:.0%}"
+        return Cause.DATASET_BEING_READ, f"the dataset {job.dataset_name} is being read: {state.share:.0%}"
     newest = session.execute(select(Dataset.digest).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
     detail = f"no worker of the pool {job.pool} with enough GPUs has this version of {job.dataset_name}"
     if newest and newest != job.dataset_digest:
