@@ -101,6 +101,8 @@ def _of_the_jobs(database: Database, report: Report) -> None:
 
 def check(ledger: _Ledger) -> list[Finding]:
     """Return the findings of one job."""
+    if ledger.job.status in TERMINAL and ledger.events and ledger.events[0].seq > 1:  # old ones are removed
+        return [Finding(ledger.job.id, *problem) for problem in _of_the_rest(ledger)]
     replay = _Replay()
     problems = [*replay.run(ledger.events)]
     problems += _of_the_row(ledger.job, replay, len(ledger.events))
@@ -109,6 +111,19 @@ def check(ledger: _Ledger) -> list[Finding]:
     problems += _of_the_nodes(ledger)
     problems += _of_the_deliveries(ledger, replay)
     return [Finding(ledger.job.id, rule, message) for rule, message in problems]
+
+
+def _of_the_rest(ledger: _Ledger) -> _Problems:
+    """Yield the problems of an ended job whose old events are removed (jobs.expiry)."""
+    numbers = [event.seq for event in ledger.events]
+    if numbers != list(range(numbers[0], ledger.job.event_seq + 1)):
+        yield "numbering", f"the row counts {ledger.job.event_seq} events, but the last ones are {numbers}"
+    if ledger.job.status not in [event.data.get("status") for event in ledger.events]:
+        yield "status", f"the row is {ledger.job.status}, but no event that is left leads to it"
+    if open_ := [attempt.number for attempt in ledger.attempts if attempt.ended_at is None]:
+        yield "open_attempts", f"the attempts {open_} are open, but the job is {ledger.job.status}"
+    yield from _of_the_devices(ledger)
+    yield from _of_the_nodes(ledger)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

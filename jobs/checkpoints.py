@@ -10,18 +10,18 @@ A crash between the two steps leaves a marked row, whose file the next call of `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, exists, null, or_, select, update
+from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, null, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import access, activity, policies
+from jobs import access, activity, needs, policies
 from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.events import record
-from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job, Sweep, SweepTrial
+from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job
 from jobs.policies import Policies
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec
@@ -172,31 +172,39 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
     _check_owner(session, checkpoint)
     if checkpoint.pinned:
         raise Conflict("the checkpoint is pinned; unpin it first")
-    point = newest(session, checkpoint.job_id)
-    is_spare = point is not None and point.id != checkpoint_id
-    needs_it = or_(
-        and_(Job.id == checkpoint.job_id, Job.status != Status.PAUSED) if is_spare else Job.id == checkpoint.job_id,
-        Job.resume_checkpoint_id == checkpoint_id,
-        Job.spec["features"]["checkpoint_id"].as_string() == checkpoint_id,
-        Job.spec["weights"].as_string() == checkpoint.sha256,
-    )
-    statement = select(Job.id).where(Job.status.not_in(TERMINAL), needs_it).limit(1)
-    if (job_id := session.execute(statement).scalar_one_or_none()) is not None:
-        raise Conflict(f"job {job_id} needs the checkpoint")
-    if (sweep_id := sweep_from(session, checkpoint.sha256)) is not None:
-        raise Conflict(f"sweep {sweep_id} needs the checkpoint")
+    if (user := users(session, [checkpoint]).get(checkpoint_id)) is not None:
+        raise Conflict(f"{user} needs the checkpoint")
     session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(deleted_at=now_ms()))
     record(session, checkpoint.job_id, "checkpoint_deleted", {"step": checkpoint.step})
     _note(session, checkpoint, "delete")
     return checkpoint
 
 
-def sweep_from(session: Session, sha256: str) -> str | None:
-    """Return the id of a running sweep whose jobs, also those that it has yet to submit, start from these weights."""
-    of_base, of_trial = Sweep.base["weights"].as_string(), SweepTrial.settings["weights"].as_string()
-    trials = exists().where(SweepTrial.sweep_id == Sweep.id, of_trial == sha256)
-    running = select(Sweep.id).where(Sweep.status == Status.RUNNING, or_(of_base == sha256, trials))
-    return session.execute(running.limit(1)).scalar_one_or_none()
+def users(session: Session, rows: Sequence[Checkpoint]) -> dict[str, str]:
+    """Return those of the checkpoints that may not be deleted now, each with an unfinished job or sweep that needs it.
+
+    A job needs all checkpoints of its own until it has ended.  While it is paused, it needs only the newest good one.
+    """
+    unfinished = select(Job.id, Job.status).where(Job.id.in_({row.job_id for row in rows}), Job.status.not_in(TERMINAL))
+    statuses: dict[str, str] = dict(session.execute(unfinished).all())
+    points = {job_id: newest(session, job_id) for job_id, status in statuses.items() if status == Status.PAUSED}
+    result = {}
+    for row in rows:
+        point = points.get(row.job_id)
+        if row.job_id in statuses and (point is None or point.id == row.id):
+            result[row.id] = f"job {row.job_id}"
+    return result | _users_elsewhere(session, rows)
+
+
+def _users_elsewhere(session: Session, rows: Sequence[Checkpoint]) -> dict[str, str]:
+    """Return those of the checkpoints that another unfinished job or a sweep needs, each with one of them."""
+    user_of = {each.needed: each.user for each in needs.of_files(session, names_of(rows))}
+    return {row.id: user_of[name] for row in rows for name in names_of([row]) if name in user_of}
+
+
+def names_of(rows: Iterable[Checkpoint]) -> list[str]:
+    """Return the names by which jobs and sweeps need the checkpoints."""
+    return [name for row in rows for name in (row.sha256, row.id)]
 
 
 # --- retention -----------------------------------------------------------------------------------------------------
@@ -215,12 +223,17 @@ def expire(session: Session, job_id: str) -> None:
         return
     spec = parse_spec("pretrain", job.spec)
     assert isinstance(spec, PretrainSpec)
-    surplus = _surplus(session, spec, job_id, keep_last, rules.most_checkpoints)
+    if not (surplus := _surplus(session, spec, job_id, keep_last, rules.most_checkpoints)):
+        return
     # The lock comes before the query of needed ones: a new job that needs a checkpoint holds the lock until it commits.
     # A checkpoint that was pinned or deleted since the list was made is skipped.
-    unchanged = (Checkpoint.id.in_(surplus), Checkpoint.pinned.is_(False), Checkpoint.deleted_at.is_(None))
+    unchanged = (
+        Checkpoint.id.in_([row.id for row in surplus]),
+        Checkpoint.pinned.is_(False),
+        Checkpoint.deleted_at.is_(None),
+    )
     locked = select(Checkpoint.id).where(*unchanged).with_for_update(skip_locked=True)
-    free = set(session.execute(locked).scalars()) - _needed(session, surplus)
+    free = set(session.execute(locked).scalars()) - set(_users_elsewhere(session, surplus))
     session.execute(update(Checkpoint).where(Checkpoint.id.in_(free)).values(deleted_at=now_ms()))
 
 
@@ -232,29 +245,16 @@ def _keep_last(requested: int | None, rules: Policies) -> int | None:
     return rules.most_checkpoints if kept is None else min(kept, rules.most_checkpoints)
 
 
-def _surplus(session: Session, spec: PretrainSpec, job_id: str, keep_last: int, most: int | None) -> list[str]:
+def _surplus(session: Session, spec: PretrainSpec, job_id: str, keep_last: int, most: int | None) -> list[Checkpoint]:
     newest_first = [checkpoint for checkpoint in good(session, job_id) if not checkpoint.pinned]
     num_best = _num_best(spec) if most is None else min(_num_best(spec), most)
     kept = newest_first[:keep_last] + best_first(newest_first)[:num_best]
-    return [checkpoint.id for checkpoint in newest_first if checkpoint not in kept]
+    return [checkpoint for checkpoint in newest_first if checkpoint not in kept]
 
 
 def _num_best(spec: PretrainSpec) -> int:
     """Return the number of best checkpoints to keep; a planned evaluation of the best one needs one at the end."""
     return max(spec.checkpoints.keep_best, int(any(plan.when == "best" for plan in spec.evaluations)))
-
-
-def _needed(session: Session, ids: Sequence[str]) -> set[str]:
-    """Return those of the checkpoints that an unfinished job or sweep starts from, or an unfinished job evaluates."""
-    evaluated = Job.spec["features"]["checkpoint_id"].as_string()
-    needs = or_(Job.resume_checkpoint_id.in_(ids), evaluated.in_(ids))
-    rows = session.execute(select(Job.resume_checkpoint_id, evaluated).where(Job.status.not_in(TERMINAL), needs))
-    started_from = select(Job.spec["weights"].as_string()).where(Job.status.not_in(TERMINAL))
-    by_sweeps = select(Sweep.base["weights"].as_string()).where(Sweep.status == Status.RUNNING)
-    by_trials = select(SweepTrial.settings["weights"].as_string()).join(Sweep, Sweep.id == SweepTrial.sweep_id)
-    used = started_from.union_all(by_sweeps, by_trials.where(Sweep.status == Status.RUNNING))
-    weights = select(Checkpoint.id).where(Checkpoint.id.in_(ids), Checkpoint.sha256.in_(used))
-    return {needed for row in rows for needed in row if needed is not None} | set(session.execute(weights).scalars())
 
 
 def orphans(session: Session, keys: Sequence[str]) -> list[str]:

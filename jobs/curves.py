@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import Select, case, func, select, tuple_
+from sqlalchemy import Select, and_, case, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from jobs.expiry import MOST_POINTS
 from jobs.ingest import ROLLUP_WIDTHS
-from jobs.models import Attempt, Point, Rollup, Series
+from jobs.models import Attempt, Job, Point, Rollup, Series
 
 # A level has an eighth of the next finer level's buckets.  A level with up to four times too many buckets is still
 # read, two or four buckets as one, so that a chart never has far fewer points than its limit.
@@ -116,21 +117,23 @@ def levels(session: Session, series: Iterable[str], part: Part, max_points: int)
     own = (Point.series_id == Series.id, Point.attempt == part.attempt)
     within = (*own, Point.step.between(low * width, (high + 1) * width - 1))
     ends = (select(end(Point.step)).where(*within).scalar_subquery() for end in (func.min, func.max))
-    statement = select(Series.id, count.scalar_subquery(), *ends).where(Series.id.in_(series))
+    whole = select(func.sum(Rollup.n)).where(*touched).scalar_subquery()
+    is_thinned = and_(Job.thinned_at.is_not(None), whole > MOST_POINTS)  # then the buckets tell more than the points
+    statement = select(Series.id, count.scalar_subquery(), *ends, is_thinned).join(Job).where(Series.id.in_(series))
     by_detail: dict[Detail, dict[str, int]] = defaultdict(dict)
-    for one, total, begin, end in session.execute(statement):
-        if total is None:  # no values, or only missing values, which have no buckets
+    for one, total, begin, end, is_thin in session.execute(statement):
+        if total is None or end is None:  # no values, or only missing values, which have no buckets
             by_detail[POINTS][one] = part.last
             continue
         steps = max(0, min(part.last, end) - max(part.first, begin) + 1)
         share = steps / (end - begin + 1)
-        by_detail[_detail(total * share, steps, max_points)][one] = end
+        by_detail[_detail(total * share, steps, max_points, has_points=not is_thin)][one] = end
     return by_detail
 
 
-def _detail(count: float, steps: int, max_points: int) -> Detail:
+def _detail(count: float, steps: int, max_points: int, has_points: bool) -> Detail:
     most = _READ_FACTOR * max_points
-    if count <= most:
+    if count <= most and has_points:
         return POINTS
     numbers = {level: min(count, steps / width + 2) for level, width in ROLLUP_WIDTHS.items()}
     level = min((level for level, number in numbers.items() if number <= most), default=_TOP)

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, Update, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import access, activity, listing, transitions
+from jobs import access, activity, checkpoints, listing, needs, transitions
 from jobs.database import database_time, new_id, now_ms
 from jobs.errors import Conflict, NotFound
 from jobs.events import record
@@ -27,12 +26,10 @@ from jobs.models import (
     Artifact,
     Checkpoint,
     Deletion,
-    Dependency,
     Evaluation,
     Job,
     JobEvaluation,
     Sweep,
-    SweepTrial,
 )
 from jobs.status import TERMINAL, Status
 
@@ -240,43 +237,21 @@ def _refuse_needed(session: Session, family: _Family, before: Collection[str], l
     ids = [job.id for job in family.members()]
     if not ids:
         return
-    own = select(Checkpoint.id, Checkpoint.job_id, Checkpoint.sha256).where(Checkpoint.job_id.in_(ids))
-    own = own.where(Checkpoint.deleted_at.is_(None)).order_by(Checkpoint.id)
+    own = select(Checkpoint).where(Checkpoint.job_id.in_(ids), Checkpoint.deleted_at.is_(None)).order_by(Checkpoint.id)
     # A new job that needs a checkpoint holds its row, and finds it hidden afterwards.
-    files = session.execute(own.with_for_update() if lock else own).all()
-    writers = {row.id: row.job_id for row in files} | {row.sha256: row.job_id for row in files}
-    evaluated, weights = Job.spec["features"]["checkpoint_id"].as_string(), Job.spec["weights"].as_string()
-    users = select(Job.id, Job.resume_checkpoint_id, evaluated, weights).where(Job.status.not_in(TERMINAL))
-    takes_any = or_(Job.resume_checkpoint_id.is_not(None), evaluated.is_not(None), weights.is_not(None))
-    needs = [
-        (user, writers[name])
-        for user, *names in session.execute(users.where(takes_any)).all()
-        for name in names
-        if name in writers
-    ]
-    dependent = select(Dependency.job_id, Dependency.needs_job_id).join(Job, Job.id == Dependency.job_id)
-    dependent = dependent.where(Dependency.needs_job_id.in_(ids), Job.status.not_in(TERMINAL))
-    needs += [(row.job_id, row.needs_job_id) for row in session.execute(dependent)]
-    sweep_needs = [(row.id, writers[row.sha256]) for row in _sweep_starts(session) if row.sha256 in writers]
+    files = session.execute(own.with_for_update() if lock else own).scalars().all()
+    writers = {name: row.job_id for row in files for name in checkpoints.names_of([row])}
+    uses = [(each, writers[each.needed]) for each in needs.of_files(session, writers)]
+    uses += [(each, each.needed) for each in needs.of_jobs(session, ids)]
     while True:  # a refused job may need another one of them
         members = {*before, *(job.id for job in family.members())}
-        blocked = {needed: f"job {user}" for user, needed in needs if needed in members and user not in members}
-        blocked |= {needed: f"sweep {sweep_id}" for sweep_id, needed in sweep_needs}
+        blocked = {job_id: need.user for need, job_id in uses if job_id in members and need.user_id not in members}
         roots = [root for root, jobs in family.of_root.items() if any(job.id in blocked for job in jobs)]
         if not roots:
             return
         for root in roots:
             user = next(blocked[job.id] for job in family.of_root[root] if job.id in blocked)
             family.refuse(root, f"{user} has not ended and needs it; cancel or delete that one first")
-
-
-def _sweep_starts(session: Session) -> Sequence[Any]:
-    """Return (id, sha256) of running sweeps and the weights that their jobs start from, also later ones."""
-    of_base = select(Sweep.id, Sweep.base["weights"].as_string().label("sha256"))
-    of_trials = select(Sweep.id, SweepTrial.settings["weights"].as_string().label("sha256"))
-    of_trials = of_trials.join(SweepTrial, SweepTrial.sweep_id == Sweep.id)
-    is_running = Sweep.status == Status.RUNNING
-    return session.execute(of_base.where(is_running).union(of_trials.where(is_running))).all()
 
 
 # --- what is deleted -------------------------------------------------------------------------------------------------

@@ -210,6 +210,7 @@ class Job(Hideable, Base):
     starred_at: Mapped[int | None]
     reference_at: Mapped[int | None]  # since then it is the reference of its dataset (jobs.references)
     note: Mapped[str | None] = mapped_column(_Text)  # Markdown, as a user wrote it
+    thinned_at: Mapped[int | None]  # since then its long curves have fewer points (jobs.expiry)
 
 
 class Deletion(Base):

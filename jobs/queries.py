@@ -179,6 +179,11 @@ def attempts(session: Session, job_id: str) -> list[Attempt]:
     return list(session.execute(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).scalars())
 
 
+def are_events_removed(session: Session, job_id: str) -> bool:
+    """Return whether the first event of a job is gone, as its age makes it (jobs.expiry)."""
+    return session.get(Event, (job_id, 1)) is None
+
+
 def events_after(session: Session, job_id: str, seq: int, limit: int = 500, until: int = _MAX_INTEGER) -> list[Event]:
     """Return the events after the number `seq` up to the number `until`, in order."""
     statement = select(Event).where(Event.job_id == job_id, Event.seq > min(seq, _MAX_INTEGER), Event.seq <= until)

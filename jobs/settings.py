@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     keep_checkpoints: int | None = Field(default=None, ge=1, le=1_000_000)
     most_checkpoints: int | None = Field(default=None, ge=1, le=1_000_000)
     log_days: float | None = Field(default=None, gt=0, le=36_500)
+    point_days: float | None = Field(default=None, gt=0, le=36_500)
+    event_days: float | None = Field(default=None, gt=0, le=36_500)
+    export_days: float = Field(default=90, gt=0, le=36_500)
     worker_days: float = Field(default=90, ge=7, le=36_500)
 
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=1_000_000_000)

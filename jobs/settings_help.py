@@ -148,6 +148,16 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "as long as the job",
         "days after the end of a job for which the output of its processes is kept",
     ),
+    "point_days": (
+        "as long as the job",
+        "days after the end of a job for which each point of its curves is kept; then a curve with more than 4,000 "
+        "points in an attempt keeps up to 4,000 of them, and the buckets that charts show",
+    ),
+    "event_days": (
+        "as long as the job",
+        "days after the end of a job for which its events are kept; then that of its end and later ones stay",
+    ),
+    "export_days": ("90", "days for which a backbone that the server has exported is kept without a download"),
     "worker_days": ("90", "days for which the rows of workers that ended are kept"),
     "log_format": (
         "`lines`",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 from sqlalchemy import Subquery, distinct, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from jobs.attempts import AttemptRef
-from jobs.checkpoints import is_good
+from jobs.checkpoints import is_good, users
 from jobs.database import database_time, insert
 from jobs.models import SEES_HIDDEN, Artifact, Attempt, Checkpoint, DeviceUse, Job, Key
-from jobs.status import TERMINAL
 
 DAY_MS = 86_400_000
 
@@ -138,7 +138,8 @@ class StoredJob:
 
     Attributes:
         size: of all, in bytes.
-        removable: bytes of its checkpoints that can be deleted: of an ended job all but the newest and pinned ones.
+        removable: bytes of its checkpoints that can be deleted: all but the newest and pinned ones, and those that an
+            unfinished job or sweep needs.
     """
 
     job_id: str
@@ -195,12 +196,14 @@ def _files() -> Subquery:
 
 
 def _removable(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
-    """Return the bytes of the checkpoints of ended jobs that are neither pinned, nor the newest good ones, by job."""
-    place = func.row_number().over(
-        partition_by=Checkpoint.job_id, order_by=(Checkpoint.step.desc(), Checkpoint.attempt.desc())
-    )
-    ended = select(Job.id).where(Job.id.in_(job_ids), Job.status.in_(TERMINAL))
-    good = select(Checkpoint.job_id, Checkpoint.size, Checkpoint.pinned, place.label("place"))
-    ranked = good.where(Checkpoint.job_id.in_(ended), is_good()).subquery()
-    spare = select(ranked.c.job_id, func.sum(ranked.c.size)).where(ranked.c.place > 1, ranked.c.pinned.is_(False))
-    return {job_id: int(size) for job_id, size in session.execute(spare.group_by(ranked.c.job_id))}
+    """Return the bytes of the checkpoints that could be deleted while the newest good one stays, by job."""
+    kept = select(Checkpoint).where(Checkpoint.job_id.in_(job_ids), is_good())
+    kept = kept.options(load_only(Checkpoint.job_id, Checkpoint.sha256, Checkpoint.size, Checkpoint.pinned))
+    by_age = kept.order_by(Checkpoint.job_id, Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    rows = session.execute(by_age).scalars().all()
+    newest = {row.job_id: row.id for row in reversed(rows)}
+    spare = [row for row in rows if not row.pinned and row.id != newest[row.job_id]]
+    needed, sizes = users(session, spare), Counter[str]()
+    for row in spare:
+        sizes[row.job_id] += 0 if row.id in needed else row.size
+    return sizes

@@ -24,13 +24,13 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs import access, activity, checkpoints
+from jobs import access, activity, needs
 from jobs.checked_files import BadFile
 from jobs.checkpoints import is_good
 from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.models import Checkpoint, Job, Weights
-from jobs.status import TERMINAL, Reason, Status
+from jobs.status import Reason, Status
 from jobs.storage import Storage, verified
 from wcl_core.config import DATASET_NAME, is_transformer
 
@@ -280,10 +280,7 @@ def remove_row(session: Session, sha256: str) -> None:
     row = session.get(Weights, sha256, with_for_update=True)
     row = existing(row, f"imported weights with the digest {sha256[:100]}")
     access.check_owner(session, row.created_by, f"the weights {row.name}")
-    needs = select(Job.id).where(Job.status.not_in(TERMINAL), Job.spec["weights"].as_string() == sha256)
-    if (job_id := session.execute(needs.limit(1)).scalar_one_or_none()) is not None:
-        raise Conflict(f"job {job_id} needs the weights; cancel it, or wait for its end")
-    if (sweep_id := checkpoints.sweep_from(session, sha256)) is not None:
-        raise Conflict(f"sweep {sweep_id} needs the weights; cancel it, or wait for its end")
+    if users := needs.of_files(session, [sha256]):
+        raise Conflict(f"{users[0].user} needs the weights; cancel it, or wait for its end")
     session.execute(delete(Weights).where(Weights.sha256 == sha256))
     activity.note(session, "weights.remove", sha256, row.name)

@@ -95,6 +95,7 @@ class Job(TypedDict, total=False):
     warnings: list[str]
     note: str | None
     expected_time: Json | None
+    thinned_at: str | None
 
 
 class Checkpoint(TypedDict, total=False):

@@ -7,8 +7,11 @@ DIGEST.sha256         `2`, digest and size of that file; another first word is o
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -63,13 +66,22 @@ def _kept(out: Path, noted: Path) -> tuple[BinaryIO, str] | None:
     """Return a complete export whose bytes are those that were written; None if it has to be made."""
     try:
         version, digest, size = noted.read_text(encoding="ascii").split()
-        return (_EXPORTED.open(out, digest, int(size)), digest) if version == _VERSION else None
+        if version != _VERSION:
+            return None
+        opened = _EXPORTED.open(out, digest, int(size))
+        os.utime(noted)  # the time of its last use
+        return opened, digest
     except (FileNotFoundError, ValueError, Damaged):
         return None
 
 
-def sweep(database: Database, folder: Path) -> None:
-    """Remove the exports of checkpoints that users or retention have deleted, also with their job.
+def sweep(database: Database, folder: Path, days: float = math.inf) -> None:
+    """Remove the exports of checkpoints that users or retention have deleted, also with their job, and unused ones.
+
+    Args:
+        database: has the checkpoints.
+        folder: where exports are.
+        days: an export that nobody has requested for so long is removed; the next request makes it again.
 
     Raises:
         OSError, DBAPIError: a file cannot be removed, or the database does not respond; the next collection retries.
@@ -80,9 +92,18 @@ def sweep(database: Database, folder: Path) -> None:
         claimed = select(Checkpoint.sha256).where(Checkpoint.sha256.in_(batch), Checkpoint.deleted_at.is_(None))
         with database.read() as session:
             orphans = set(batch) - set(session.execute(claimed).scalars())
+        orphans |= {sha256 for sha256 in batch if _age(_places(folder, sha256)[1]) > days}
         for sha256 in orphans:
             for path in reversed(_places(folder, sha256)):
                 path.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """Return the days since a file was written or used; 0 for one that is absent."""
+    try:
+        return (time.time() - path.stat().st_mtime) / 86_400
+    except FileNotFoundError:
+        return 0.0
 
 
 def _places(folder: Path, sha256: str) -> tuple[Path, Path]:

@@ -28,6 +28,8 @@ def keep_clean(database: Database, storage: Storage, settings: Settings, stop: t
     importing = FaultLog(log, "the removal of half imports of weights")
     expiring = FaultLog(log, "the removal of old entries of the activity log")
     logs = FaultLog(log, "the removal of old output of jobs")
+    events = FaultLog(log, "the removal of old events of jobs")
+    points = FaultLog(log, "the removal of old points of curves")
     workers = FaultLog(log, "the removal of workers that ended")
     next_sweep = 0.0
     is_over = False
@@ -35,10 +37,12 @@ def keep_clean(database: Database, storage: Storage, settings: Settings, stop: t
         _try(lambda: purge_due(database, storage, settings.restore_days, stop), purging)
         if time.monotonic() >= next_sweep:
             next_sweep = time.monotonic() + _SWEEP_SECONDS
-            _try(lambda: exports.sweep(database, settings.exports_dir), sweeping)
+            _try(lambda: exports.sweep(database, settings.exports_dir, settings.export_days), sweeping)
             _try(lambda: weights.collect(database, storage), importing)
             _try(lambda: activity.expire(database, settings.activity_days), expiring)
             _try(lambda: expiry.expire_logs(database, settings.log_days, stop), logs)
+            _try(lambda: expiry.expire_events(database, settings.event_days, stop), events)
+            _try(lambda: expiry.thin_curves(database, settings.point_days, stop), points)
             _try(lambda: expiry.expire_workers(database, settings.worker_days), workers)
         is_over = stop.wait(_PURGE_SECONDS)
 

@@ -292,6 +292,8 @@ class JobResponse(JobSummary):
     null.
     `expected_time` is of a training that has yet to report how long it takes; null for other jobs.
 
+    `thinned_at` is when the points of long curves were thinned out, as the service does some time after the end of a
+    job; null while all are kept.
     `request_id` is of the submission, as the logs of server and workers name it; null if no request has submitted it.
     `owner` is the name of the key that submitted the job, `created_by` its id.  `status_by` is the name of the person
     or key that paused or cancelled it.
@@ -320,6 +322,7 @@ class JobResponse(JobSummary):
     note: str | None
     expected_time: TrainingTime | None
     warnings: list[str]
+    thinned_at: Time | None
 
 
 def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:

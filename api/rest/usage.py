@@ -56,9 +56,9 @@ class StoredResponse(Response):
 
 
 class StoredJobResponse(Response):
-    """The registered files of a job; `removable` are the bytes of checkpoints of an ended job that can be deleted.
+    """The registered files of a job; `removable` are the bytes of checkpoints that can be deleted.
 
-    These are all but the newest and the pinned ones.
+    These are all but the newest and the pinned ones, and those that an unfinished job or sweep needs.
     """
 
     job_id: str

@@ -63,6 +63,7 @@ class Run:
     view: JobView
     attempts: list[Attempt]
     events: list[Entry]
+    are_events_removed: bool  # those before the end, by their age
     checkpoints: list[Checkpoint]
     evaluations: list[Card]
     without_numbers: list[Job]  # evaluations of its checkpoints that write features or a map only, newest first
@@ -193,6 +194,7 @@ def run(session: Session, job_id: str) -> Run:
         view=JobView(job, queries.tags(session, [job_id])[job_id]),
         attempts=attempts,
         events=entries_before(session, job_id, job.event_seq + 1),
+        are_events_removed=job.ended_at is not None and queries.are_events_removed(session, job_id),
         checkpoints=checkpoints,
         evaluations=cards(session, queries.evaluations(session, job_id)),
         without_numbers=_without_numbers(session, job_id),

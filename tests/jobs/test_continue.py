@@ -176,7 +176,7 @@ def test_weights_are_kept_while_an_unfinished_job_starts_from_them(database: Dat
         with pytest.raises(Conflict, match="needs the"):
             database.write(removal)
     with database.read() as session:
-        assert checkpoints._needed(session, [checkpoint_id]) == {checkpoint_id}
+        assert set(checkpoints.users(session, checkpoints.good(session, first))) == {checkpoint_id}
     database.write(lambda session: session.execute(update(Job).values(status="cancelled")))
 
     database.write(lambda session: weights.remove_row(session, IMPORTED))

@@ -1,4 +1,4 @@
-"""What ends by its age: output of ended jobs, rows of ended workers."""
+"""What ends by its age: output, events and points of ended jobs, rows of ended workers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 import pytest
 from sqlalchemy import select, update
 
-from jobs import expiry, workers
+from jobs import audit, curves, expiry, step_times, workers
 from jobs.database import Database, now_ms
-from jobs.models import Job, Log, Worker
+from jobs.models import Event, Job, Log, Point, Series, Worker
 from tests.jobs import rows
 from tests.jobs.rows import Run
 
@@ -34,6 +34,81 @@ def test_old_output_of_ended_jobs_is_removed_in_batches(database: Database, monk
 
     with database.read() as session:
         assert set(session.execute(select(Log.job_id)).scalars()) == set(ids[2:])
+
+
+def _age(database: Database, *ids: str) -> None:
+    old = update(Job).where(Job.id.in_(ids)).values(ended_at=now_ms() - 31 * DAY_MS)
+    database.write(lambda session: session.execute(old))
+
+
+def test_old_events_go_but_the_end_stays_and_the_audit_is_closed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiry, "AT_ONCE", 1)
+    rows.add_dataset(database)
+    runs = [Run(database, rows.running(database)) for _ in range(3)]
+    for run in runs:
+        run.deliver(rows.started(), rows.checkpoint(1))
+    for run in runs[:2]:
+        run.end("succeeded")
+    _age(database, *(run.job_id for run in runs))  # the last one has not ended, whatever its row says
+    database.write(lambda s: s.execute(update(Job).where(Job.id == runs[2].job_id).values(ended_at=None)))
+
+    assert expiry.expire_events(database, None, threading.Event()) == 0
+    assert expiry.expire_events(database, 30, threading.Event()) == 2
+    assert expiry.expire_events(database, 30, threading.Event()) == 0  # nothing is left to do
+
+    assert [[event.type for event in rows.events(database, run.job_id)] for run in runs[:2]] == [["succeeded"]] * 2
+    assert rows.events(database, runs[2].job_id)[0].type == "submitted"
+    assert audit.audit(database).findings == []
+    lost = update(Event).where(Event.job_id == runs[0].job_id).values(data={"status": "failed"})
+    database.write(lambda session: session.execute(lost))
+    assert [finding.rule for finding in audit.audit(database).findings] == ["status"]
+
+
+def test_a_long_curve_keeps_its_form_and_a_short_one_all_points(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiry, "MOST_POINTS", 80)
+    monkeypatch.setattr(curves, "MOST_POINTS", 80)
+    monkeypatch.setattr(expiry, "BATCH", 90)  # ends within a bucket
+    rows.add_dataset(database)
+    run = Run(database, rows.running(database))
+    run.deliver(rows.started())
+    values = {step: None if step == 77 else float((step * 7_919) % 1_000) for step in range(1, 513)}
+    short = {step: {"short": 1.0} if step % 8 == 3 else {} for step in values}
+    run.deliver(*(rows.metrics(step, loss=value, **short[step]) for step, value in values.items()))
+    run.end("drained")
+    second = Run(database, rows.claim(database))
+    second.deliver(rows.started(512), *(rows.metrics(step, loss=2_000.0) for step in range(513, 517)))
+    second.end("succeeded")
+    _age(database, run.job_id)
+
+    def read(**limits: int) -> dict[str, list[curves.CurvePoint]]:
+        with database.read() as session:
+            return curves.metrics(session, run.job_id, **limits)
+
+    before, short_before, zoomed = read(max_points=10), read()["short"], read(first=200, last=263)
+    assert expiry.thin_curves(database, None, threading.Event()) == 0
+    assert expiry.thin_curves(database, 30, threading.Event()) == 1
+    assert expiry.thin_curves(database, 30, threading.Event()) == 0
+
+    with database.read() as session:
+        loss = select(Series.id).where(Series.name == "loss").scalar_subquery()
+        first = select(Point.step).where(Point.series_id == loss, Point.attempt == 1).order_by(Point.step)
+        steps = session.execute(first).scalars().all()
+        assert step_times.step_times(session, run.job_id)
+    # The first, the missing one, and the last of each bucket of 8 steps
+    assert steps == [1, *(step for step in values if step % 8 == 7 or step in (77, 512))]
+    assert rows.job(database, run.job_id).thinned_at is not None
+    assert read(max_points=10) == before
+    assert read()["short"] == short_before
+    after = read(first=200, last=263)["loss"]
+    assert [point.step for point in after] == list(range(207, 264, 8))
+    extremes = (min(p.min for p in zoomed["loss"] if p.min is not None), max(p.max or 0 for p in zoomed["loss"]))
+    assert (min(p.min or 0 for p in after), max(p.max or 0 for p in after)) == extremes
+    assert [point.step for point in read()["loss"] if point.attempt == 2] == [513, 514, 515, 516]
+    assert audit.audit(database).findings == []
 
 
 def test_workers_that_ended_long_ago_are_removed(database: Database) -> None:

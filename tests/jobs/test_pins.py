@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from jobs import checkpoints
 from jobs.database import Database
 from jobs.errors import NotFound
-from jobs.models import Job
+from jobs.models import Checkpoint, Job
 from tests.jobs import rows
 from tests.jobs.rows import Run, running
 from tests.jobs.test_checkpoints import id_of, keeping, kept, saved
@@ -40,7 +40,7 @@ def test_a_checkpoint_pinned_during_retention_stays(database: Database, monkeypa
     run.deliver(rows.started(), saved(1))
     first = id_of(database, run.job_id, 1)
 
-    def list_and_pin(*arguments: Any) -> list[str]:
+    def list_and_pin(*arguments: Any) -> list[Checkpoint]:
         surplus = listed(*arguments)
         database.write(lambda session: checkpoints.pin(session, first, True))
         return surplus

@@ -208,7 +208,7 @@ def test_a_running_sweep_keeps_the_weights_of_jobs_that_it_has_yet_to_submit(
     with pytest.raises(Conflict, match="sweep .* needs the checkpoint"):
         database.write(lambda session: checkpoints.delete(session, checkpoint_id))
     with database.read() as session:
-        assert checkpoints._needed(session, [checkpoint_id]) == {checkpoint_id}
+        assert set(checkpoints.users(session, checkpoints.good(session, trained))) == {checkpoint_id}
 
     database.write(lambda session: session.execute(update(Sweep).values(status="cancelled")))
     weights.remove(database, storage, DIGEST)

@@ -367,19 +367,26 @@ GUARDS = (
     Guard(
         "imported weights that an unfinished job needs are kept",
         "jobs/weights.py",
-        "needs = select(Job.id).where(Job.status.not_in(TERMINAL), ",
-        "needs = select(Job.id).where(Job.id.is_(None), ",
+        "    if users := needs.of_files(session, [sha256]):\n",
+        "    if users := needs.of_files(session, []):\n",
         ("tests/jobs/test_weights.py::test_removal_takes_the_file_and_waits_for_jobs[sqlite]",),
     ),
     Guard(
         "weights that a running sweep needs are kept",
-        "jobs/checkpoints.py",
-        "select(Sweep.id).where(Sweep.status == Status.RUNNING, or_(of_base == sha256, trials))",
-        "select(Sweep.id).where(Sweep.status == Status.RUNNING, of_base == sha256)",
+        "jobs/needs.py",
+        "        trials.where(is_running),\n",
+        "",
         (
             "tests/jobs/test_weights.py::"
             "test_a_running_sweep_keeps_the_weights_of_jobs_that_it_has_yet_to_submit[sqlite-True]",
         ),
+    ),
+    Guard(
+        "what an unfinished job needs counts for retention, deletion, weights and the storage page",
+        "jobs/needs.py",
+        "    statement = select(all_needs).where(all_needs.c.needed.is_not(None))\n",
+        "    statement = select(all_needs).where(all_needs.c.needed.is_(None))\n",
+        ("tests/api/rest/test_usage.py::test_the_storage_shows_the_largest_keys_and_jobs",),
     ),
     Guard(
         "a late removal takes no file of a row",
@@ -530,7 +537,7 @@ GUARDS = (
     Guard(
         "retention keeps a checkpoint that a job needs",
         "jobs/checkpoints.py",
-        " - _needed(session, surplus)",
+        " - set(_users_elsewhere(session, surplus))",
         "",
         ("tests/jobs/test_checkpoints.py::test_retention_keeps_a_needed_checkpoint[sqlite-evaluation]",),
     ),
@@ -1167,8 +1174,8 @@ GUARDS = (
     Guard(
         "the checkpoint that a paused job needs stays",
         "jobs/checkpoints.py",
-        "is_spare = point is not None and point.id != checkpoint_id",
-        "is_spare = point is not None",
+        "if row.job_id in statuses and (point is None or point.id == row.id):",
+        "if row.job_id in statuses and point is None:",
         ("tests/jobs/test_held.py::test_of_a_paused_job_all_checkpoints_but_the_one_it_needs_may_be_deleted[sqlite]",),
     ),
     Guard(

@@ -342,6 +342,11 @@ def test_the_export_of_a_checkpoint_that_retention_removed_goes(small: Served) -
     exports.sweep(small.database, folder)
 
     assert sorted(path.name for path in folder.iterdir()) == [f"{DIGEST}.safetensors", f"{DIGEST}.sha256"]
+    exports.sweep(small.database, folder, days=90)
+    assert len(list(folder.iterdir())) == 2
+    os.utime(folder / f"{DIGEST}.sha256", (0, 0))
+    exports.sweep(small.database, folder, days=90)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_download_that_began_survives_the_deletion(small: Served) -> None:

@@ -61,5 +61,9 @@ def test_the_storage_shows_the_largest_keys_and_jobs(small: Served) -> None:
     assert client.get("/v1/storage", params={"by": "anna"}).json()["jobs"][0]["removable"] == 30
     client.patch(f"/v1/checkpoints/{pinned}", json={"pinned": True})
     assert [each["removable"] for each in client.get("/v1/storage").json()["jobs"]] == [20, 0]
+    needed = client.get(f"/v1/jobs/{run.job_id}/checkpoints").json()["items"][1]["id"]
+    rows.submit(small.database, resume_checkpoint_id=needed)
+    assert [each["removable"] for each in client.get("/v1/storage").json()["jobs"]] == [0, 0]
+    assert client.delete(f"/v1/checkpoints/{needed}").status_code == 409
     assert_problem(client.get("/v1/storage", params={"by": "absent"}), 422, "by")
     assert "Storage, 65" in small.browser("read").get("/usage").text
