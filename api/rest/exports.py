@@ -68,9 +68,8 @@ def _kept(out: Path, noted: Path) -> tuple[BinaryIO, str] | None:
         version, digest, size = noted.read_text(encoding="ascii").split()
         if version != _VERSION:
             return None
-        opened = _EXPORTED.open(out, digest, int(size))
         os.utime(noted)  # the time of its last use
-        return opened, digest
+        return _EXPORTED.open(out, digest, int(size)), digest
     except (FileNotFoundError, ValueError, Damaged):
         return None
 
