@@ -68,6 +68,9 @@ _CAUSE_SECONDS = 10.0  # for another node, which waits for its other ranks befor
 _BEGIN_SECONDS = 20.0  # for the other nodes, whose workers poll each second
 _SECRET_BYTES = 32
 _SLOW_SECONDS = 0.2  # of a delivery, after which requests are read beside it
+_LISTEN_SECONDS = 0.05  # between two looks at such reads
+_MOST_READS = 2  # at once: each one uses a connection to the database
+_READ_SECONDS = 1.0  # that a read takes before another one is started beside it
 _FILE_SECONDS = 1.0  # between two renewals while only a file is waited for
 
 
@@ -270,12 +273,16 @@ class _Run:
         self._was_killed = False
         self._killed_for: AttemptEnd | None = None
         self._last_report: tuple[int, float] = (-1, 0.0)  # size of the spool, and since when
+        self._reads: list[BackgroundWork[Request | None]] = []  # of requests, beside deliveries
+        self._is_slow = False  # the last delivery was, so requests are read also until the next one
 
     def follow(self) -> None:
         """Follow the run to its end, deliver all its records, and end the attempt."""
         while (code := self._process.exit_code()) is None:
             self._deliver()
             self._delivery.cap_output()
+            if self._is_slow:
+                self._listen()
             self._enforce()
             self._process.wait(self._pause())
         if not self._deliver_rest():
@@ -355,15 +362,19 @@ class _Run:
 
         A delivery brings the requests only after a message for each of its statements.
         """
-        reading: BackgroundWork[Request | None] | None = None
-        while not sending.is_done(_SLOW_SECONDS):
-            if self._process.exit_code() is not None:
-                continue
-            if reading is not None and reading.is_done():
-                self._pass_on(reading.result())
-                reading = None
-            reading = reading or BackgroundWork(self._attempt.read_request)
-            self._enforce()
+        self._is_slow = not sending.is_done(_SLOW_SECONDS)
+        while not sending.is_done(_LISTEN_SECONDS):
+            if self._process.exit_code() is None:
+                self._listen()
+                self._enforce()
+
+    def _listen(self) -> None:
+        """Pass on the requests that were read, and read them again; beside a slow read, start another one."""
+        for read in [each for each in self._reads if each.is_done()]:
+            self._reads.remove(read)
+            self._pass_on(read.result())
+        if not self._reads or (len(self._reads) < _MOST_READS and self._reads[-1].seconds() >= _READ_SECONDS):
+            self._reads.append(BackgroundWork(self._attempt.read_request))
 
     def _renew_without_records(self, error: DBAPIError) -> None:
         """Renew the attempt while only its records are refused, as without a right on their table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,7 +113,7 @@ def test_a_cancelled_run_that_does_not_end_by_itself_is_killed_at_once(monkeypat
 
 def test_a_cancel_is_read_beside_a_delivery_that_a_slow_database_holds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     one: Any = StandIn(cancel=False)
-    one.read_request = iter([None, "cancel"]).__next__
+    one.read_request = chain([None], repeat("cancel")).__next__
 
     def held_up() -> Requests:
         eventually(lambda: one.was_killed, "the end of the run")
@@ -123,6 +124,37 @@ def test_a_cancel_is_read_beside_a_delivery_that_a_slow_database_holds_up(monkey
 
     assert one.was_at_once
     assert one.ends == [AttemptEnd("cancelled", None, None)]
+
+
+def test_a_cancel_is_read_beside_another_read_that_a_slow_database_holds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_READ_SECONDS", 0.05)
+    one: Any = StandIn(cancel=False)
+    over, first = threading.Event(), iter([True])
+    one.read_request = lambda: over.wait() and None if next(first, False) else "cancel"
+    one.send = lambda: eventually(lambda: one.was_killed, "the end of the run") and StandIn.send(one)
+
+    follow(one)
+    over.set()
+
+    assert one.ends == [AttemptEnd("cancelled", None, None)]
+
+
+def test_after_a_slow_delivery_a_cancel_is_read_before_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_SLOW_SECONDS", 0.0)
+    one: Any = StandIn(cancel=False)
+    sent = []
+
+    def slow() -> Requests:
+        time.sleep(0.1)
+        sent.append(one.was_killed)
+        return StandIn.send(one)
+
+    one.send = slow
+    one.read_request = lambda: "cancel" if sent else None
+    follow(one)
+
+    assert one.ends == [AttemptEnd("cancelled", None, None)]
+    assert len(sent) == 1
 
 
 @pytest.mark.parametrize("read", [[None, "cancel"], [None, "pause"]])
