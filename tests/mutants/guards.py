@@ -913,9 +913,23 @@ GUARDS = (
     Guard(
         "requests are read beside a delivery that a slow database holds up",
         "worker/supervisor.py",
-        "self._pass_on(reading.result())",
-        "reading.result()",
+        "self._pass_on(read.result())",
+        "read.result()",
         ("tests/worker/test_supervisor.py::test_a_cancel_is_read_beside_a_delivery_that_a_slow_database_holds_up",),
+    ),
+    Guard(
+        "a slow read of requests has another one beside it",
+        "worker/supervisor.py",
+        "_MOST_READS = 2",
+        "_MOST_READS = 1",
+        ("tests/worker/test_supervisor.py::test_a_cancel_is_read_beside_another_read_that_a_slow_database_holds_up",),
+    ),
+    Guard(
+        "requests are read from a slow delivery to the next one",
+        "worker/supervisor.py",
+        "if self._is_slow:",
+        "if False:",
+        ("tests/worker/test_supervisor.py::test_after_a_slow_delivery_a_cancel_is_read_before_the_next_one",),
     ),
     Guard(
         "a run from weights measures them before they change",
