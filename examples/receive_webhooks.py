@@ -28,12 +28,12 @@ class Handler(BaseHTTPRequestHandler):
         """Check the signature, and handle a new message."""
         length = int(self.headers.get("content-length") or 0)
         body = self.rfile.read(length) if 0 <= length <= LARGEST else b""
-        self.send_response(204 if self.is_right(body) else 401)
-        self.end_headers()
-        message_id = self.headers.get("webhook-id", "")
-        if self.is_right(body) and message_id not in handled:
-            handled.add(message_id)
+        is_right, message_id = self.is_right(body), self.headers.get("webhook-id", "")
+        if is_right and message_id not in handled:
             handle(json.loads(body))
+            handled.add(message_id)
+        self.send_response(204 if is_right else 401)  # after all else: a message with this response is not sent again
+        self.end_headers()
 
     def is_right(self, body: bytes) -> bool:
         """Return whether the service has signed this body within the last minutes."""
