@@ -51,6 +51,19 @@ class Device:
         return cls(**{each.name: data[each.name] for each in fields(cls) if each.name in data})
 
 
+FAULT_KINDS = ("xid", "ecc", "nvml", "taken", "other")
+_PHRASES = {"Xid": "xid", "ECC": "ecc", "NVML": "nvml", "another worker": "taken"}
+
+
+def fault_kind(problem: str) -> str:
+    """Return the kind of a device's problem, for counts: one of `FAULT_KINDS`.
+
+    The driver reports `xid` and `ecc`, its library `nvml`; `taken` is a GPU of another worker of the machine,
+    and `other` for example one that a run could not use.
+    """
+    return next((kind for phrase, kind in _PHRASES.items() if phrase in problem), "other")
+
+
 @dataclass(frozen=True)
 class Free:
     """The part of a worker that no attempt uses.

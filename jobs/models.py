@@ -486,6 +486,7 @@ class Worker(Base):
     version: Mapped[str | None] = mapped_column(_String(32))  # of the service; None: of an older version
     address: Mapped[str | None] = mapped_column(_String(64))  # for jobs of several nodes; None while it takes none
     disk_free_bytes: Mapped[int | None]  # of the fuller of the disks that its runs write to
+    lag_ms: Mapped[int | None]  # for which the oldest report of its runs has waited for its delivery
     takes_one: Mapped[bool] = mapped_column(server_default=false())  # it ends after one job
     datasets: Mapped[dict[str, Any]]  # name -> digest
     pending_datasets: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  # that it still reads

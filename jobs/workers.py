@@ -144,6 +144,7 @@ def heartbeat(
     devices: Sequence[Device] | None = None,
     address: str | None = None,
     disk_free_bytes: int | None = None,
+    lag_ms: int | None = None,
 ) -> bool:
     """Record that the worker is alive, busy with a job or idle; a worker that was declared lost is live again.
 
@@ -155,6 +156,7 @@ def heartbeat(
         devices: as they are now; None leaves those of the row.
         address: for jobs of several nodes; None while it takes none.
         disk_free_bytes: of the fuller of the disks that runs write to; None leaves the number of the row.
+        lag_ms: for which the oldest report of its runs has waited for its delivery; None leaves the number of the row.
 
     Returns:
         Whether a user has requested that the worker drains.
@@ -165,6 +167,8 @@ def heartbeat(
     values |= _ability(unable)
     if disk_free_bytes is not None:
         values |= {"disk_free_bytes": disk_free_bytes}
+    if lag_ms is not None:
+        values |= {"lag_ms": lag_ms}
     if devices is not None:
         values |= {"devices": [device.as_json() for device in devices], "gpus": len(working(devices))}
     session.execute(update(Worker).where(Worker.id == worker_id).values(values))

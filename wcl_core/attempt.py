@@ -85,6 +85,8 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
         control.on_request(lambda request: spool.abandon(OUTCOME_OF[request], 0))
     try:
         run = RunFile.read(folder)
+        if run.request_id is not None:
+            reporter.log(f"request {run.request_id}")
         spec = parse_spec(run.kind, run.spec)
         with joined(rendezvous=run.rendezvous or folder / "rendezvous", choice=spec.device, held=run.gpus) as ranks:
             outcome = _run(run, spec, folder, reporter, ranks)

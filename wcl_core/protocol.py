@@ -337,6 +337,7 @@ class RunFile(_Model):
         gpus: number of GPUs that the run holds and has to use, without stand-ins; None if the worker does not decide
             which GPUs a run sees.
         rendezvous: of ranks on several machines; None for those of one, which meet in the folder.
+        request_id: of the request that submitted the job, for the log; None if there was none.
     """
 
     job_id: str
@@ -353,6 +354,7 @@ class RunFile(_Model):
     sha256: str | None = None
     gpus: int | None = None
     rendezvous: Rendezvous | None = None
+    request_id: str | None = None
 
     @property
     def start_file(self) -> Path | None:
@@ -362,7 +364,7 @@ class RunFile(_Model):
     def write(self, folder: Path) -> None:
         """Write `run.json` into an attempt's folder."""
         # An older version does not know these fields.
-        names = ("token", "place", "weights", "sha256", "gpus", "rendezvous")
+        names = ("token", "place", "weights", "sha256", "gpus", "rendezvous", "request_id")
         later: dict[str, Any] = {name: True for name in names if getattr(self, name) is None}
         empty = {name for name in ("list_digests", "cache") if not getattr(self.dataset, name)}
         empty |= {"has_labels"} if self.dataset.has_labels else set()

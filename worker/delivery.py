@@ -75,6 +75,7 @@ class Delivery:
         self.has_ended = False
         self.obstacle: OSError | None = None
         self._refused_since: float | None = None  # by a monotonic clock
+        self._waits_since: float | None = None  # of the oldest record that waits, as this object has seen it
 
     def _start_over(self) -> None:
         """Read spool and output from their starts; the fence skips the records that are stored."""
@@ -97,7 +98,15 @@ class Delivery:
             self._take(self._records.new(is_over))
         if len(self._pending_output) < _BATCH:
             self._pending_output += self._output.new(is_over)
-        return bool(self._ready or self._pending or self._pending_output or (is_over and self._has_more()))
+        waits = bool(self._ready or self._pending or self._pending_output or (is_over and self._has_more()))
+        self._waits_since = (self._waits_since or time.monotonic()) if waits else None
+        return waits
+
+    @property
+    def lag_ms(self) -> int:
+        """The milliseconds since when there has always been a record that waits; 0 if none waits."""
+        since = self._waits_since
+        return 0 if since is None else round(1000 * (time.monotonic() - since))
 
     def _take(self, records: list[Record]) -> None:
         """Let records wait for their delivery, up to the end of the run; nothing can be stored after it."""
@@ -147,6 +156,8 @@ class Delivery:
         del self._ready[: len(records)]
         del self._pending_output[: len(output)]
         self.has_ended = self.has_ended or has_end
+        if not (self._ready or self._pending or self._pending_output):
+            self._waits_since = None
         if any(_is_checkpoint(record) for record in records) and not self.is_collecting_garbage():
             work = partial(collect_garbage, self._database, self._storage, [self._job_id])
             self._collecting = BackgroundWork(work)  # a new checkpoint may have replaced an older one

@@ -98,6 +98,7 @@ def run_file(
             "evaluated": evaluated_file(database, storage, claim),
             "sha256": resume.checkpoint.sha256 if resume else _start_digest(claim),
             "gpus": gpus,
+            "request_id": claim.request_id,
         }
     )
     return Prepared(run, resume.checkpoint.id if resume else None)

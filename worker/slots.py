@@ -104,6 +104,11 @@ class Slots:
         """The free bytes of the fuller of the disks that runs write to, as of the last check; None before it."""
         return self._room.free
 
+    @property
+    def lag_ms(self) -> int:
+        """The milliseconds for which the oldest report of a run has waited for its delivery."""
+        return self._supervisor.lag_ms
+
     def free(self) -> Free:
         """Return the working devices and the CPU slots that no attempt of this worker uses."""
         with self._changed:

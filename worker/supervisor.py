@@ -104,6 +104,12 @@ class Supervisor:
         self._machine, self._standby = machine, standby
         self._sources, self._draining, self._on_loss = sources, draining, on_loss
         self._oom_kills = OomKills()
+        self._deliveries: set[Delivery] = set()  # of the runs; the heartbeat reads a copy
+
+    @property
+    def lag_ms(self) -> int:
+        """The milliseconds for which the oldest report of a run has waited for its delivery."""
+        return max((delivery.lag_ms for delivery in self._deliveries.copy()), default=0)
 
     def supervise(self, claim: Claim) -> None:
         """Run the attempt to its end; return when this worker has nothing more to do for it."""
@@ -198,12 +204,14 @@ class Supervisor:
         delivery = Delivery(self._database, self._storage, self._settings, folder, claim.attempt, attempt.ran_ms)
         broken = partial(self._machine.problem, claim.devices)
         run = _Run(attempt, self._settings, self._draining, process, delivery, is_oom_kill, broken, claim.num_nodes > 1)
+        self._deliveries.add(delivery)
         try:
             run.follow()
         except Superseded:
             delivery.discard()
             raise
         finally:
+            self._deliveries.discard(delivery)
             process.kill()
             self._machine.note_faults(claim.devices, folder)  # before the slots give the devices out again
 

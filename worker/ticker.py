@@ -90,6 +90,7 @@ class Ticker:
                 devices,
                 self._slots.address,
                 self._slots.disk_free_bytes,
+                self._slots.lag_ms,
             )
         )
         if must_drain and not self.has_drained:

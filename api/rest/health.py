@@ -127,6 +127,9 @@ def _of_workers(workers: Sequence[Worker]) -> Iterator[GaugeMetricFamily]:
     rooms = {(worker.name, worker.id): worker.disk_free_bytes for worker in workers}
     meaning = "Free bytes of the fuller of the disks that a worker's runs write to."
     yield _gauge("worker_disk_free_bytes", meaning, rooms, ["worker", "worker_id"])
+    lags = {(worker.name, worker.id): (worker.lag_ms or 0) / 1000 for worker in workers}
+    meaning = "Time for which the oldest report of a worker's runs has waited for its delivery."
+    yield _gauge("ingest_lag_seconds", meaning, lags, ["worker", "worker_id"])
     labels = ["worker", "device", "uuid"]
     of_device = {
         (worker.name, str(each.index), each.uuid): each for worker in workers for each in devices.of_worker(worker)
@@ -140,6 +143,9 @@ def _of_workers(workers: Sequence[Worker]) -> Iterator[GaugeMetricFamily]:
         yield _gauge(name, meaning, {each: getattr(device, field) for each, device in of_device.items()}, labels)
     broken = {each: device.problem is not None for each, device in of_device.items()}
     yield _gauge("device_broken", "1 if a device takes no work.", broken, labels)
+    faults = Counter(dict.fromkeys(devices.FAULT_KINDS, 0))
+    faults.update(devices.fault_kind(each.problem) for each in of_device.values() if each.problem is not None)
+    yield _gauge("devices_faulty", "Devices that take no work, by the kind of their fault.", _by(faults), ["kind"])
 
 
 def _by(values: Mapping[str, float]) -> dict[tuple[str, ...], float | None]:

@@ -43,6 +43,7 @@ class Start:
         machine_clock_file: the same for the clock of its machine, which SQLite reads, too.
         spec_versions: those it supports, if not all.
         orphan_seconds: how long it waits for orphaned runs, when not as long as usual.
+        clean_seconds: the time between two removals of old rows by a server, when not as long as usual.
     """
 
     module: str
@@ -56,6 +57,7 @@ class Start:
     machine_clock_file: Path | None = None
     spec_versions: tuple[int, ...] | None = None
     orphan_seconds: float | None = None
+    clean_seconds: float | None = None
 
 
 @dataclass
@@ -114,6 +116,10 @@ def _prepare(start: Start) -> None:
         clock.set_wrong(lambda: start.clock_seconds)
     if start.module == "worker":
         _prepare_worker(start)
+    elif start.clean_seconds is not None:
+        from api.rest import housekeeping
+
+        housekeeping._PURGE_SECONDS = housekeeping._SWEEP_SECONDS = start.clean_seconds
 
 
 def _prepare_worker(start: Start) -> None:

@@ -209,8 +209,9 @@ LONG = small.fields(epochs=90_000, warmup_epochs=0, knn_every_epochs=0, checkpoi
 def test_a_request_on_the_pipe_leads_to_a_checkpoint(
     tmp_path: Path, start: Callable[..., Process], byte: bytes, outcome: str
 ) -> None:
-    process = start(write_run(tmp_path / "a", spec=LONG), "wcl_core.attempt._HEAR_SECONDS = 600")
+    process = start(write_run(tmp_path / "a", spec=LONG, request_id="r-1"), "wcl_core.attempt._HEAR_SECONDS = 600")
     wait_for(lambda: of(tmp_path / "a", "metrics"))
+    assert of(tmp_path / "a", "log")[0]["message"] == "request r-1"
     os.write(process.pipe, b"?" + byte)  # an unknown byte is no request
     assert process.end()["outcome"] == outcome
     (saved,) = of(tmp_path / "a", "checkpoint")

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+import worker.delivery
 from jobs import curves, queries, transitions, workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
@@ -19,7 +20,7 @@ from jobs.errors import Superseded
 from jobs.models import Attempt, Checkpoint, Log, Point, Rollup
 from jobs.settings import Settings
 from jobs.storage import KEEPING, LocalStorage
-from tests.waiting import eventually
+from tests.waiting import eventually, patch_clock
 from tests.worker.running import SHORT, Jobs
 from worker.delivery import Delivery
 
@@ -112,6 +113,20 @@ def test_more_than_a_batch_arrives_whole_and_in_order(spool: Spool) -> None:
 
     assert spool.values() == [float(step) for step in range(1234)]
     assert spool.attempt().delivered_seq == 1235
+
+
+def test_the_lag_is_the_time_since_when_a_record_waits(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    patch_clock(monkeypatch, worker.delivery, monotonic=lambda: now)
+    delivery = spool.delivery()
+    assert delivery.lag_ms == 0
+    delivery.collect()
+    now += 3
+    spool.write_metrics(1)
+    delivery.collect()
+    assert delivery.lag_ms == 3_000
+    deliver_all(delivery)
+    assert delivery.lag_ms == 0
 
 
 def test_a_backup_that_was_restored_within_an_attempt_is_completed_from_the_spool(spool: Spool) -> None:

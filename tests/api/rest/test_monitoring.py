@@ -115,7 +115,7 @@ def test_metrics_show_each_worker_its_disk_and_its_devices(served: Served) -> No
     def add(session: object) -> None:
         for worker in (facts, twin, rows.worker(id=new_id(), name="gone")):
             workers.register(session, worker, 1, [])  # type: ignore[arg-type]
-        workers.heartbeat(session, facts.id, None, devices=(warm, broken), disk_free_bytes=1 << 40)  # type: ignore[arg-type]
+        workers.heartbeat(session, facts.id, None, devices=(warm, broken), disk_free_bytes=1 << 40, lag_ms=1500)  # type: ignore[arg-type]
         lost = update(Worker).where(Worker.name == "gone").values(state="lost")
         session.execute(lost)  # type: ignore[attr-defined]
 
@@ -125,6 +125,9 @@ def test_metrics_show_each_worker_its_disk_and_its_devices(served: Served) -> No
     assert metrics["wcl_workers"]["idle",] == 2
     assert metrics["wcl_workers_lost_last_hour"] == {(): 1}
     assert metrics["wcl_worker_disk_free_bytes"] == {(facts.name, facts.id): 1 << 40}
+    assert metrics["wcl_ingest_lag_seconds"] == {(facts.name, facts.id): 1.5, (twin.name, twin.id): 0}
+    assert metrics["wcl_devices_faulty"]["xid",] == 1
+    assert metrics["wcl_devices_faulty"]["ecc",] == 0
     of_warm = ("0", warm.uuid, facts.name)
     assert metrics["wcl_device_load"] == {of_warm: 0.35}
     assert metrics["wcl_device_memory_used_bytes"] == {of_warm: 1}
