@@ -282,10 +282,18 @@ class WclClient(SweepClient):
         return self._json(Json, "POST", "/v1/jobs/delete", json={"jobs": list(job_ids), "dry_run": dry_run})
 
     def delete_matching(
-        self, *, status: Sequence[str] = (), kind: str = "", tag: str = "", q: str = "", dry_run: bool = False
+        self,
+        *,
+        status: Sequence[str] = (),
+        kind: str = "",
+        tag: str = "",
+        q: str = "",
+        by: str = "",
+        dry_run: bool = False,
     ) -> Json:
-        """Delete the newest jobs that match, at most 1,000; as `delete`."""
+        """Delete the newest jobs that match, at most 1,000; as `delete`.  `by` is the name or id of a key."""
         chosen = {"status": list(status), "kind": kind, "tag": tag, "q": q}
+        chosen |= {"by": by} if by else {}  # a former server does not know it
         return self._json(Json, "POST", "/v1/jobs/delete", json={"filter": chosen, "dry_run": dry_run})
 
     def change_many(

@@ -578,6 +578,8 @@ def activity_table(entries: Sequence[Activity]) -> Rows:
 
 
 def _fact(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_fact(each)}" for name, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

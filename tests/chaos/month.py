@@ -228,7 +228,9 @@ class Month:
                 processes.append(subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, **options))
             if node is self.server:
                 self.wait_for_server()
-        self.stage.wait_for_workers("former")
+        # The models have columns that the former schema lacks.
+        query = "SELECT name FROM workers WHERE state = 'idle' AND pending_datasets::text = '[]'"
+        eventually(lambda: self._rows(self.stage.database, query), "the former worker", 300)
         return processes
 
     def upgrade(self, former: list[subprocess.Popen[bytes]]) -> None:
@@ -560,7 +562,7 @@ def _prometheus(folder: Path, port: str, key: Path) -> Iterator[str]:
 
     def scaled(match: re.Match[str]) -> str:
         number, unit = int(match[2]), {"m": 60, "h": 3600}[match[3]]
-        return f"{match[1]}{max(2, number * unit // _SCALE)}s"
+        return f"{match[1]}{max(6, number * unit // _SCALE)}s"
 
     rules = re.sub(r"(for: |\[)(\d+)([mh])", scaled, rules)
     rules = (
@@ -571,7 +573,7 @@ def _prometheus(folder: Path, port: str, key: Path) -> Iterator[str]:
     (folder / "alerts.yml").write_text(rules)
     listen = f"127.0.0.1:{servers.free_port()}"
     (folder / "prometheus.yml").write_text(
-        f"global: {{scrape_interval: 1s, evaluation_interval: 1s, scrape_timeout: 1s}}\nrule_files: [alerts.yml]\n"
+        f"global: {{scrape_interval: 3s, evaluation_interval: 1s, scrape_timeout: 3s}}\nrule_files: [alerts.yml]\n"
         f"scrape_configs: [{{job_name: wcl, authorization: {{credentials_file: {key}}}, "
         f'static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}]\n'
     )

@@ -33,6 +33,7 @@ def delete(
     kind: Annotated[str, typer.Option(help="All of this kind: pretrain or evaluate.")] = "",
     tag: Annotated[str, typer.Option(help="All with this tag.")] = "",
     query: Annotated[str, typer.Option("--query", "-q", help="All whose name, id or dataset contains this text.")] = "",
+    by: Annotated[str, typer.Option("--by", metavar="KEY", help="All of the key with this name or id.")] = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
@@ -43,12 +44,12 @@ def delete(
 
     The command says what is deleted, and asks.  Jobs that run or are needed stay, and the exit code is 1.
     """
-    if bool(jobs) == bool(status or kind or tag or query):
-        raise typer.BadParameter("expected either jobs, or at least one of --status, --kind, --tag, --query")
+    if bool(jobs) == bool(status or kind or tag or query or by):
+        raise typer.BadParameter("expected either jobs, or at least one of --status, --kind, --tag, --query, --by")
     with WclClient.connect() as client:
         ids = [find_job(client, reference)["id"] for reference in jobs or ()]
         if not ids:
-            plan = client.delete_matching(status=status or (), kind=kind, tag=tag, q=query, dry_run=True)
+            plan = client.delete_matching(status=status or (), kind=kind, tag=tag, q=query, by=by, dry_run=True)
         else:
             plan = client.delete(ids, dry_run=True) if dry_run or not yes else {}
         if dry_run:
