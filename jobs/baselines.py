@@ -132,6 +132,12 @@ def difference(ours: Evaluation, other: Evaluation) -> Difference | None:
     return Difference(gap, gap - below, gap + above, f"not paired, {ours.n:,} test images")
 
 
+def difference_of_one_seed(ours: Evaluation, other: Evaluation) -> Difference | None:
+    """Return the difference of two trainings with one seed each; None where their test images or settings differ."""
+    gap = difference(ours, other) if _identity(ours) == _identity(other) else None
+    return None if gap is None else gap._replace(method=f"one seed, {gap.method}")
+
+
 def _variance(ours: Evaluation, other: Evaluation) -> float:
     """Return the variance of the difference of two means over draws of labelled images; 0 without draws."""
     draws = [_draws(each) for each in (ours, other)]

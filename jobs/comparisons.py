@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import queries, seed_groups, verdicts
+from jobs.baselines import difference_of_one_seed
 from jobs.configurations import Configuration, Measure, configurations_of, measured
 from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Job
@@ -20,7 +21,7 @@ from jobs.status import TERMINAL
 from jobs.verdicts import Contrast
 from wcl_core.config import protocol_facts, protocol_place
 from wcl_core.config.overlay import leaves
-from wcl_core.intervals import Difference, difference
+from wcl_core.intervals import Difference, difference, one_pair
 
 MAX_CONFIGURATIONS, MAX_JOBS = 8, 40
 _BUDGET = {
@@ -247,6 +248,10 @@ def _lead(measure: Measure, results: Sequence[Result | None], names: Sequence[st
 
 def _difference(first: Result, second: Result) -> Difference | None:
     counts = {first.num_images, second.num_images}
+    if pair := one_pair(first.seeds, second.seeds):
+        measured = [each.evaluations[each.seeds.index(seed)] for each, seed in zip((first, second), pair, strict=True)]
+        if gap := difference_of_one_seed(*measured):
+            return gap
     ours, others = (dict(zip(result.seeds, result.values, strict=True)) for result in (first, second))
     return difference(ours, others, counts.pop() if len(counts) == 1 else None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import select
@@ -15,7 +15,7 @@ from jobs.checkpoints import BEST_METRIC
 from jobs.errors import NotFound
 from jobs.models import Checkpoint, Evaluation, Job, JobEvaluation
 from jobs.planned_evaluations import BEST_ORIGIN
-from wcl_core.intervals import summary
+from wcl_core.intervals import summary_of_shares
 
 # Measures that are shares of the test images; others are means of shares, or over draws.
 SHARES = ("top1", "recall_at_1", "recall_at_5")
@@ -34,8 +34,9 @@ class Result:
         evaluation_seed: of the evaluation's own draws; None if it is the job's seed.
         seeds, values: of the jobs that have a value, by seed.
         deviation: of the sample; None for a single value.
-        interval: 95 % t-interval of the mean; None for a single value.
+        interval: 95 % t-interval of the mean; None for a single value, and where two values differ too much for one.
         num_images: of each value, if it is a share of the test images; None otherwise.
+    evaluations: that measured the values.
     """
 
     protocol: str
@@ -52,6 +53,7 @@ class Result:
     deviation: float | None
     interval: tuple[float, float] | None
     num_images: int | None = None
+    evaluations: list[Evaluation] = field(default_factory=list, repr=False)
 
 
 def seedless_name(name: str) -> str:
@@ -106,8 +108,7 @@ class _Measurement:
 
 
 def _results(by_seed: dict[int, Job], measurements: dict[str, list[_Measurement]]) -> list[Result]:
-    table: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
-    newest: dict[tuple[Any, ...], Evaluation] = {}
+    table: dict[tuple[Any, ...], dict[int, Evaluation]] = defaultdict(dict)
     for seed, job in sorted(by_seed.items()):
         for entry in measurements[job.id]:
             evaluation = entry.evaluation
@@ -116,9 +117,8 @@ def _results(by_seed: dict[int, Job], measurements: dict[str, list[_Measurement]
             own_seed = None if job.kind == "evaluate" else evaluation.seed
             names = (evaluation.protocol, evaluation.protocol_version, evaluation.metric, evaluation.params_digest)
             key = (*names, evaluation.dataset_digest, entry.epoch, entry.selection, own_seed)
-            table[key][seed] = evaluation.value
-            newest[key] = evaluation
-    return [_result(key, newest[key], values) for key, values in table.items()]
+            table[key][seed] = evaluation
+    return [_result(key, measured) for key, measured in table.items()]
 
 
 def _measurements(session: Session, jobs: Sequence[Job]) -> dict[str, list[_Measurement]]:
@@ -177,9 +177,10 @@ def _measures_the_best(jobs: dict[str, Job], measuring_id: str, trained_id: str)
     )
 
 
-def _result(key: tuple[Any, ...], newest: Evaluation, by_seed: dict[int, float]) -> Result:
+def _result(key: tuple[Any, ...], by_seed: dict[int, Evaluation]) -> Result:
     protocol, version, metric, _, digest, epoch, selection, own_seed = key
-    seeds, values = list(by_seed), list(by_seed.values())
+    seeds, evaluations = list(by_seed), list(by_seed.values())
+    values, newest = [each.value for each in evaluations if each.value is not None], evaluations[-1]
     facts = (protocol, version, metric, newest.params, digest, epoch, selection, own_seed)
     num_images = newest.n if metric in SHARES and newest.stderr is None else None
-    return Result(*facts, seeds, values, *summary(values), num_images)
+    return Result(*facts, seeds, values, *summary_of_shares(values), num_images, evaluations)

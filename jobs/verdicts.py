@@ -4,6 +4,7 @@ The curve of kNN begins before the first step, so each run has measured its own 
 whose baseline is measured adds its main measure, one for each of its settings.  All of them are compared, and the
 headline names how many; a difference is shown if it is after Holm's correction for their number.  All intervals are of
 95 %: over the test images, in pairs where it is stored which ones were right (`jobs.baselines`), or over seeds.
+With one seed, two trainings are compared in pairs too, once both have a kNN evaluation at the compared step.
 The twin of a WCL run is a SimCLR run with the same settings, and the other way round.  Without labels the view accuracy
 takes the place of kNN: the share of images that are recognised by another view of them.
 """
@@ -11,20 +12,21 @@ takes the place of kNN: the share of images that are recognised by another view 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.baselines import Beside, beside, label
+from jobs.baselines import Beside, beside, difference_of_one_seed, label
 from jobs.models import Checkpoint, DatasetVersion, Evaluation, Job, JobEvaluation, Point, Series
 from jobs.planned_evaluations import BEST_ORIGIN
 from jobs.seed_groups import training_settings
 from jobs.status import TERMINAL
 from wcl_core.config import held_out_count, method_title, protocol_facts, protocol_place, twin_of
-from wcl_core.intervals import Difference, difference, holm, newcombe, paired, wilson
+from wcl_core.intervals import Difference, difference, holm, newcombe, one_pair, paired, wilson
 from wcl_core.metrics import metric_facts
 from wcl_core.per_image import Pairs
 from wcl_core.protocol import GAINED, KNN_TOP1, LOST, VIEW_TOP1, VIEW_TOP1_CHANCE
@@ -62,6 +64,11 @@ class Contrast:
     @property
     def is_shown(self) -> bool:
         return self.difference.is_shown
+
+    @property
+    def title(self) -> str:
+        """The accuracy for people."""
+        return metric_facts(self.metric).title
 
     @property
     def sentence(self) -> str:
@@ -465,6 +472,8 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
     'Better than the untrained network by 12.0 ± 2.0 points'
     >>> headline(Difference(0.003, -0.025, 0.031, ""), "WCL", is_over=True, subject="SimCLR")
     'No difference shown: SimCLR 0.3 points ahead of WCL, interval ± 2.8'
+    >>> headline(Difference(0.02, -1.4, 1.5, ""), "WCL", is_over=True, subject="SimCLR")
+    'No difference shown: SimCLR 2.0 points ahead of WCL, too few seeds for an interval'
 
     Args:
         gap: the accuracy of the subject minus that of the other side.
@@ -473,6 +482,7 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
         subject: the side that is better or worse; empty for the job on whose page this stands.
     """
     points, margin = f"{100 * abs(gap.value):.1f}", f"± {100 * gap.margin:.1f}"
+    interval = "too few seeds for an interval" if gap.is_open else f"interval {margin}"
     if gap.is_shown:
         finding = f"{'better' if gap.value > 0 else 'worse'} than {other} by {points} {margin} points"
         return f"{subject} is {finding}" if subject else f"{finding[:1].upper()}{finding[1:]}"
@@ -482,7 +492,7 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
     else:
         distance = f"as good as {other}"
     finding = f"{subject} {distance}" if subject else distance
-    return f"No difference shown{'' if is_over else ' yet'}: {finding}, interval {margin}"
+    return f"No difference shown{'' if is_over else ' yet'}: {finding}, {interval}"
 
 
 # --- over seeds, and against the twin --------------------------------------------------------------------------------
@@ -507,7 +517,8 @@ def _contrasts(session: Session, job: Job, num_images: int, is_over: bool) -> li
     if common:
         step = max(common)
         ours, others = _at(own, curves, step), _at(twin, curves, step)
-        gap = difference(ours, others, num_images)
+        gap = _paired_over_images(session, (own, twin), (ours, others), (step, step))
+        gap = gap or difference(ours, others, num_images)
         if gap is not None:
             is_last = step == max(max(curves[each.id], default=0) for each in (*own.values(), *twin.values()))
             ids = [own[seed].id for seed in ours] + [twin[seed].id for seed in others]
@@ -538,7 +549,9 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     means = [sum(values.values()) / len(values) for values in accuracies]
     first, second = sorted(range(len(means)), key=lambda place: -means[place])[:2]
     count = sum(_test_counts(session, every[0]) or []) if metric == KNN_TOP1 else _num_views(every[0])
-    gap = difference(accuracies[first], accuracies[second], count or None)
+    both = [configurations[first], configurations[second]], [accuracies[first], accuracies[second]]
+    gap = _paired_over_images(session, *both, [lasts[first], lasts[second]]) if metric == KNN_TOP1 else None
+    gap = gap or difference(accuracies[first], accuracies[second], count or None)
     if gap is None:
         return None
     if gap.value < 0:  # over the seeds that both have, the second one is better
@@ -547,6 +560,38 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     step, other_step = lasts[first], None if common else lasts[second]
     facts = (gap, step, step == max(map(max, steps)), [job.id for job in every], is_over)
     return Contrast(names[second], *facts, subject=names[first], metric=metric, other_step=other_step)
+
+
+def _paired_over_images(
+    session: Session,
+    sides: Sequence[Mapping[int, Job]],
+    accuracies: Sequence[Mapping[int, float]],
+    steps: Sequence[int],
+) -> Difference | None:
+    """Return the difference of one seed image by image; None unless evaluations have stored which ones were right.
+
+    Args:
+        sides: the jobs of both, by seed.
+        accuracies: of the jobs that have measured theirs, by seed.
+        steps: of these measurements.
+    """
+    if (pair := one_pair(*accuracies)) is None:
+        return None
+    measured = [_knn_at(session, side[seed], step) for side, seed, step in zip(sides, pair, steps, strict=True)]
+    gaps = [difference_of_one_seed(ours, others) for ours, others in product(*measured)]
+    return next((gap for gap in gaps if gap and gap.method.startswith("one seed, paired")), None)
+
+
+def _knn_at(session: Session, job: Job, step: int) -> list[Evaluation]:
+    """Return the kNN evaluations of a training's checkpoint on its dataset, newest first."""
+    statement = (
+        select(Evaluation)
+        .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
+        .where(Checkpoint.job_id == job.id, Checkpoint.step == step, Evaluation.dataset_digest == job.dataset_digest)
+        .where(Evaluation.protocol == "knn", Evaluation.metric == "top1", Evaluation.value.is_not(None))
+        .order_by(Evaluation.id.desc())
+    )
+    return list(session.execute(statement).scalars())
 
 
 def sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:

@@ -398,7 +398,6 @@ def group_table(results: Sequence[Mapping[str, Any]]) -> Rows:
     """Return a table of the results over the seeds, with the 95 % t-interval of the mean."""
     table = Rows("result", "parameters", "epoch", "seeds", "mean", "deviation", "95 % interval")
     for entry in results:
-        interval = entry["interval"]
         table.add(
             entry.get("title") or f"{entry['protocol']} {entry['metric']}",
             settings_text(entry["params"]),
@@ -406,9 +405,15 @@ def group_table(results: Sequence[Mapping[str, Any]]) -> Rows:
             ", ".join(map(str, entry["seeds"])),
             f"{entry['mean']:.2%}",
             "" if entry["deviation"] is None else f"{entry['deviation']:.2%}",
-            "needs two seeds" if interval is None else f"{interval[0]:.2%} to {interval[1]:.2%}",
+            _interval_text(entry["interval"], len(entry["seeds"])),
         )
     return table
+
+
+def _interval_text(interval: Sequence[float] | None, num_seeds: int) -> str:
+    if interval is None:
+        return "needs two seeds" if num_seeds < 2 else f"{num_seeds} seeds are too few"
+    return f"{interval[0]:.2%} to {interval[1]:.2%}"
 
 
 def _epoch(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from wcl_core.per_image import Pairs
@@ -81,6 +81,11 @@ class Difference(NamedTuple):
         return (self.high - self.low) / 2
 
     @property
+    def is_open(self) -> bool:
+        """Whether the interval is as wide as all differences that are possible, so that it says nothing."""
+        return self.margin >= 1
+
+    @property
     def p_value(self) -> float:
         """The two-sided p-value that belongs to the interval, taken as one of a normal distribution (Altman, 2011)."""
         end = self.value - self.low if self.value > 0 else self.high - self.value  # of the interval, towards 0
@@ -139,6 +144,14 @@ def difference(ours: Mapping[int, float], others: Mapping[int, float], count: in
     return Difference(means[0] - means[1], *newcombe(means[0], means[1], count), method)
 
 
+def one_pair(ours: Collection[int], others: Collection[int]) -> tuple[int, int] | None:
+    """Return the two seeds whose trainings stand for both sides; None if the seeds themselves give an interval."""
+    common = set(ours) & set(others)
+    if len(common) == 1 and min(len(ours), len(others)) == 1:
+        return min(common), min(common)
+    return (min(ours), min(others)) if len(ours) == len(others) == 1 else None
+
+
 def _welch(ours: Sequence[float], others: Sequence[float]) -> Difference:
     """Return the difference of two means with Welch's interval (1947); its degrees of freedom are rounded down."""
     sides = [(summary(values), len(values)) for values in (ours, others)]
@@ -161,6 +174,19 @@ def summary(values: Sequence[float]) -> tuple[float, float | None, tuple[float, 
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = t_quantile(0.5 + CONFIDENCE / 2, n - 1) * deviation / math.sqrt(n)
     return mean, deviation, (mean - half, mean + half)
+
+
+def summary_of_shares(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
+    """Return the same for shares; the interval is cut to 0 and 1, and None if it is as wide as all shares.
+
+    >>> summary_of_shares([0.2, 0.7])[2]  # two seeds that differ much
+    >>> [round(end, 3) for end in summary_of_shares([0.97, 0.99, 0.98])[2]]
+    [0.955, 1.0]
+    """
+    mean, deviation, interval = summary(values)
+    if interval is None or interval[1] - interval[0] >= 1:
+        return mean, deviation, None
+    return mean, deviation, (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def t_quantile(probability: float, degrees: int) -> float:

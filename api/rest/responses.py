@@ -24,6 +24,7 @@ from jobs.models import TRAINING, Artifact, Checkpoint, Dataset, Evaluation, Job
 from jobs.step_times import StepTime
 from wcl_core.config import result_title
 from wcl_core.metrics import in_order, metric_facts
+from wcl_core.per_image import KEY as PER_IMAGE
 from wcl_core.protocol import DatasetReport
 from wcl_core.schedule import schedule_of
 
@@ -160,13 +161,16 @@ class MetricResponse(Response):
 
 
 class ContrastResponse(Response):
-    """The kNN accuracy of a job and its other seeds minus that of `other`, at a step that both sides have measured.
+    """An accuracy of a job and its other seeds minus that of `other`, at a step that both sides have measured.
+
+    `title` names the accuracy: that of kNN, or without labels the view accuracy.
 
     `low` and `high` are the ends of its 95 % interval, `method` names how it was computed, `is_shown` says whether it
     leaves out 0, and `sentence` says all of it for people.  `job_ids` are the jobs of both sides.
     """
 
     other: str
+    title: str
     sentence: str
     difference: float
     low: float
@@ -466,7 +470,8 @@ class DifferenceResponse(Response):
 class EvaluationResponse(Response):
     """One measured number; `title` names it for people, and `details` holds intermediate results.
 
-    `interval` is the 95 % interval of a share of the test images (Wilson); null for other numbers.
+    `interval` is the 95 % interval of a share of the test images (Wilson); null for other numbers.  The packed results
+    of the single images, with which the service compares in pairs, are left out of `details`.
 
     `label` is the title with the settings that tell it from others of its protocol, and `epoch` that of the checkpoint.
     `chance`, `pixels` and `untrained` are what it must beat: the largest class alone, the raw pixels, the untrained
@@ -514,7 +519,10 @@ def _evaluation(row: Evaluation, around: baselines.Beside) -> EvaluationResponse
     beside = {name: getattr(around, name) for name in ("epoch", "chance", "pixels", "untrained")}
     beside |= {"title": result_title(row.protocol, row.metric), "label": baselines.label(row)}
     beside |= {"interval": baselines.interval(row)}
-    return EvaluationResponse.of(row, difference=gap and DifferenceResponse.model_validate(gap), **beside)
+    details = row.details and {name: value for name, value in row.details.items() if name != PER_IMAGE}
+    return EvaluationResponse.of(
+        row, details=details, difference=gap and DifferenceResponse.model_validate(gap), **beside
+    )
 
 
 def series(name: str, points: Sequence[CurvePoint]) -> Json:

@@ -30,6 +30,8 @@ class SubmittedGroup(Response):
 class GroupResult(Response):
     """One number over the seeds; `title` names it for people, and `interval` is the 95 % t-interval of the mean.
 
+    `interval` is null for one seed, and where two seeds differ so much that it would be as wide as all shares.
+
     `epoch` is that of the measured checkpoints.  Where a planned evaluation chose each seed's best checkpoint,
     `selection` names the criterion.  `evaluation_seed` is the seed of the evaluation's own draws.
     """

@@ -51,9 +51,9 @@ class JobView:
 
     @property
     def seconds_left(self) -> float | None:
-        """The time that the phase, or the run, still takes; None where unknown, as after the first, slow steps."""
+        """The time that the run still takes; None in the preparation, and after the first, slow steps."""
         is_early = self.fraction is not None and self.fraction < _SHOWN_SHARE
-        return None if is_early else self.progress["eta_seconds"]
+        return None if is_early or self.progress["phase"] == "prepare" else self.progress["eta_seconds"]
 
     @property
     def phase(self) -> str:

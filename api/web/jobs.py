@@ -31,7 +31,7 @@ from jobs.references import references
 from jobs.seed_groups import seedless_name
 from jobs.status import Status
 from jobs.waiting import Waiting, explain
-from wcl_core.intervals import summary
+from wcl_core.intervals import summary_of_shares
 from wcl_core.protocol import KNN_TOP1, VIEW_TOP1
 from wcl_core.text import counted
 
@@ -200,7 +200,7 @@ def group_facts(entry: Entry) -> GroupFacts:
     counts = Counter(member.status for member in entry.members)
     status = next(name for name in (*STATUSES[:4], "failed", "cancelled", "succeeded") if counts[name])
     values = [member.knn for member in entry.members if member.knn is not None]
-    mean, _, interval = summary(values) if values else (None, None, None)
+    mean, _, interval = summary_of_shares(values) if values else (None, None, None)
     margin = (interval[1] - interval[0]) / 2 if interval else None
     fraction = sum(member.fraction for member in entry.members) / len(entry.members)
     return GroupFacts(status, counts["succeeded"], fraction, mean, margin)

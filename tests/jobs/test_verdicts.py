@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from sqlalchemy import delete
 
 from jobs import queries
 from jobs.baselines import beside, difference, interval
+from jobs.comparisons import comparison
 from jobs.database import Database
 from jobs.datasets import DatasetFacts, announce
 from jobs.models import Dataset, DatasetVersion, Evaluation
+from jobs.seed_groups import results
 from jobs.verdicts import Verdict, before_training, best_of, verdict
 from tests.jobs import rows
 from wcl_core.intervals import newcombe, paired, wilson
@@ -165,8 +168,15 @@ def trained(database: Database, curve: dict[int, float], *, method: str = "wcl",
     job_id = rows.submit(database, spec=sent)
     run = rows.Run(database, rows.claim(database))
     points = [rows.metrics(step, **{KNN_TOP1: value}) for step, value in curve.items()]
-    run.deliver(rows.started(), *points, rows.end("succeeded"))
+    run.deliver(rows.started(), *points, rows.checkpoint(max(curve)) | {"sha256": sha256(job_id.encode()).hexdigest()})
+    run.deliver(rows.end("succeeded"))
     return job_id
+
+
+def evaluated(database: Database, job_id: str, *results: dict[str, Any]) -> str:
+    """Return the id of an evaluation of the checkpoint of a training."""
+    (checkpoint,) = rows.checkpoints(database, job_id)
+    return measured(database, {"kind": "checkpoint", "checkpoint_id": checkpoint.id}, *results)
 
 
 def sentences(database: Database, job_id: str) -> list[str]:
@@ -203,6 +213,43 @@ def test_one_seed_is_compared_at_a_step_that_both_have_measured(database: Databa
     partly = f"({method}, at step 10, the last one that both have measured)"
     assert found == f"No difference shown: 2.0 points above its SimCLR twin, interval ± 13.0 {partly}."
     assert mirrored == f"No difference shown: 2.0 points below its WCL twin, interval ± 13.0 {partly}."
+
+
+def test_one_seed_is_compared_image_by_image_where_both_have_evaluated_the_step(database: Database) -> None:
+    dataset(database, [60, 40])
+    jobs = [trained(database, {0: 0.3, 10: share}, method=method) for method, share in (("wcl", 0.8), ("simclr", 0.7))]
+    for job_id, right in zip(jobs, ("1111111100", "1111111000"), strict=True):
+        (sentence,) = sentences(database, jobs[0])
+        assert "Newcombe's interval of one seed on 100 test images" in sentence  # until both are evaluated
+        evaluated(database, job_id, result_of(right, "knn"), result_of(right, "linear"))
+
+    (sentence,) = sentences(database, jobs[0])
+    low, high = paired(Pairs(100, 10, 10))
+    assert sentence == (
+        f"Better than its SimCLR twin by 10.0 ± {50 * (high - low):.1f} points (one seed, paired over 100 test images)."
+    )
+    with database.read() as session:
+        table = comparison(session, jobs)
+    assert table.contrast is not None
+    assert table.contrast.difference.method == "one seed, paired over 100 test images"
+    assert [row.lead and row.lead.difference.method for row in table.rows] == [table.contrast.difference.method] * 2
+
+
+def test_two_seeds_that_differ_much_have_no_interval(database: Database) -> None:
+    dataset(database, [500, 500])
+    jobs = [trained(database, {0: 0.3, 10: value}, seed=seed) for seed, value in enumerate((0.2, 0.9))]
+    for seed, value in enumerate((0.8, 0.3)):
+        trained(database, {0: 0.3, 10: value}, method="simclr", seed=seed)
+    for place, job_id in enumerate(jobs):
+        evaluated(database, job_id, result_of("1" * (9 - 5 * place)))
+    _, twin = sentences(database, jobs[0])
+    assert twin == (
+        "No difference shown: as good as its SimCLR twin, too few seeds for an interval "
+        "(t-interval over 2 paired seeds)."
+    )
+    with database.read() as session:
+        (result,) = results(session, [rows.job(database, job_id) for job_id in jobs])
+    assert (result.seeds, result.interval) == ([0, 1], None)
 
 
 def test_without_a_step_in_common_each_side_has_its_last_one(database: Database) -> None:

@@ -55,7 +55,7 @@ def compare(
 def _say(comparison: Mapping[str, Any], first: Job) -> None:
     """Print the verdict, or how to train the twin of the first job; then what makes the comparison unfair."""
     if verdict := comparison.get("verdict"):
-        out.say(bold(f"kNN accuracy: {verdict['sentence']}"))
+        out.say(bold(f"{verdict['title']}: {verdict['sentence']}"))
     elif len(comparison["configurations"]) < 2:
         out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
         if first["kind"] == "pretrain":
@@ -65,7 +65,7 @@ def _say(comparison: Mapping[str, Any], first: Job) -> None:
             name = shlex.quote(f"{first['name']}-{method}")
             out.say(f"  train it: wcl clone {first['id'][-12:]} --set method={method} --name {name}")
     else:
-        out.say(bold("kNN accuracy cannot be compared: the jobs have no measured step in common."))
+        out.say(bold("The accuracies cannot be compared: a job has none yet, or not all have labels."))
     for row in comparison["results"]:
         if sentence := row.get("verdict"):
             out.say(f"{_title(row)}: {sentence}.")
@@ -113,7 +113,8 @@ def _difference(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return ""
     margin = (difference["high"] - difference["low"]) / 2
-    return f"{100 * difference['value']:+.1f} ± {100 * margin:.1f} points"
+    interval = f" ± {100 * margin:.1f}" if margin < 1 else ""  # a wider one says nothing
+    return f"{100 * difference['value']:+.1f}{interval} points"
 
 
 def _differing(comparison: Mapping[str, Any]) -> Rows:
