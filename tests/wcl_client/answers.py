@@ -98,7 +98,7 @@ def comparison(text: Callable[[], str]) -> dict[str, Any]:
     difference = {"value": 0.1, "low": -0.1, "high": 0.3, "method": text(), "is_shown": False}
     result = {"title": text(), "params": {text(): text()}, "rule": text(), "results": [over_seeds, None]}
     return {
-        "verdict": {"sentence": text()},
+        "verdict": {"title": text(), "sentence": text()},
         "warnings": [text()],
         "configurations": [{"name": text()}, {"name": text()}],
         "results": [result | {"difference": difference}],

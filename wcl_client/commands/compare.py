@@ -55,7 +55,7 @@ def compare(
 def _say(comparison: Mapping[str, Any], first: Job) -> None:
     """Print the verdict, or how to train the twin of the first job; then what makes the comparison unfair."""
     if verdict := comparison.get("verdict"):
-        out.say(bold(f"{verdict['title']}: {verdict['sentence']}"))
+        out.say(bold(f"{verdict.get('title', 'kNN accuracy')}: {verdict['sentence']}"))
     elif len(comparison["configurations"]) < 2:
         out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
         if first["kind"] == "pretrain":

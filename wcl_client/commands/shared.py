@@ -79,12 +79,12 @@ def follow_jobs(client: WclClient, jobs: list[Job], to_stderr: bool) -> list[Job
     terminal = err if to_stderr else out
     ended = watch(client, jobs, terminal)
     for job in ended:
-        for line in _conclusion(client, job):
+        for line in conclusion(client, job):
             terminal.say(line)
     return ended
 
 
-def _conclusion(client: WclClient, ended: Job) -> list[str | Styled]:
+def conclusion(client: WclClient, ended: Job) -> list[str | Styled]:
     """Return the verdict of a job that succeeded, and the next commands, as lines; nothing for others."""
     if ended["status"] != "succeeded":
         return []
