@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.access import Principal, principal_of
@@ -56,11 +56,10 @@ def noted(
     return row
 
 
-def note_all(session: Session, action: str, objects: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
-    """Add an entry for each (object's id, its name, facts) by one statement, as `note`."""
+def rows_of(session: Session, action: str, objects: Sequence[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the rows that `note` would add for each (object's id, its name, facts)."""
     principal = principal_of(session)
-    if principal is not None and objects:
-        session.execute(insert(Activity), [_entry(principal, action, *each) for each in objects])
+    return [] if principal is None else [_entry(principal, action, *each) for each in objects]
 
 
 def _entry(principal: Principal, action: str, object_id: str, name: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -8,18 +8,36 @@ A callable passed to `write` may run more than once.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Connection, Engine, Row, Select, create_engine, event, func, make_url, select
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    Text,
+    TypeDecorator,
+    cast,
+    column,
+    create_engine,
+    event,
+    func,
+    literal,
+    make_url,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -99,18 +117,76 @@ def _postgresql_queue_place(element: queue_place, compiler: Any, **options: Any)
     return "nextval('queue_places')"
 
 
-def queue_places(session: Session, count: int) -> list[int]:
-    """Return places for jobs that one statement adds, in their order."""
+def queue_places(session: Session, count: int) -> tuple[list[int], int]:
+    """Return places for jobs that one statement adds, in their order, and the database's time."""
     if session.get_bind().dialect.name == "postgresql":
-        numbers = select(queue_place()).select_from(func.generate_series(1, count))
-        return sorted(session.execute(numbers).scalars())
-    first = session.execute(select(queue_place())).scalar_one()
-    return list(range(first, first + count))
+        rows = session.execute(select(queue_place(), now_ms()).select_from(func.generate_series(1, count))).all()
+        return sorted(place for place, _ in rows), rows[0][1]
+    first, now = session.execute(select(queue_place(), now_ms())).one()
+    return list(range(first, first + count)), now
 
 
 def database_time(session: Session) -> int:
     """Return the database's time in milliseconds, for ages of times that the database stored."""
     return session.execute(select(now_ms())).scalar_one()
+
+
+def add_rows(session: Session, tables: Mapping[type[Any], Sequence[dict[str, Any]]], *returned: Any) -> Any:
+    """Add rows to some tables, and return the result with the `returned` columns of the first table.
+
+    On PostgreSQL this is one statement, whose length does not depend on the number of rows: the rows are one parameter,
+    so neither the client nor the server parses a list of values, or a statement for each row.
+
+    Args:
+        session: a writing transaction.
+        tables: rows by model, in the order in which SQLite adds them.  The rows of a table have the same columns; the
+            others get their defaults.
+        *returned: columns of the first table, which then has one row.
+    """
+    filled = [(model.__table__, rows) for model, rows in tables.items() if rows]
+    if session.get_bind().dialect.name != "postgresql":
+        (table, rows), *rest = filled
+        statement = sqlite.insert(table)
+        result = session.execute(statement.returning(*returned) if returned else statement, rows)
+        for table, rows in rest:
+            session.execute(sqlite.insert(table), rows)
+        return result
+    first, *others = (_from_json(session, table, rows) for table, rows in filled)
+    statement = first.add_cte(*(other.cte(f"other_{place}") for place, other in enumerate(others)))
+    return session.execute(statement.returning(*returned) if returned else statement)
+
+
+def _from_json(session: Session, table: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """Return the INSERT of PostgreSQL whose rows are one parameter."""
+    names = list(rows[0])
+    columns = [table.c[name] for name in names]
+    dialect = session.get_bind().dialect
+    encoders = [_encoder(each.type, dialect) for each in columns]
+    values = [{name: encode(row[name]) for name, encode in zip(names, encoders, strict=True)} for row in rows]
+    kinds = [column(each.name, Text if _is_json(each.type) else each.type) for each in columns]
+    source = func.json_to_recordset(cast(literal(json.dumps(values), Text), JSON)).table_valued(
+        *kinds, name=f"new_{table.name}"
+    )
+    source = source.render_derived(with_types=True)
+    chosen = [cast(source.c[each.name], JSON) if _is_json(each.type) else source.c[each.name] for each in columns]
+    others = [each for each in table.columns if each.default is not None and each.name not in names]
+    defaults = [literal(each.default.arg, each.type) if each.default.is_scalar else each.default.arg for each in others]
+    names += [each.name for each in others]
+    return postgresql.insert(table).from_select(names, select(*chosen, *defaults), include_defaults=False)
+
+
+def _is_json(kind: Any) -> bool:
+    return isinstance(kind.impl if isinstance(kind, TypeDecorator) else kind, JSON)
+
+
+def _encoder(kind: Any, dialect: Any) -> Callable[[Any], Any]:
+    """Return a function that gives the JSON of a value; that of a column of JSON is a text, which may hold any text."""
+
+    def encode(value: Any) -> Any:
+        value = kind.process_bind_param(value, dialect) if isinstance(kind, TypeDecorator) else value
+        return json.dumps(value) if value is not None and _is_json(kind) else value
+
+    return encode
 
 
 def insert(session: Session, table: type[Any]) -> Any:
@@ -179,10 +255,14 @@ class Database:
 
     def read_row(self, statement: Select[Any]) -> Row[Any] | None:
         """Return the row of one SELECT, or None: one message to the database and one back."""
+        return self.read_once(lambda session: session.connection().execute(statement).one_or_none())
+
+    def read_once(self, read: Callable[[Session], T]) -> T:
+        """Return the result of a read of one SELECT: one message to the database and one back."""
         for may_be_stale in (True, False):
             try:
-                with _begun(self._single_reads) as connection:
-                    return connection.execute(statement).one_or_none()
+                with _begun(self._single_reads) as connection, self._session(connection) as session:
+                    return read(session)
             except DBAPIError as error:
                 if not (error.connection_invalidated and may_be_stale):
                     raise

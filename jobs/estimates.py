@@ -9,8 +9,9 @@ no rule for the network                   the time is unknown until the run repo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -30,6 +31,7 @@ from wcl_core.recommendation import Machine, usual_speed
 
 UNKNOWN = "unknown until the first epoch"
 _MAX_RUNS = 200  # the search for a similar run reads so many of the newest succeeded runs
+_MOST_REMEMBERED: Final = 5_000
 _MOST_UNLIKE = 10.0  # ratio of the costs of an image up to which one network's speed says something of another's
 _SPREAD = 2.0  # factor by which such an estimate may be wrong, at equal cost
 _FEWEST_STEPS = 50  # of a run whose speed says something of another network's: that of a shorter one is of its start
@@ -77,7 +79,7 @@ def estimate(
     """
     runs = _newest_runs(session, pool, gpus)
     expected = _alike(resolve_spec(spec))
-    similar = own or next((job for job in runs if _alike(job.spec) == expected), None)
+    similar = _Run.of(own) if own else next((run for run in runs if run.alike == expected), None)
     steps = steps_per_epoch(spec, images)
     total_steps = None if steps is None else max(0, steps * spec.epochs - steps_done)
     like = similar and _estimates(session, similar, spec, total_steps)
@@ -86,7 +88,7 @@ def estimate(
         "view_bytes": spec.view_bytes,
         "memory": _memory(session, spec, pool, gpus, images),
         "like": like,
-        "time": _time(spec, num_images, similar, runs, machine_of(session, pool)),
+        "time": _time(session, spec, num_images, similar, runs, machine_of(session, pool)),
     }
 
 
@@ -117,17 +119,22 @@ def expected_time(session: Session, job: Job) -> dict[str, Any] | None:
 
 
 def _time(
-    spec: PretrainSpec, num_images: int | None, similar: Job | None, runs: list[Job], machine: Machine
+    session: Session,
+    spec: PretrainSpec,
+    num_images: int | None,
+    similar: _Run | None,
+    runs: Sequence[_Run],
+    machine: Machine,
 ) -> dict[str, Any]:
     """Return the time for so many images: by a similar run, else by the costs of other networks, else by a rule."""
     unknown = {"low_seconds": None, "high_seconds": None, "job": None, "text": UNKNOWN}
     if num_images is None:
         return unknown
-    if similar is not None and (speed := _speed(similar)):
-        seconds = num_images / speed
-        longest = max(seconds, num_images / (_whole_speed(similar, spec) or speed))
-        return _range(seconds, longest, similar.id, f"at the speed of {similar.name}")
-    nearest = _nearest(spec, [(each, job) for job in runs if (each := _cost(job))])
+    if similar is not None and similar.speed:
+        seconds = num_images / similar.speed
+        longest = max(seconds, num_images / (_whole_speed(similar, spec) or similar.speed))
+        return _range(seconds, longest, similar.id, f"at the speed of {similar.name(session)}")
+    nearest = _nearest(spec, runs)
     if nearest is None:
         usual = usual_speed(spec, machine)
         if usual is None:
@@ -136,9 +143,44 @@ def _time(
         return _range(first, last, None, "by a rule of thumb; the first epoch tells more")
     spread = _SPREAD * math.exp(nearest.unlike / 4)
     seconds = num_images / nearest.speed
-    job = nearest.job
-    source = f"by the speed of {job.name}, a job with other settings"
-    return _range(seconds / spread, seconds * spread, job.id, source)
+    source = f"by the speed of {nearest.run.name(session)}, a job with other settings"
+    return _range(seconds / spread, seconds * spread, nearest.run.id, source)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the estimates need of a run; of an ended one it never changes.
+
+    Attributes:
+        alike: the fields of its spec on which the speed depends.
+        speed: images a second that it has reported last; None if it has reported none.
+        step: the last one that it has reported.
+        seconds: of a whole run of one attempt, with preparation and measurements; None for another one.
+        cost: `image_cost` of a run whose speed says something of other networks; else None.
+    """
+
+    id: str
+    alike: list[Any]
+    speed: float | None
+    step: int
+    seconds: float | None
+    cost: float | None
+
+    @classmethod
+    def of(cls, job: Job) -> _Run:
+        step = (job.progress or {}).get("step") or 0
+        is_whole = job.attempt == 1 and job.resume_checkpoint_id is None and step
+        seconds = None
+        if is_whole and job.started_at is not None and job.ended_at is not None:
+            seconds = max(1e-3, (job.ended_at - job.started_at) / 1000)
+        return cls(job.id, _alike(job.spec), _speed(job), step, seconds, _cost(job))
+
+    def name(self, session: Session) -> str:
+        """Return the name that the job has now."""
+        return session.execute(select(Job.name).where(Job.id == self.id)).scalar_one()
+
+
+_runs: dict[str, _Run] = {}  # ended ones, by id
 
 
 class _Nearest(NamedTuple):
@@ -149,31 +191,31 @@ class _Nearest(NamedTuple):
         unlike: logarithm of the ratio of their costs, 0 or more.
     """
 
-    job: Job
+    run: _Run
     speed: float
     unlike: float
 
 
-def _nearest(spec: PretrainSpec, costs: list[tuple[float, Job]]) -> _Nearest | None:
+def _nearest(spec: PretrainSpec, runs: Sequence[_Run]) -> _Nearest | None:
     cost = image_cost(spec)
-    if cost is None or not costs:
+    others = [(run.cost, run) for run in runs if run.cost]
+    if cost is None or not others:
         return None
-    other, job = min(costs, key=lambda each: abs(math.log(cost / each[0])))
+    other, run = min(others, key=lambda each: abs(math.log(cost / each[0])))
     unlike = abs(math.log(cost / other))
-    return None if unlike > math.log(_MOST_UNLIKE) else _Nearest(job, (_speed(job) or 1.0) * other / cost, unlike)
+    return None if unlike > math.log(_MOST_UNLIKE) else _Nearest(run, (run.speed or 1.0) * other / cost, unlike)
 
 
 def speeds(session: Session, pool: str, gpus: int) -> Callable[[PretrainSpec], float | None]:
     """Return a function that gives the images a second of a spec, as `estimate` takes them; None where unknown."""
     runs = _newest_runs(session, pool, gpus)
-    costs = [(each, job) for job in runs if (each := _cost(job))]
 
     def speed(spec: PretrainSpec) -> float | None:
         expected = _alike(resolve_spec(spec))
-        similar = next((job for job in runs if _alike(job.spec) == expected), None)
-        if similar is not None and (measured := _speed(similar)):
-            return measured
-        nearest = _nearest(spec, costs)
+        similar = next((run for run in runs if run.alike == expected), None)
+        if similar is not None and similar.speed:
+            return similar.speed
+        nearest = _nearest(spec, runs)
         return nearest.speed if nearest else None
 
     return speed
@@ -204,13 +246,9 @@ def _speed(run: Job) -> float | None:
     return float(speed) if isinstance(speed, int | float) and speed > 0 else None
 
 
-def _whole_speed(run: Job, spec: PretrainSpec) -> float | None:
+def _whole_speed(run: _Run, spec: PretrainSpec) -> float | None:
     """Return the images a second of a whole run of one attempt, with preparation and measurements; None if unknown."""
-    step = (run.progress or {}).get("step") or 0
-    is_whole = run.attempt == 1 and run.resume_checkpoint_id is None and step
-    if not is_whole or run.started_at is None or run.ended_at is None:
-        return None
-    return step * spec.images_per_step / max(1e-3, (run.ended_at - run.started_at) / 1000)
+    return None if run.seconds is None else run.step * spec.images_per_step / run.seconds
 
 
 def machine_of(session: Session, pool: str) -> Machine:
@@ -256,10 +294,25 @@ def _memory(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: 
     }
 
 
-def _newest_runs(session: Session, pool: str, gpus: int) -> list[Job]:
-    succeeded = select(Job).where(Job.status == Status.SUCCEEDED, Job.pool == pool, Job.kind == "pretrain")
-    newest = session.execute(succeeded.order_by(Job.id.desc()).limit(_MAX_RUNS)).scalars()
-    return [job for job in newest if job.gpus == gpus]
+def _newest_runs(session: Session, pool: str, gpus: int) -> list[_Run]:
+    """Return the newest succeeded runs of a pool with so many GPUs.
+
+    A transaction reads their ids; the facts of a run are read once in a process.
+    """
+    newest = (
+        select(Job.id, Job.gpus)
+        .where(Job.status == Status.SUCCEEDED, Job.pool == pool, Job.kind == "pretrain")
+        .order_by(Job.id.desc())
+        .limit(_MAX_RUNS)
+    )
+    ids = [row.id for row in session.execute(newest) if row.gpus == gpus]
+    runs = {job_id: run for job_id in ids if (run := _runs.get(job_id)) is not None}
+    absent = [job_id for job_id in ids if job_id not in runs]
+    if len(_runs) + len(absent) > _MOST_REMEMBERED:
+        _runs.clear()
+    for job in session.execute(select(Job).where(Job.id.in_(absent))).scalars() if absent else ():
+        runs[job.id] = _runs[job.id] = _Run.of(job)
+    return [runs[job_id] for job_id in ids]
 
 
 def _alike(spec: dict[str, Any]) -> list[Any]:
@@ -271,13 +324,13 @@ def _alike(spec: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _estimates(session: Session, run: Job, spec: PretrainSpec, total_steps: int | None) -> dict[str, Any]:
-    speed = _speed(run)
+def _estimates(session: Session, run: _Run, spec: PretrainSpec, total_steps: int | None) -> dict[str, Any]:
+    speed = run.speed
     sizes = select(Checkpoint.size).where(Checkpoint.job_id == run.id).order_by(Checkpoint.step.desc()).limit(1)
     size = session.execute(sizes).scalar_one_or_none()
     return {
         "job": run.id,
-        "name": run.name,
+        "name": run.name(session),
         "images_per_second": speed,
         "seconds": total_steps * spec.images_per_step / speed if speed and total_steps is not None else None,
         "disk_bytes": None if size is None else size * _num_kept(spec),

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from jobs import policies
 from jobs.database import database_time
 from jobs.errors import FieldError, Forbidden, Invalid, OverLimit
-from jobs.models import SEES_HIDDEN, Job, Key, Sweep
+from jobs.models import SEES_HIDDEN, Job, Key, Policy, Sweep
 from jobs.queue import devices_of_job, job_queue
 from jobs.status import Status
 from wcl_core.text import counted
@@ -38,21 +38,24 @@ class Limits:
 
 def limits_of(session: Session, owner: str | None, *, is_locking: bool = False) -> Limits:
     """Return the limits of a key, locked against other submissions and claims of this key if requested."""
-    statement = select(Key.name, Key.max_waiting, Key.max_devices, Key.max_submissions).where(Key.id == owner)
+    columns = (Key.name, Key.max_waiting, Key.max_devices, Key.max_submissions, Policy.name, Policy.value)
+    statement = select(*columns).outerjoin(Policy, Policy.name.in_(policies.NAMES)).where(Key.id == owner)
     if is_locking:
-        statement = statement.with_for_update(key_share=True)
-    if (row := session.execute(statement).one_or_none()) is None:
+        statement = statement.with_for_update(key_share=True, of=Key)
+    rows = session.execute(statement).all()
+    if not rows:
         return Limits("")
-    of_service = policies.stored(session)
+    name, waiting, devices, submissions, *_ = rows[0]
+    rules = policies.of_rows({policy: value for *_, policy, value in rows if policy is not None})
 
     def either(own: int | None, default: int | None) -> int | None:
         return default if own is None else own
 
     return Limits(
-        row.name,
-        either(row.max_waiting, of_service.key_waiting),
-        either(row.max_devices, of_service.key_devices),
-        either(row.max_submissions, of_service.key_submissions),
+        name,
+        either(waiting, rules.key_waiting),
+        either(devices, rules.key_devices),
+        either(submissions, rules.key_submissions),
     )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import insert
-from sqlalchemy.orm import Session
+from sqlalchemy import inspect
+from sqlalchemy.orm import Session, make_transient_to_detached
 
 from jobs import access, activity, logs
-from jobs.database import Signal, new_id, queue_places, signal
+from jobs.database import Signal, add_rows, new_id, queue_places, signal
 from jobs.datasets import pinned_digest
-from jobs.models import CHECKPOINT, SUCCESS, Dataset, Dependency, Event, Job, Tag
+from jobs.models import CHECKPOINT, DEFAULT_PROJECT, SUCCESS, Activity, Dataset, Dependency, Event, Job, Tag
 from jobs.status import Status
 from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec, version_of
 
@@ -23,6 +23,12 @@ _COPIED = (
     *("created_by", "kind", "spec_sent", "parent_id", "resume_checkpoint_id", "preset", "group_id", "origin"),
     *("sweep_id", *OPTIONS),
 )
+# The other columns of a new row, as the database stores them.
+_DEFAULTS: Final = {each.key: None for each in inspect(Job).columns} | {
+    "project_id": DEFAULT_PROJECT,
+    "attempt": 0,
+    "failures": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -91,33 +97,49 @@ def add(session: Session, new: NewJob, dataset: Dataset, *, waits: bool, digest:
 
 
 def add_all(session: Session, checked: Sequence[Checked]) -> list[Job]:
-    """Add the rows, the tags, the dependencies and the first events of jobs: one statement for each table."""
+    """Add the rows, the tags, the dependencies and the first events of jobs; the database sends none of them back."""
     values = [_values(session, each) for each in checked]
     if len(values) > 1:
-        for each, place in zip(values, queue_places(session, len(values)), strict=True):
-            each["queue_place"] = place
-    statement = insert(Job).returning(Job, sort_by_parameter_order=True)
-    jobs = list(session.execute(statement, values).scalars())  # the rows as they are stored
+        places, now = queue_places(session, len(values))
+        for each, place in zip(values, places, strict=True):
+            each |= {"queue_place": place, "created_at": now, "updated_at": now}
     by = access.by(session)
-    events = [{"job_id": job.id, "seq": 1, "type": "submitted", "data": {"status": job.status} | by} for job in jobs]
-    session.execute(insert(Event), events)
     tags: list[dict[str, Any]] = []
     needs: list[dict[str, Any]] = []
-    for job, (new, *_) in zip(jobs, checked, strict=True):
-        tags += [{"job_id": job.id, "tag": tag} for tag in dict.fromkeys(new.tags)]
+    for row, (new, *_) in zip(values, checked, strict=True):
+        tags += [{"job_id": row["id"], "tag": tag} for tag in dict.fromkeys(new.tags)]
         for other in dict.fromkeys(new.after):
             until = CHECKPOINT if other in new.after_checkpoint else SUCCESS
-            needs.append({"job_id": job.id, "needs_job_id": other, "until": until})
-    if tags:
-        session.execute(insert(Tag), tags)
-    if needs:
-        session.execute(insert(Dependency), needs)
+            needs.append({"job_id": row["id"], "needs_job_id": other, "until": until})
     # A user who submits a sweep does not submit its jobs.
-    own = [(job.id, job.name, {"parent": job.parent_id}) for job in jobs if job.sweep_id is None]
-    activity.note_all(session, "job.submit", own)
+    own = [(row["id"], row["name"], {"parent": row["parent_id"]}) for row in values if row["sweep_id"] is None]
+    tables: dict[type[Any], list[dict[str, Any]]] = {
+        Job: values,
+        Event: [
+            {"job_id": row["id"], "seq": 1, "type": "submitted", "data": {"status": row["status"]} | by}
+            for row in values
+        ],
+        Tag: tags,
+        Dependency: needs,
+        Activity: activity.rows_of(session, "job.submit", own),
+    }
+    if len(values) == 1:
+        place, created, updated = add_rows(session, tables, Job.queue_place, Job.created_at, Job.updated_at).one()
+        values[0] |= {"queue_place": place, "created_at": created, "updated_at": updated}
+    else:
+        add_rows(session, tables)
     if not all(each.waits for each in checked):
         signal(session, Signal.DUE)
-    return jobs
+    return [_row(session, each) for each in values]
+
+
+def _row(session: Session, values: dict[str, Any]) -> Job:
+    """Return a job that is stored with these values, as if it was read."""
+    job: Job = inspect(Job).class_manager.new_instance()
+    vars(job).update(_DEFAULTS | values)
+    make_transient_to_detached(job)
+    session.add(job)
+    return job
 
 
 def _values(session: Session, checked: Checked) -> dict[str, Any]:

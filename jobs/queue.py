@@ -10,10 +10,13 @@ it.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     CTE,
@@ -43,6 +46,8 @@ _QUEUE: Final = "queue"  # in `Session.info`
 _LONGEST_WAIT_MS: Final = DAY_MS  # of a key of whose jobs none runs
 _OLDEST_DAYS: Final = 400
 _MOST_LANES: Final = 100  # keys that a query looks at one by one; SQLite takes at most 500 parts
+MOST_COUNTED: Final = 1_000  # jobs ahead of another one; a larger number is an estimate
+_SIZES_SECONDS: Final = 10.0
 
 
 class Place(Protocol):
@@ -126,15 +131,38 @@ class Queue:
 
     def is_before(self, job: Place) -> ColumnElement[bool]:
         """Return the condition for jobs that are claimed before a job."""
+        return or_(Job.priority > job.priority, self._is_before_at_its_priority(job))
+
+    def _is_before_at_its_priority(self, job: Place) -> ColumnElement[bool]:
         is_older = Job.queue_place < job.queue_place
         if self.ranks:
             rank = self._rank_of(job)
             is_older = or_(self._rank() < rank, and_(self._rank() == rank, is_older))
-        return or_(Job.priority > job.priority, and_(Job.priority == job.priority, is_older))
+        return and_(Job.priority == job.priority, is_older)
 
-    def passes(self, job: Place) -> ColumnElement[bool]:
-        """Return the condition for later jobs that are claimed before a job, since their keys have used less."""
-        return and_(self.is_before(job), Job.priority == job.priority, Job.queue_place > job.queue_place)
+    def ranges_before(self, job: Place) -> list[ColumnElement[bool]]:
+        """Return conditions for the waiting jobs that are claimed before a job; no two hold for one job.
+
+        Each is a range of the index of claims, or of that of the claims of a key.
+        """
+        return [Job.priority > job.priority, *self._ranges_at_its_priority(job)]
+
+    def ranges_passing(self, job: Place) -> list[ColumnElement[bool]]:
+        """Return those for later jobs that are claimed before a job, since their keys have used less."""
+        is_later = Job.queue_place > job.queue_place
+        return [and_(each, is_later) for each in self._ranges_at_its_priority(job)] if self.ranks else []
+
+    def _ranges_at_its_priority(self, job: Place) -> list[ColumnElement[bool]]:
+        rank = self._rank_of(job)
+        if not rank < len(self.ranks) <= _MOST_LANES:
+            return [self._is_before_at_its_priority(job)]
+        is_equal, is_older = Job.priority == job.priority, Job.queue_place < job.queue_place
+        ranges = []
+        for owner, other in self.ranks.items():
+            of_owner = Job.created_by == owner if owner else Job.created_by.is_(None)
+            if other <= rank:
+                ranges.append(and_(of_owner, is_equal) if other < rank else and_(of_owner, is_equal, is_older))
+        return ranges
 
     def place_of(self, job: Place) -> tuple[int, int, int]:
         """Return the place of a job for comparisons: the lowest is claimed first."""
@@ -144,11 +172,114 @@ class Queue:
         return case(dict(self.ranks), value=owner_of_job(), else_=len(self.ranks))
 
     def _rank_of(self, job: Place) -> int:
-        return self.ranks.get(job.created_by or "", len(self.ranks)) if self.ranks else 0
+        return self.rank_of(job.created_by or "")
+
+    def rank_of(self, owner: str) -> int:
+        """Return the rank of a key's jobs; an empty id is that of jobs of no key."""
+        return self.ranks.get(owner, len(self.ranks)) if self.ranks else 0
 
     def use_of(self, owner: str | None) -> Use:
         """Return what the jobs of a key use."""
         return self.uses.get(owner or "", Use())
+
+
+class Ahead(NamedTuple):
+    """A number of jobs that are claimed before another one; an estimate has two digits that count."""
+
+    count: int
+    is_estimate: bool = False
+
+    def __str__(self) -> str:
+        return f"about {self.count:,}" if self.is_estimate else str(self.count)
+
+
+def num_ahead(session: Session, job: Job) -> Ahead:
+    """Return the number of ready jobs of its pool that are claimed before a job.
+
+    Beyond `MOST_COUNTED` it is an estimate by the sizes of the queue, which are read at most every 10 s.
+    """
+    queue = job_queue(session)
+    known = _sizes.recent(session)
+    if known is not None and (estimate := _estimate(queue, known, job)) > 2 * MOST_COUNTED:
+        return _rounded(estimate)
+    count = _num_counted(session, job, queue.ranges_before(job))
+    if count <= MOST_COUNTED:
+        return Ahead(count)
+    return _rounded(max(count, _estimate(queue, _sizes.read(session), job)))
+
+
+def num_passing(session: Session, job: Job) -> Ahead:
+    """Return the number of later jobs among those ahead; more than `MOST_COUNTED` are not counted."""
+    queue = job_queue(session)
+    ranges = queue.ranges_passing(job)
+    count = _num_counted(session, job, ranges) if ranges else 0
+    return Ahead(count) if count <= MOST_COUNTED else _rounded(count)
+
+
+def _num_counted(session: Session, job: Job, ranges: Sequence[ColumnElement[bool]]) -> int:
+    """Return the number of ready jobs in ranges of the queue, or a number above `MOST_COUNTED`."""
+    ready = job_queue(session).is_ready(), Job.pool == job.pool
+    parts = [select(Job.id).where(*ready, each).limit(MOST_COUNTED + 1).subquery() for each in ranges]
+    jobs = union_all(*(select(part.c.id) for part in parts)).limit(MOST_COUNTED + 1).subquery()
+    return session.execute(select(func.count()).select_from(jobs)).scalar_one()
+
+
+def _rounded(count: int) -> Ahead:
+    return Ahead(round(count, 2 - len(str(count))), is_estimate=True)
+
+
+class _Size(NamedTuple):
+    """The waiting jobs of a pool, a priority and a key, with the first and the last of their places."""
+
+    pool: str
+    priority: int
+    owner: str
+    count: int
+    first: int
+    last: int
+
+
+def _estimate(queue: Queue, sizes: Sequence[_Size], job: Job) -> int:
+    """Return about how many jobs are before a job; those of a key and a priority have evenly distributed places."""
+    priority, rank, place = queue.place_of(job)
+    total = 0.0
+    for size in sizes:
+        other = -size.priority, queue.rank_of(size.owner)
+        if size.pool != job.pool or other > (priority, rank):
+            continue
+        share = (place - size.first) / max(1, size.last - size.first) if other == (priority, rank) else 1.0
+        total += size.count * min(1.0, max(0.0, share))
+    return round(total)
+
+
+class _Sizes:
+    """The sizes of the queues of this process's databases, read at most every 10 s."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._read: WeakKeyDictionary[Any, tuple[float, list[_Size]]] = WeakKeyDictionary()  # by pool of connections
+
+    def recent(self, session: Session) -> list[_Size] | None:
+        """Return the sizes, if they were read within the last 10 s."""
+        at, sizes = self._read.get(session.connection().engine.pool, (0.0, []))
+        return sizes if at and time.monotonic() - at < _SIZES_SECONDS else None
+
+    def read(self, session: Session) -> list[_Size]:
+        """Return the sizes, and read them if they are older; other threads of this process wait for that."""
+        with self._lock:
+            if (sizes := self.recent(session)) is not None:
+                return sizes
+            lane = Job.pool, Job.priority, Job.created_by
+            facts = func.count(), func.min(Job.queue_place), func.max(Job.queue_place)
+            rows = session.execute(
+                select(*lane, *facts).where(_IS_WAITING).group_by(*lane), execution_options=SEES_HIDDEN
+            )
+            sizes = [_Size(pool, priority, owner or "", *rest) for pool, priority, owner, *rest in rows]
+            self._read[session.connection().engine.pool] = time.monotonic(), sizes
+            return sizes
+
+
+_sizes = _Sizes()
 
 
 def owner_of_job() -> ColumnElement[str]:

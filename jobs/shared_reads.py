@@ -20,7 +20,7 @@ def live_workers(session: Session) -> list[Worker]:
     def read() -> list[Worker]:
         return list(session.execute(select(Worker).where(Worker.is_live).order_by(Worker.id)).scalars())
 
-    return _once(session, "workers", read)
+    return once(session, "workers", read)
 
 
 def newest_worker(session: Session, pool: str) -> list[Worker]:
@@ -30,7 +30,7 @@ def newest_worker(session: Session, pool: str) -> list[Worker]:
         of_pool = select(Worker).where(Worker.pool == pool)
         return list(session.execute(of_pool.order_by(Worker.id.desc()).limit(1)).scalars())
 
-    return _once(session, ("newest worker", pool), read)
+    return once(session, ("newest worker", pool), read)
 
 
 def dataset_named(session: Session, name: str) -> Dataset | None:
@@ -39,7 +39,7 @@ def dataset_named(session: Session, name: str) -> Dataset | None:
     def read() -> Dataset | None:
         return session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
 
-    return _once(session, ("dataset", name), read)
+    return once(session, ("dataset", name), read)
 
 
 def hold_datasets(session: Session, names: Collection[str]) -> None:
@@ -57,7 +57,8 @@ def _of(session: Session) -> dict[Any, Any]:
     return reads
 
 
-def _once(session: Session, key: Any, read: Callable[[], T]) -> T:
+def once(session: Session, key: Any, read: Callable[[], T]) -> T:
+    """Return the result of a read; the first call of a transaction with this key reads."""
     reads = _of(session)
     if key not in reads:
         reads[key] = read()

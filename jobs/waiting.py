@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from jobs.datasets import State, states, why_absent
@@ -18,8 +18,8 @@ from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, may_take_job
 from jobs.holding import next_free
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Key, Worker
 from jobs.preemption import giving_way
-from jobs.queue import job_queue
-from jobs.shared_reads import live_workers
+from jobs.queue import Ahead, job_queue, num_ahead, num_passing
+from jobs.shared_reads import live_workers, once
 from jobs.status import HELD, Reason, Status
 from jobs.transitions.outcomes import seconds_left
 from wcl_core.text import counted
@@ -75,6 +75,7 @@ class Waiting:
         cause: the first one that applies.
         message: one sentence without a full stop.
         position: in the queue of its pool, from 1; None for a job that is not in the queue, or that no worker can run.
+        is_estimate: whether the position is rounded, as it is beyond the first `jobs.queue.MOST_COUNTED`.
         until: end of the backoff, in milliseconds of the database's clock.
         needs: ids of the jobs whose dependency is not met.
     """
@@ -84,6 +85,12 @@ class Waiting:
     position: int | None = None
     until: int | None = None
     needs: tuple[str, ...] = ()
+    is_estimate: bool = False
+
+    @property
+    def place(self) -> str | None:
+        """The position as text."""
+        return None if self.position is None else f"{'about ' if self.is_estimate else ''}{self.position:,}"
 
     @property
     def can_start(self) -> bool:
@@ -105,11 +112,14 @@ def explain(session: Session, job: Job) -> Waiting | None:
         is_late = job.status_reason == Reason.NODE_LATE
         failed = job.status_message if is_late else "its last attempt failed"
         return Waiting(Cause.BACKING_OFF, f"{failed}; the next attempt starts after a backoff", until=job.not_before)
-    ahead = _num_ahead(session, job)
+    ahead = num_ahead(session, job)
     cause, message = _on_preemption(session, job) or _on_limit(session, job) or _on_workers(session, job, ahead)
-    if cause is Cause.JOBS_AHEAD and (passing := _num_passing(session, job)):
-        message += f"; {passing} of these {'is' if passing == 1 else 'are'} later, of keys with less recent use"
-    return Waiting(cause, message, position=None if cause in _WITHOUT_PLACE else ahead + 1)
+    if cause is Cause.JOBS_AHEAD and (passing := num_passing(session, job)).count:
+        message += f"; {passing} of these {'is' if passing.count == 1 else 'are'} later, of keys with less recent use"
+    if cause in _WITHOUT_PLACE:
+        return Waiting(cause, message)
+    is_estimate = ahead.is_estimate
+    return Waiting(cause, message, position=ahead.count + (not is_estimate), is_estimate=is_estimate)
 
 
 def pending(session: Session, job: Job) -> str | None:
@@ -142,7 +152,10 @@ def pending(session: Session, job: Job) -> str | None:
 
 def _on_preemption(session: Session, job: Job) -> tuple[Cause, str] | None:
     """Return which running jobs give way to the job; None if none does."""
-    names = [each.name for each in giving_way(session, job.pool) if each.for_job_id == job.id]
+    if not any(use.devices for use in job_queue(session).uses.values()):
+        return None  # no job runs
+    leaving = once(session, ("giving way", job.pool), lambda: giving_way(session, job.pool))
+    names = [each.name for each in leaving if each.for_job_id == job.id]
     if not names:
         return None
     verb = "gives" if len(names) == 1 else "give"
@@ -179,23 +192,7 @@ def _on_dependencies(session: Session, job: Job) -> Waiting:
     return Waiting(Cause.DEPENDENCY, message, needs=tuple(need.id for need in needs))
 
 
-def _num_ahead(session: Session, job: Job) -> int:
-    """Return the number of due jobs of its pool that are claimed before it: a range of the index of claims."""
-    queue = job_queue(session)
-    statement = select(func.count()).where(queue.is_ready(), Job.pool == job.pool, queue.is_before(job))
-    return session.execute(statement).scalar_one()
-
-
-def _num_passing(session: Session, job: Job) -> int:
-    """Return the number of later jobs among those ahead."""
-    queue = job_queue(session)
-    if not queue.ranks:
-        return 0
-    statement = select(func.count()).where(queue.is_ready(), Job.pool == job.pool, queue.passes(job))
-    return session.execute(statement).scalar_one()
-
-
-def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
+def _on_workers(session: Session, job: Job, ahead: Ahead) -> tuple[Cause, str]:
     """Return the first requirement that no worker meets, or else the place in the queue."""
     workers = [worker for worker in live_workers(session) if worker.pool == job.pool and may_take_jobs(worker)]
     if not workers:
@@ -213,15 +210,24 @@ def _on_workers(session: Session, job: Job, ahead: int) -> tuple[Cause, str]:
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
         message = f"no worker that fits supports version {job.spec_version} of the spec; it needs a newer worker"
         return Cause.SPEC_VERSION_UNKNOWN, f"{message}: upgrade one of the pool {job.pool}"
-    free = free_of(session, workers)
+    free = _free(session)
     num_with_room = sum(free[worker.id].holds(job.gpus) for worker in workers)
     cause, message = _on_its_turn(num_with_room, ahead)
     if job.gpus and not num_with_room:
-        message = (f"{message}; " if ahead else "") + _on_devices(session, job, workers, free)
+        message = (f"{message}; " if ahead.count else "") + _on_devices(session, job, workers, free)
     return cause, message
 
 
-def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: int) -> tuple[Cause, str]:
+def _free(session: Session) -> dict[str, Free]:
+    """Return the free part of each live worker that takes jobs; the first call of a transaction reads it."""
+
+    def read() -> dict[str, Free]:
+        return free_of(session, [worker for worker in live_workers(session) if may_take_jobs(worker)])
+
+    return once(session, "free", read)
+
+
+def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: Ahead) -> tuple[Cause, str]:
     """Return which workers a job of several nodes lacks."""
     lacks = {worker.name: reason for worker in workers if (reason := _why_no_node(worker, job)) is not None}
     able = [worker for worker in workers if worker.name not in lacks]
@@ -229,7 +235,7 @@ def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: int) -> 
         message = f"it needs {job.nodes} workers at once; the pool {job.pool} has {len(able) or 'none'} for it"
         shown = [f"{name} {reason}" for name, reason in sorted(lacks.items())[:_MOST_NAMED]]
         return Cause.TOO_FEW_WORKERS, ", and ".join([message, *shown])
-    free = free_of(session, able)
+    free = _free(session)
     busy = [worker.name for worker in able if not free[worker.id].holds(job.gpus)]
     num_with_room = len(able) - len(busy)
     if num_with_room >= job.nodes:
@@ -241,7 +247,7 @@ def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: int) -> 
     cause, message = _on_its_turn(0, ahead)
     each = f" with {job.gpus} free GPUs each" if job.gpus else ""
     needed = f"it waits for {job.nodes} workers at once{each}; {num_with_room or 'none'} of {len(able)} has room"
-    return cause, (f"{message}; " if ahead else "") + f"{needed}, and it lacks {', '.join(busy[:_MOST_NAMED])}"
+    return cause, (f"{message}; " if ahead.count else "") + f"{needed}, and it lacks {', '.join(busy[:_MOST_NAMED])}"
 
 
 def _why_no_node(worker: Worker, job: Job) -> str | None:
@@ -317,9 +323,9 @@ def _on_no_worker(session: Session, job: Job) -> tuple[Cause, str]:
     return Cause.WORKERS_UNABLE, message
 
 
-def _on_its_turn(num_with_room: int, ahead: int) -> tuple[Cause, str]:
-    if num_with_room > ahead:
+def _on_its_turn(num_with_room: int, ahead: Ahead) -> tuple[Cause, str]:
+    if num_with_room > ahead.count:
         return Cause.ABOUT_TO_START, "an idle worker is about to claim it"
-    if ahead:
-        return Cause.JOBS_AHEAD, f"{counted(ahead, 'job is', 'jobs are')} ahead of it"
+    if ahead.count:
+        return Cause.JOBS_AHEAD, f"{ahead} {'job is' if ahead.count == 1 else 'jobs are'} ahead of it"
     return Cause.WORKERS_BUSY, "it is the next job; every worker that fits is busy"

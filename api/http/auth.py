@@ -84,12 +84,10 @@ def authenticate(request: Request, database: Database) -> Principal:
         return keys.of_person(database, person.name, person.scopes)
     if authorization is not None:
         scheme, _, secret = authorization.partition(" ")
-        with database.read() as session:
-            principal = keys.find(session, secret.strip()) if scheme.lower() == "bearer" else None
-            expiry = keys.expiry(session, secret.strip()) if principal is None else None
+        is_bearer = scheme.lower() == "bearer"
+        principal = database.read_once(lambda session: keys.find(session, secret.strip())) if is_bearer else None
         if principal is None:
-            if expiry is not None:  # no guess: the client has the key
-                raise KeyExpired(expiry)
+            _check_expiry(database, secret.strip())  # no guess: the client has the key
             request.app.state.failures.note(request)
             raise Unauthenticated("the key is unknown or revoked; expected `Authorization: Bearer KEY`")
         return principal
@@ -97,16 +95,20 @@ def authenticate(request: Request, database: Database) -> Principal:
         if (header := request.app.state.settings.proxy_user_header) and header in request.headers:
             raise Unauthenticated(f"{header} counts only from the proxies that WCL_TRUSTED_PROXIES names; send a key")
         raise Unauthenticated("send a key as `Authorization: Bearer KEY`, or sign in with a key or a link")
-    with database.read() as session:
-        principal = keys.by_session(session, token)
-        expiry = keys.expiry(session, token) if principal is None else None
+    principal = database.read_once(lambda session: keys.by_session(session, token))
     if principal is None:
-        if expiry is not None:
-            raise KeyExpired(expiry)
+        _check_expiry(database, token)
         raise Unauthenticated("this browser is no longer signed in; sign in again with a key or a new link")
     if request.method not in _SAFE_METHODS:
         check_origin(request)
     return principal
+
+
+def _check_expiry(database: Database, secret: str) -> None:
+    """Raise `KeyExpired` for the secret of an expired key or of its browser session."""
+    expiry = database.read_once(lambda session: keys.expiry(session, secret))
+    if expiry is not None:
+        raise KeyExpired(expiry)
 
 
 def _is_key(authorization: str) -> bool:

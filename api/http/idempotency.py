@@ -69,6 +69,34 @@ class Submission:
             return self.database.write(limited)
         return self._replayed(*idempotency.create_once(self.database, self.owner, key, request, model, limited))
 
+    def answered(
+        self,
+        request: Any,
+        model: type[Created],
+        create: Callable[[Session], Created],
+        answer: Callable[[Session, Created], T],
+        count: int = 1,
+    ) -> T:
+        """Create a row as `create`, and return what `answer` reads of it.
+
+        The answer about a new row is read within its transaction, which has the rows that decided about it.
+
+        Raises:
+            Invalid, Forbidden, OverLimit: as `create`.
+        """
+        answers: list[T] = []
+
+        def create_and_answer(session: Session) -> Created:
+            row = create(session)
+            answers[:] = [answer(session, row)]  # the transaction may run again
+            return row
+
+        row = self.create(request, model, create_and_answer, count)
+        if not self.is_replay:
+            return answers[0]
+        with self.database.read() as session:
+            return answer(session, row)
+
     def create_batch(self, request: Any, create: Callable[[Session], list[Job]], count: int) -> list[Job]:
         """Create the jobs of a batch, or return those that an earlier request with the same key created; as `create`.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import (
@@ -33,6 +33,7 @@ from wcl_core.config import Kind, Seed, Spec, parse_spec
 from wcl_core.config.fields import DatasetName
 from wcl_core.config.overlay import overlaid
 
+T = TypeVar("T")
 _MAX_NAME = 200
 MAX_BATCH = 1_000  # jobs
 MAX_SECONDS = 10 * 366 * 86_400  # ten years: none means no limit
@@ -206,8 +207,16 @@ class ContinueBody(_Body):
         return self
 
 
-def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob]) -> Job:
-    """Create the jobs of a body, once for each idempotency key; return the job, or the first one of the group.
+def create_jobs(
+    submission: Submission, body: JobBody, new: Sequence[NewJob], answer: Callable[[Session, Job], T]
+) -> T:
+    """Create the jobs of a body, once for each idempotency key; return the answer about the job.
+
+    Args:
+        submission: the request.
+        body: of the request.
+        new: its jobs.
+        answer: reads what the response has, of the job or of the first one of the group.
 
     Raises:
         Invalid: as `Submission.create` and `jobs.submission.submit`.
@@ -216,9 +225,10 @@ def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob]) ->
     def create(session: Session) -> Job:
         return service.submit(session, new[0]) if body.seeds is None else service.submit_group(session, new)[0]
 
-    request = body.model_dump(mode="json", exclude_unset=True)
+    request: Any = body.model_dump(mode="json", exclude_unset=True)
     parent = new[0].parent_id
-    return submission.create(request if parent is None else (request, parent), Job, create, len(new))
+    request = request if parent is None else (request, parent)
+    return submission.answered(request, Job, create, answer, len(new))
 
 
 def create_batch(submission: Submission, body: BatchBody) -> list[Job]:

@@ -61,12 +61,15 @@ def submit(
     if dry_run:
         with database.read() as session:
             return JSONResponse(_plan(session, body, new))
-    job = job_bodies.create_jobs(submission, body, new)
-    response.headers["Location"] = f"/v1/jobs/{job.id}" if body.seeds is None else f"/v1/groups/{job.group_id}"
-    if body.seeds is None:
-        return _rendered(database, job)
-    with database.read() as session:
-        return seed_groups.submitted(session, members(session, job.group_id or ""))
+
+    def answer(session: Session, job: Job) -> tuple[str, Response]:
+        if body.seeds is None:
+            return f"/v1/jobs/{job.id}", _response(session, job)
+        group = seed_groups.submitted(session, members(session, job.group_id or ""))
+        return f"/v1/groups/{job.group_id}", group
+
+    response.headers["Location"], submitted = job_bodies.create_jobs(submission, body, new, answer)
+    return submitted
 
 
 def _plan(session: Session, body: JobBody, new: list[NewJob]) -> dict[str, Any]:

@@ -178,7 +178,8 @@ def send(
         body = body_of(JobBody, filled.request)
         new = job_bodies.new_jobs(body, submitter.key_id, filled.source.id if filled.source else None)
         if typed.get("step") == "submit":
-            return RedirectResponse(f"/jobs/{job_bodies.create_jobs(submission, body, new).id}", status_code=303)
+            job_id = job_bodies.create_jobs(submission, body, new, lambda _session, job: job.id)
+            return RedirectResponse(f"/jobs/{job_id}", status_code=303)
         with database.read() as session:
             plan = service.plan(session, new[0])
         filled = replace(filled, plan=plan, deviations=preset_deviations(filled.preset, plan["spec"]))
