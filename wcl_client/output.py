@@ -184,7 +184,8 @@ def _facts_table(facts: Sequence[tuple[str, Any]]) -> Rows:
 def _waiting(job: Job) -> str | None:
     if not (waiting := job.get("waiting")):
         return None
-    place = f", place {waiting['position']} in the queue" if waiting.get("position") else ""
+    about = "about " if waiting.get("is_estimate") else ""
+    place = f", place {about}{waiting['position']} in the queue" if waiting.get("position") else ""
     until = f", until {waiting['until']}" if waiting.get("until") else ""
     return f"{waiting['message']}{until}{place} ({waiting['cause']})"
 

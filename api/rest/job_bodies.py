@@ -207,9 +207,7 @@ class ContinueBody(_Body):
         return self
 
 
-def create_jobs(
-    submission: Submission, body: JobBody, new: Sequence[NewJob], answer: Callable[[Session, Job], T]
-) -> T:
+def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob], answer: Callable[[Session, Job], T]) -> T:
     """Create the jobs of a body, once for each idempotency key; return the answer about the job.
 
     Args:

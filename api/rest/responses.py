@@ -107,8 +107,9 @@ class JobSummary(Response):
 class WaitingResponse(Response):
     """The reason why a job waits.
 
-    `cause` is an open string; `position` is the place in the queue of the job's pool, from 1 on; `until` is the time
-    before which the job is not tried again; `needs` are the ids of the jobs that it waits for.
+    `cause` is an open string; `position` is the place in the queue of the job's pool, from 1 on, and beyond about 1,000
+    an estimate (`is_estimate`); `until` is the time before which the job is not tried again; `needs` are the ids of the
+    jobs that it waits for.
     """
 
     cause: str
@@ -116,6 +117,7 @@ class WaitingResponse(Response):
     position: int | None
     until: Time | None
     needs: list[str]
+    is_estimate: bool
 
 
 class TrainingTime(Response):

@@ -138,7 +138,8 @@ def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = (), group:
         err.say(fact)
     waiting = job.get("waiting") or {}
     if waiting.get("position"):
-        err.say(f"  place {waiting['position']} in the queue of pool {job['pool']}: {waiting['message']}")
+        about = "about " if waiting.get("is_estimate") else ""
+        err.say(f"  place {about}{waiting['position']} in the queue of pool {job['pool']}: {waiting['message']}")
     ids = [each["id"][-12:] for each in group or (job,)]
     err.say(f"  follow {'them' if len(ids) > 1 else 'it'}: wcl watch {' '.join(ids)}")
 

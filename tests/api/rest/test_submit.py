@@ -29,7 +29,7 @@ def statements(database: Database) -> Iterator[list[str]]:
     sent: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+        if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
             sent.append(statement)
 
     event.listen(database.engine, "before_cursor_execute", note)
@@ -74,12 +74,10 @@ def test_a_submission_reads_workers_and_dataset_once(served: Served) -> None:
         answer = client.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "k"})
 
     assert answer.json()["waiting"]["cause"] == "jobs_ahead"
-    tables = [re.search(r"(?:FROM|INTO) (\w+)", each)[1] for each in sent if "keys SET" not in each]  # type: ignore[index]
-    end = len(tables) - tables[::-1].index("idempotency_keys")
-    read, added = ["idempotency_keys", "datasets", "workers"], ["jobs", "events", "activities"]
-    assert tables[:end] == ["keys", *read, *added, "keys", "policies", "idempotency_keys"]  # with the limits of the key
-    assert tables[end:].count("workers") == tables[end:].count("datasets") == 1  # for the response
-    assert len(tables) <= 18
+    tables = [name for each in sent for name in re.findall(r"FROM (\w+)", each)]
+    assert tables.count("workers") == tables.count("datasets") == 1, "the response takes those of the check"
+    is_postgres = served.database.engine.dialect.name == "postgresql"  # adds all rows of a job by one statement
+    assert len([each for each in sent if "keys SET" not in each]) <= (12 if is_postgres else 14)
 
 
 BATCH: dict[str, Any] = {"jobs": [JOB | {"name": f"run {number}", "tags": ["a", "b"]} for number in range(3)]}
@@ -116,6 +114,7 @@ def test_the_statements_of_a_batch_do_not_grow_with_its_jobs(served: Served) -> 
         counts.append(len([each for each in sent if "keys SET" not in each]))
 
     assert counts[1] <= counts[0] + 1  # the places in the queue
+    assert counts[1] <= (7 if served.database.engine.dialect.name == "postgresql" else 9)
 
 
 def test_a_batch_with_a_wrong_job_adds_none_and_names_it(served: Served) -> None:
