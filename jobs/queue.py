@@ -183,7 +183,8 @@ class Queue:
         return self.uses.get(owner or "", Use())
 
 
-class Ahead(NamedTuple):
+@dataclass(frozen=True)
+class Ahead:
     """A number of jobs that are claimed before another one; an estimate has two digits that count."""
 
     count: int
@@ -234,7 +235,7 @@ class _Size(NamedTuple):
     pool: str
     priority: int
     owner: str
-    count: int
+    num_jobs: int
     first: int
     last: int
 
@@ -248,7 +249,7 @@ def _estimate(queue: Queue, sizes: Sequence[_Size], job: Job) -> int:
         if size.pool != job.pool or other > (priority, rank):
             continue
         share = (place - size.first) / max(1, size.last - size.first) if other == (priority, rank) else 1.0
-        total += size.count * min(1.0, max(0.0, share))
+        total += size.num_jobs * min(1.0, max(0.0, share))
     return round(total)
 
 
