@@ -33,6 +33,7 @@ def test_a_waiting_job_has_a_cause_until_it_runs(served: Served) -> None:
         "position": 1,
         "until": None,
         "needs": [],
+        "is_estimate": False,
     }
     register(served)
     blocked = client.post("/v1/jobs", json=JOB | {"after": [first["id"]]}).json()["waiting"]
