@@ -38,11 +38,11 @@ from jobs.audit import audit
 from jobs.database import Database, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.models import Job, Worker
-from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from tests import disks, servers
 from tests.chaos import body
 from tests.chaos.stage import Stage, _with_driver, spec
+from tests.chaos.test_copies import restored
 from tests.processes import outside
 from tests.waiting import eventually
 from wcl_core.config import SPEC_VERSIONS
@@ -87,6 +87,7 @@ class Month:
     notes: list[str] = field(default_factory=list)
     alerts: dict[str, tuple[int, bool]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    former_processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.port = str(servers.free_port())
@@ -218,7 +219,7 @@ class Month:
 
     def start_former(self) -> list[subprocess.Popen[bytes]]:
         """Start server and worker of the former version on an empty database."""
-        processes = []
+        processes = self.former_processes
         for node, command in ((self.server, ["-m", "api"]), (self.workers[0], ["-c", _FORMER_WORKER])):
             environment = outside() | node.start_as.environment | {"WCL_WORKER_NAME": "former", "WCL_STANDBY": "off"}
             options: dict[str, Any] = {"cwd": self.former, "env": environment}
@@ -232,6 +233,12 @@ class Month:
         query = "SELECT name FROM workers WHERE state = 'idle' AND pending_datasets::text = '[]'"
         eventually(lambda: self._rows(self.stage.database, query), "the former worker", 300)
         return processes
+
+    def end_former(self) -> None:
+        """End what an interruption has left of the former version."""
+        for process in self.former_processes:
+            if process.poll() is None:
+                process.kill()
 
     def upgrade(self, former: list[subprocess.Popen[bytes]]) -> None:
         """Migrate under running jobs, replace the server, add new workers, and drain the former worker at last."""
@@ -270,15 +277,7 @@ class Month:
         """Back up while jobs run; restore into another database and folder, where they go on."""
         folder = self.stage.folder / "backups"
         backup = backups.make_backup(self.stage.database, LocalStorage(self.stage.checkpoints_dir), folder, None)
-        url, _, name = self.stage.url.rpartition("/")
-        with psycopg.connect(self.stage.url.replace("+psycopg", ""), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}_restored"')
-        stage = Stage(self.stage.folder / "restored", f"{url}/{name}_restored", self.stage.settings)
-        (stage.checkpoints_dir).rmdir()
-        settings = Settings(data_dir=stage.folder, database_url=stage.url)
-        held = backups.BackupFolder(folder)
-        backups.restore(settings, held, held.read(None), replace=False)
-        try:
+        with restored(self.stage, backups.BackupFolder(folder)) as stage:
             left = self.open_jobs(stage.database)
             worker = stage.worker("restored-worker").start()
             self.wait_until_left(0, stage.database)
@@ -289,8 +288,6 @@ class Month:
             self.notes.append(
                 f"backup of {jobs} jobs, {left} of them open; in the restored copy they ended: {dict(ended)}"
             )
-        finally:
-            stage.close()
 
     @staticmethod
     def _rows(database: Database, query: str) -> list[Any]:
@@ -634,6 +631,7 @@ def main() -> int:
             stage.disks["disk"] = disk
         stack.callback(stage.close)
         month = Month(stage, max(1, options.jobs // _PARTS), former, "")
+        stack.callback(month.end_former)
         month.prometheus = stack.enter_context(_prometheus(root, month.port, folder / "server" / "key"))
         month.run(only_alerts=options.alerts)
         options.results.write_text(month.report(time.monotonic() - began))

@@ -18,11 +18,15 @@ import pytest
 from sqlalchemy import func, make_url, select
 
 from jobs import transitions
+from jobs.backups import BackupFolder, make_backup, restore
 from jobs.models import Attempt, Checkpoint, Point, Series
+from jobs.settings import Settings
+from jobs.storage import LocalStorage
 from tests.chaos.ledger import Accepted, Ledger
 from tests.chaos.processes import Node
 from tests.chaos.stage import Stage, Theatre, spec
 from tests.waiting import eventually
+from wcl_core.text import Secret
 
 _ENDLESS = 100_000  # epochs
 _STEP_MS = 150
@@ -227,3 +231,46 @@ def test_a_worker_from_before_a_restored_backup_writes_nothing(house: Theatre) -
         with stage.database.read() as session:
             rows = session.execute(select(Attempt.number, Attempt.worker_name).where(Attempt.job_id == job_id)).all()
         assert [tuple(row) for row in rows] == [(1, "new")]
+
+
+def test_a_backup_made_while_jobs_run_goes_on_in_another_database(house: Theatre) -> None:
+    """The job that ran continues from its newest checkpoint, the other one runs, and the original notices nothing."""
+    with house.stage("backup", **_LEASE) as original:
+        worker = original.worker("worker").start()
+        original.wait_for_workers("worker")
+        running, waiting = original.submit(spec(1, _ENDLESS, _STEP_MS)), original.submit(spec(2))
+        run = training_of(original, worker, running, 1)
+        eventually(lambda: num_checkpoints(original, running), "a checkpoint")
+        folder = BackupFolder(original.folder / "backups")
+        make_backup(original.database, LocalStorage(original.checkpoints_dir), original.folder / "backups", None)
+        with restored(original, folder) as copy:
+            other = copy.worker("other").start()
+            training_of(copy, other, running, 2)
+            copy.database.write(lambda session: transitions.cancel(session, running))
+            copy.wait_for(running, "cancelled")
+            copy.wait_for(waiting, "succeeded")
+            with copy.database.read() as session:
+                start = select(Attempt.start_step).where(Attempt.job_id == running, Attempt.number == 2)
+                assert session.execute(start).scalar_one() >= 3, "it began again"
+            ends = [
+                Accepted(running, 1, _ENDLESS, frozenset({"cancelled"})),
+                Accepted(waiting, 2, 2, frozenset({"succeeded"})),
+            ]
+            assert Ledger(copy.database, copy.checkpoints_dir).problems(ends) == []
+        assert run.is_running()
+        assert (original.job(running).attempt, original.job(running).failures) == (1, 0)
+        assert original.job(waiting).status == "queued"
+
+
+@contextmanager
+def restored(original: Stage, folder: BackupFolder) -> Iterator[Stage]:
+    """Restore a backup as a copy: a database and a data folder of its own."""
+    url, name = make_url(original.url), f"restored_{make_url(original.url).database}"
+    with psycopg.connect(original.url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    text = url.set(database=name).render_as_string(hide_password=False)
+    with closing(Stage(original.folder.with_name(name), text, original.settings)) as stage:
+        stage.checkpoints_dir.rmdir()  # a restore makes it
+        settings = Settings(data_dir=stage.folder, database_url=Secret(text.replace("+psycopg", "")))
+        restore(settings, folder, folder.read(None), replace=False)
+        yield stage
