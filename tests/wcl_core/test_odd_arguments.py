@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_each_argument_takes_an_odd_value_or_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_line, "_parser", functools.cache(command_line._parser))
     check_odd_values(command_line.main, command, (each for each in ODD if each not in _TOO_MUCH), capsys)
 
 
