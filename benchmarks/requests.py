@@ -63,7 +63,9 @@ def _measured(house: Theatre, name: str, delay: float, rounds: int) -> list[tupl
             job_id = stage.submit(spec(number, _ENDLESS, _STEP_MS))
             _until(lambda: bool(worker.trainings()))
             proxy.slow(delay)
-            time.sleep(random.uniform(2, 4) + 10 * delay)
+            time.sleep(
+                random.uniform(2, 4) + 30 * delay
+            )  # a new connection takes several messages; the worker has five
             stage.database.write(lambda session, each=job_id: transitions.cancel(session, each))  # type: ignore[misc]
             began = time.monotonic()
             run = _until(lambda: not worker.trainings()) - began
