@@ -414,7 +414,7 @@ def group_table(results: Sequence[Mapping[str, Any]]) -> Rows:
 def _interval_text(interval: Sequence[float] | None, num_seeds: int) -> str:
     if interval is None:
         return "needs two seeds" if num_seeds < 2 else f"{num_seeds} seeds are too few"
-    return f"{interval[0]:.2%} to {interval[1]:.2%}"
+    return f"{max(0.0, interval[0]):.2%} to {min(1.0, interval[1]):.2%}"
 
 
 def _epoch(result: Mapping[str, Any]) -> str:

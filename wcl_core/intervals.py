@@ -177,16 +177,14 @@ def summary(values: Sequence[float]) -> tuple[float, float | None, tuple[float, 
 
 
 def summary_of_shares(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
-    """Return the same for shares; the interval is cut to 0 and 1, and None if it is as wide as all shares.
+    """Return the same for shares; an interval as wide as all shares says nothing, and is None.
 
     >>> summary_of_shares([0.2, 0.7])[2]  # two seeds that differ much
     >>> [round(end, 3) for end in summary_of_shares([0.97, 0.99, 0.98])[2]]
-    [0.955, 1.0]
+    [0.955, 1.005]
     """
     mean, deviation, interval = summary(values)
-    if interval is None or interval[1] - interval[0] >= 1:
-        return mean, deviation, None
-    return mean, deviation, (max(0.0, interval[0]), min(1.0, interval[1]))
+    return mean, deviation, None if interval is None or interval[1] - interval[0] >= 1 else interval
 
 
 def t_quantile(probability: float, degrees: int) -> float:

@@ -82,7 +82,7 @@ def test_numbers_over_the_seeds_by_the_client(served: Served) -> None:
     assert (result["seeds"], result["values"], result["mean"]) == ([0, 1], [0.4, 0.6], pytest.approx(0.5))
     assert result["title"] == "Linear probe accuracy"
     assert result["deviation"] == pytest.approx(0.1414, abs=1e-4)
-    assert result["interval"] == pytest.approx([0.5 - 1.2706, 0.5 + 1.2706], abs=1e-4)
+    assert result["interval"] is None  # 0.5 ± 1.27: two seeds that differ so much say nothing
 
 
 # --- presets -------------------------------------------------------------------------------------------------------
