@@ -397,6 +397,7 @@ def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_any_sequence_of_transitions_keeps_the_promises(database: Database) -> None:
     run_state_machine_as_test(
         machine(database),
