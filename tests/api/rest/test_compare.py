@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from jobs.models import DatasetVersion
+from jobs.models import Checkpoint, DatasetVersion
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
 from wcl_client.api import WclClient
+from wcl_client.commands.shared import conclusion
 from wcl_core.protocol import KNN_TOP1
 
 
@@ -75,3 +76,52 @@ def test_a_run_without_a_twin_gets_one_from_the_page_and_by_the_printed_command(
     again = browser.post(f"/jobs/{job_id}/twin", data={"key": "one"}, headers=origin)
     assert again.headers["location"] == f"/compare?job={job_id}&twin=true", "a second request trains no second twin"
     assert "Compare with the twin" in browser.get(f"/compare?job={job_id}").text
+
+
+def test_a_row_of_one_run_at_an_earlier_epoch_is_left_out_beside_its_last_one(served: Served) -> None:
+    ids = [trained(served, 0.7, name, epochs=2, method=method) for name, method in (("a", "wcl"), ("b", "simclr"))]
+    names = [column.name for column in Checkpoint.__table__.columns]
+    evaluations = {1: (ids[0], 0.5), 2: (ids[0], 0.6), 3: (ids[1], 0.4)}
+    for place, (job_id, value) in evaluations.items():
+        digest = f"{place}" * 64
+        saved = rows.checkpoints(served.database, job_id)[-1]
+        epoch = 1 if place == 1 else 2
+        facts = {"sha256": digest, "epoch": epoch, "step": 100 + place, "path": f"x/{digest}"}
+        columns = {name: getattr(saved, name) for name in names if name not in ("id", *facts)}
+        new = Checkpoint(id=f"00000000-0000-7000-8000-00000000000{place}", **columns, **facts)
+        served.database.write(lambda session, new=new: session.add(new))
+        features = {"kind": "checkpoint", "checkpoint_id": f"00000000-0000-7000-8000-00000000000{place}"}
+        rows.submit(served.database, "evaluate", {"features": features})
+        measured = rows.evaluation(value, protocol="linear", params={"C": 1.0})
+        rows.Run(served.database, rows.claim(served.database)).deliver(rows.started(), measured, rows.end("succeeded"))
+
+    with WclClient(served.url, served.key("read")) as client:
+        alone, both = client.compare(ids[:1]), client.compare(ids)
+
+    def linear(compared: Any) -> list[Any]:
+        return [
+            (row["rule"], [each and each["mean"] for each in row["results"]])
+            for row in compared["results"]
+            if row["protocol"] == "linear"
+        ]
+
+    assert linear(alone) == [("last epoch", [0.6]), ("epoch 1", [0.5])]
+    assert linear(both) == [("last epoch", [0.6, 0.4])]
+
+
+def test_a_watch_ends_with_the_verdict_and_the_next_commands(served: Served) -> None:
+    counts = {"test": [60, 40]}
+    served.database.write(lambda session: session.add(DatasetVersion(digest=rows.DIGEST, class_counts=counts)))
+    job_id = trained(served, 0.7, "ours")
+    stopped = rows.submit(served.database, name="stopped", spec={"seed": 5})
+    rows.Run(served.database, rows.claim(served.database)).deliver(rows.started(), rows.end("failed"))
+    with WclClient(served.url, served.key("read")) as client:
+        lines = [str(line) for line in conclusion(client, client.job(job_id))]
+        assert conclusion(client, client.job(stopped)) == []
+    short = job_id[-12:]
+    assert lines[0].startswith("ours: Better than the untrained network by 40.0 ")
+    assert lines[1:] == [
+        f"  all results: wcl show {short}",
+        f"  more measures, beside the untrained network: wcl evaluate {short} --baselines --watch",
+        f"  features of new images: wcl features {short} FOLDER -o features.csv",
+    ]
