@@ -153,15 +153,22 @@ class WakeUpSender:
 
 
 def _counts_by_pool(session: Session) -> dict[str, int]:
-    """Return the number of wake-ups for each pool: workers with room for one of its due jobs, but no more than jobs."""
+    """Return the number of wake-ups for each pool: workers with room for one of its due jobs, but no more than jobs.
+
+    The queue is read only for pools with a worker that has room: each submission leads here, and most find all workers
+    busy.
+    """
+    takers = session.execute(select(Worker).where(takes_jobs())).scalars().all()
+    free = free_of(session, takers)
+    workers = [worker for worker in takers if not free[worker.id].is_empty]
+    if not workers:
+        return {}
     # Numbers of nodes of the waiting jobs by pool, by the GPUs that they need on a worker, and by the job's nodes.
     waiting: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
     kinds = (Job.pool, Job.gpus, Job.nodes)
-    ready = select(*kinds, func.count()).where(job_queue(session).is_ready()).group_by(*kinds)
-    for pool, gpus, nodes, count in session.execute(ready):
+    is_ready = job_queue(session).is_ready(), Job.pool.in_({worker.pool for worker in workers})
+    for pool, gpus, nodes, count in session.execute(select(*kinds, func.count()).where(*is_ready).group_by(*kinds)):
         waiting[pool][gpus, nodes] = count * nodes
-    workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool.in_(waiting))).scalars().all()
-    free = free_of(session, workers)
     able: dict[str, set[str]] = defaultdict(set)
     for pool, needs in waiting.items():
         for gpus, nodes in needs:
