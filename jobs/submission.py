@@ -313,7 +313,8 @@ def _check_finished(job: Job) -> None:
     if job.kind != "pretrain":
         raise Conflict("only a training can go on, and this job is an evaluation")
     if job.status in (Status.FAILED, Status.CANCELLED):
-        raise Conflict(f"this job has {job.status} before its end; `wcl retry` trains it to its end")
+        ended = "has failed" if job.status == Status.FAILED else "was cancelled"
+        raise Conflict(f"this job {ended} before its end; `wcl retry` trains it to its end")
     if job.status != Status.SUCCEEDED:
         raise Conflict(f"only a finished training can go on; this one is {job.status}, so wait for its end")
 

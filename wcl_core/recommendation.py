@@ -393,10 +393,14 @@ def _hope(count: int, *, has_labels: bool) -> str:
     if count < 200:
         return "Little: so few images teach hardly more than an untrained network has. Add images; they need no labels"
     if count < 1_000:
-        check = "Compare with it" if has_labels else "Look at the map, and at neighbours of some images,"
+        if not has_labels:
+            return (
+                "Features a little better than those of the untrained network, or as good. Look at the map, and at "
+                "neighbours of some images, before you trust them"
+            )
         return (
             "Some points of kNN accuracy above the untrained network, or no difference that few test images can show. "
-            f"{check} before you trust the result"
+            "Compare with it before you trust the result"
         )
     if count < _MANY:
         return "Features clearly better than those of the untrained network; few labels then go a long way"

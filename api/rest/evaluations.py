@@ -142,6 +142,8 @@ def _evaluation_of(session: Session, job: Job) -> Job:
         is_measured = any(protocol_facts(name).measures for name in each.spec["protocols"])
         if each.spec["features"]["kind"] == "checkpoint" and is_measured:
             return each
+    if job.kind == "evaluate":
+        raise Conflict("this evaluation measures nothing of a checkpoint that can be compared, as without labels")
     raise Conflict("no evaluation has measured a checkpoint of this job; evaluate one first")
 
 

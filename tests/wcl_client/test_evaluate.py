@@ -7,13 +7,16 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from jobs.database import Database
+from jobs import workers
+from jobs.database import Database, new_id
+from jobs.datasets import DatasetFacts
 from jobs.models import Job
 from jobs.status import Status
 from tests.api.served import Served
 from tests.jobs import rows
 from wcl_client.api import WclClient
 from wcl_client.cli import app
+from wcl_client.commands.shared import conclusion
 from wcl_client.errors import ConflictError
 
 
@@ -69,6 +72,30 @@ def test_baselines_of_an_evaluation_are_submitted_once_also_by_the_button(server
     assert [job["parent_id"] for job in first] == [evaluation["id"]] * 2
     assert evaluation["measures"]["sentence"].startswith("the checkpoint of epoch ")
     assert len(rows.rows_of(server.database, Job)) == 4  # the training, its evaluation and two baselines
+
+
+def test_an_evaluation_that_measures_nothing_goes_on_without_baselines(server: Served) -> None:
+    job_id = trained(server.database)
+    done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "map", "--baselines"])
+
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[1].startswith("without baselines: this evaluation measures nothing")
+    assert rows.job(server.database, done.stdout.strip()).spec["protocols"] == ["map"]
+
+
+@pytest.mark.parametrize(("classes", "command"), [([], "--watch"), (["hat", "shoe"], "--baselines --watch")])
+def test_what_a_watch_proposes_fits_the_dataset(server: Served, classes: list[str], command: str) -> None:
+    counts = {"train": 490, "test": 107} if classes else {"train": 0, "test": 0, "unlabelled": 400}
+    facts = DatasetFacts("photos", "folder", "f" * 64, counts, classes)
+    worker = rows.worker(id=new_id(), name="tailor", datasets={"photos": "f" * 64})
+    server.database.write(lambda session: workers.register(session, worker, 1, [facts]))
+    job_id = rows.submit(server.database, spec={"data": {"name": "photos", "image_size": 8}})
+    run = rows.Run(server.database, rows.claim(server.database, worker))
+    run.deliver(rows.started(), rows.end("succeeded"))
+
+    with WclClient.connect() as client:
+        lines = [str(line) for line in conclusion(client, client.job(job_id))]
+    assert any(line.endswith(f": wcl evaluate {job_id[-12:]} {command}") for line in lines), lines
 
 
 def test_an_unknown_protocol_is_refused(server: Served) -> None:

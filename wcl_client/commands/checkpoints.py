@@ -97,8 +97,14 @@ def _with_priority(client: WclClient, job: Job, priority: int) -> Job:
 
 
 def _baselines(client: WclClient, evaluation: Job) -> Iterator[Job]:
-    """Submit evaluations of the raw pixels and of the untrained network, with the settings of an evaluation."""
-    yield from client.baselines(evaluation["id"])
+    """Submit evaluations of the raw pixels and of the untrained network, with the settings of an evaluation.
+
+    The evaluation is submitted already, so one that can have no baselines goes on without them.
+    """
+    try:
+        yield from client.baselines(evaluation["id"])
+    except ConflictError as error:
+        err.say(f"without baselines: {error.detail}")
 
 
 @app.command(rich_help_panel=USE)

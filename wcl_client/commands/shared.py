@@ -97,9 +97,17 @@ def conclusion(client: WclClient, ended: Job) -> list[str | Styled]:
     if job["kind"] != "pretrain":
         return lines
     measures = (job.get("verdict") or {}).get("measures") or ()
-    if all(each["evaluation_id"] is None for each in measures):
+    if not _has_labels(client, job):
+        lines.append(f"  a map of its images, as no labels can be compared: wcl evaluate {short} --watch")
+    elif all(each["evaluation_id"] is None for each in measures):
         lines.append(f"  more measures, beside the untrained network: wcl evaluate {short} --baselines --watch")
     return [*lines, f"  features of new images: wcl features {short} FOLDER -o features.csv"]
+
+
+def _has_labels(client: WclClient, job: Job) -> bool:
+    """Return whether the job's dataset has classes; a dataset that no worker offers any more may have had some."""
+    classes = {entry["name"]: entry["classes"] for entry in client.datasets()}
+    return bool(classes.get(job["spec"]["data"]["name"], True))
 
 
 @contextmanager
