@@ -22,7 +22,9 @@ MIN_VIEW_AGREEMENT = 0.1
 MAX_LARGEST_SHARE = 0.2
 # Neighbours are poor at the start of every run; the share of the epochs before the first judgement.
 _UNJUDGED_SHARE = 0.2
-_ADVICE = "Train the same spec with method simclr and compare: with such labels WCL was no better than SimCLR."
+_ADVICE = (
+    "Train the same spec with method simclr and compare: where we measured such labels, WCL was no better than SimCLR."
+)
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ def check(path: _Images, without_labels: _WithoutLabels = False, as_json: AsJson
         print_json({key: value for key, value in row.items() if key not in ("samples", "name")})
     else:
         _say(row, title=path)
+        if len(row["classes"]) > 1 and Path(place).is_dir() and not Path(place, "train").is_dir():
+            out.say("  if these folders are no classes, such as years or places: --without-labels")
 
 
 @group.command(name="list")
