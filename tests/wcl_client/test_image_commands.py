@@ -81,6 +81,8 @@ def test_a_folder_that_is_absent_is_named_before_anything_is_downloaded(
     assert "gone does not exist; expected the path of images here, not a dataset's name" in " ".join(
         done.stderr.replace("│", " ").split()
     )
+    refused = wcl("neighbours", "training", "gone.png", "--in", ".")
+    assert (refused.exit_code, "gone.png is no file; expected an image" in refused.stderr) == (2, True)
 
 
 class Computed(NamedTuple):

@@ -137,12 +137,12 @@ def _write_neighbours(
     reference: str, image: Path, place: Path, count: int, target: Path | None, size: int | None
 ) -> None:
     """Print the neighbours of an image in a folder, a list or a dataset, or write them into a file."""
+    if not image.is_file():  # before weights are downloaded for it
+        raise typer.BadParameter(f"{image} is no file; expected an image")
     out = [] if target is None else [f"--output={target}"]
     if place.exists() or Path(reference).is_file():
         on_weights(reference, lambda file: ["neighbours", file, str(image), str(place), f"--count={count}", *out], size)
         return
-    if not image.is_file():
-        raise typer.BadParameter(f"{image} is no file; expected an image")
     with tempfile.TemporaryDirectory(prefix="wcl-features-") as downloads, WclClient.connect() as client:
         weights, stored = _of_dataset(client, reference, str(place), size, Path(downloads))
         run_library(["neighbours", str(weights), str(image), str(stored), f"--count={count}", *out])
