@@ -80,13 +80,13 @@ def test_a_run_without_a_twin_gets_one_from_the_page_and_by_the_printed_command(
 
 def test_a_row_of_one_run_at_an_earlier_epoch_is_left_out_beside_its_last_one(served: Served) -> None:
     ids = [trained(served, 0.7, name, epochs=2, method=method) for name, method in (("a", "wcl"), ("b", "simclr"))]
-    names = [column.name for column in Checkpoint.__table__.columns]
+    names = [column.key for column in Checkpoint.__table__.columns]
     evaluations = {1: (ids[0], 0.5), 2: (ids[0], 0.6), 3: (ids[1], 0.4)}
     for place, (job_id, value) in evaluations.items():
         digest = f"{place}" * 64
         saved = rows.checkpoints(served.database, job_id)[-1]
         epoch = 1 if place == 1 else 2
-        facts = {"sha256": digest, "epoch": epoch, "step": 100 + place, "path": f"x/{digest}"}
+        facts = {"sha256": digest, "epoch": epoch, "step": 100 + place, "storage_key": digest}
         columns = {name: getattr(saved, name) for name in names if name not in ("id", *facts)}
         new = Checkpoint(id=f"00000000-0000-7000-8000-00000000000{place}", **columns, **facts)
         served.database.write(lambda session, new=new: session.add(new))
