@@ -24,7 +24,7 @@ from jobs.baselines import Beside, beside, difference_of_one_seed, label
 from jobs.models import Checkpoint, DatasetVersion, Evaluation, Job, JobEvaluation, Point, Series
 from jobs.planned_evaluations import BEST_ORIGIN
 from jobs.seed_groups import training_settings
-from jobs.status import TERMINAL
+from jobs.status import TERMINAL, Status
 from wcl_core.config import held_out_count, method_title, protocol_facts, protocol_place, twin_of
 from wcl_core.intervals import Difference, difference, holm, newcombe, one_pair, paired, wilson
 from wcl_core.metrics import metric_facts
@@ -595,7 +595,10 @@ def _knn_at(session: Session, job: Job, step: int) -> list[Evaluation]:
 
 
 def sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:
-    """Return the jobs with the settings of a job, and those of its twin, each by seed; the newest one of each seed."""
+    """Return the jobs with the settings of a job, and those of its twin, each by seed.
+
+    Of several with one seed, one that has succeeded stands before one that may succeed, and the newest before others.
+    """
     recent = select(Job.id).where(Job.dataset_name == job.dataset_name).order_by(Job.id.desc()).limit(_RECENT)
     method = str(job.spec["method"])
     statement = (
@@ -612,7 +615,8 @@ def sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:
         .limit(_MOST)
     )
     settings = _beside_method(job)
-    alike = [each for each in session.execute(statement).scalars() if _beside_method(each) == settings][::-1]
+    alike = [each for each in session.execute(statement).scalars() if _beside_method(each) == settings]
+    alike.sort(key=lambda each: (each.status == Status.SUCCEEDED, each.status not in TERMINAL, each.id))
     own = {int(each.spec["seed"]): each for each in alike if each.spec["method"] == method}
     twin = {int(each.spec["seed"]): each for each in alike if each.spec["method"] != method}
     return own | {int(job.spec["seed"]): job}, twin

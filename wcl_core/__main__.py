@@ -304,11 +304,12 @@ def _classify_fit(options: argparse.Namespace) -> int:
         write_line("held-out accuracy: not measured, because no class has two images")
     else:
         interval = f"95 % interval {held.low:.1%} to {held.high:.1%}"
-        commonest = max(fitted.counts.values()) / sum(fitted.counts.values())
         write_line(f"held-out accuracy: {held.accuracy:.1%} ({interval}) on {_images(held.count)}")
         if fitted.untrained is not None:
-            write_line(f"the untrained network: {fitted.untrained.accuracy:.1%}")
-        write_line(f"always the largest class: {commonest:.1%}")
+            gap = 100 * (held.accuracy - fitted.untrained.accuracy)
+            beside = f", {abs(gap):.1f} points {'less' if gap > 0 else 'more'}" if round(gap, 1) else ""
+            write_line(f"the untrained network: {fitted.untrained.accuracy:.1%}{beside}")
+        write_line(f"always the largest class: {held.largest:.1%}")
     write_line(f"{options.out}: a classifier with its network; `wcl classify predict` uses it")
     return 0
 

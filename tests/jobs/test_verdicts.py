@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import delete
 
-from jobs import queries
+from jobs import queries, transitions
 from jobs.baselines import beside, difference, interval
 from jobs.comparisons import comparison
 from jobs.database import Database
 from jobs.datasets import DatasetFacts, announce
 from jobs.models import Dataset, DatasetVersion, Evaluation
 from jobs.seed_groups import results
-from jobs.verdicts import Verdict, before_training, best_of, verdict
+from jobs.verdicts import Verdict, before_training, best_of, sides, verdict
 from tests.jobs import rows
 from wcl_core.intervals import newcombe, paired, wilson
 from wcl_core.per_image import KEY, Pairs, packed
@@ -199,6 +199,26 @@ def test_a_run_is_compared_with_its_twin_over_paired_seeds(database: Database) -
         "Better than the untrained network over all seeds by 41.0 ± 2.5 points (t-interval over 3 paired seeds)."
     )
     assert twin == "Better than its SimCLR twin by 4.0 ± 2.5 points (t-interval over 3 paired seeds)."
+
+
+def test_a_twin_that_has_succeeded_stands_before_a_newer_one_that_has_not(database: Database) -> None:
+    dataset(database, [67, 40])
+    ours = trained(database, {0: 0.5, 10: 0.6})
+    sent = {"data": {"name": "digits", "image_size": 8}, "method": "simclr", "seed": 0}
+
+    def twin() -> str:
+        with database.read() as session:
+            _, twins = sides(session, rows.job(database, ours))
+        return twins[0].id
+
+    cancelled = [rows.submit(database, spec=sent) for _ in range(2)]
+    assert twin() == cancelled[1]
+    database.write(lambda session: transitions.cancel(session, cancelled[1]))
+    assert twin() == cancelled[0]
+    database.write(lambda session: transitions.cancel(session, cancelled[0]))
+    succeeded = trained(database, {0: 0.5, 10: 0.58}, method="simclr")
+    rows.submit(database, spec=sent)
+    assert twin() == succeeded
 
 
 def test_one_seed_is_compared_at_a_step_that_both_have_measured(database: Database) -> None:

@@ -36,12 +36,16 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The accuracy on images that the measured classifier was not fitted on, with its 95 % interval (Wilson)."""
+    """The accuracy on images that the measured classifier was not fitted on, with its 95 % interval (Wilson).
+
+    `largest` is the accuracy of always naming the largest class of the images that it was fitted on.
+    """
 
     accuracy: float
     low: float
     high: float
     count: int
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,8 @@ def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, Hel
     predicted = classes((rows[is_held] - mean) / deviation, fit(train, labels[~is_held], strength))
     count = int(is_held.sum())
     accuracy = float((predicted == labels[is_held]).double().mean())
-    return strength, HeldOut(accuracy, *wilson(accuracy, count), count)
+    largest = float((labels[is_held] == labels[~is_held].bincount().argmax()).double().mean())
+    return strength, HeldOut(accuracy, *wilson(accuracy, count), count, largest)
 
 
 def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Predicted:
