@@ -80,6 +80,7 @@ _BY_RESULT_CODE = {
     sqlite3.SQLITE_AUTH: Fault.FORBIDDEN,
     sqlite3.SQLITE_NOTADB: Fault.DAMAGED,
 }
+_VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 # SQLite has no code of its own for these.
 _MISSING_IN_SQLITE = re.compile(r"no such (table|column)|has no column named")
 # A refused connection has no SQLSTATE.  PostgreSQL and PgBouncer write these; a server that writes another language
@@ -147,5 +148,8 @@ def _reported(error: BaseException) -> str:
 
 def _right(statement: str) -> str:
     """Return the right that a statement needs first."""
-    verb = statement.split(maxsplit=1)[0].upper()
-    return "UPDATE" if verb == "SELECT" and " FOR " in statement.upper() else verb
+    words = statement.upper().split()
+    verb = words[0]
+    if verb == "WITH":  # its first part may write
+        verb = next((word.lstrip("(") for word in words if word.lstrip("(") in _VERBS), verb)
+    return "UPDATE" if verb == "SELECT" and "FOR" in words else verb

@@ -196,12 +196,17 @@ def _advice(error: WclError) -> str:
     if isinstance(error, Unreachable) and "certificate" not in str(error):
         port = httpx.URL(find_address().url).port
         options = f" --port {port}" if port not in (None, 8000) and not os.environ.get("WCL_URL") else ""
-        return f"{error}\nStart the service with `wcl up{options}`, or set WCL_URL and WCL_KEY for another one."
+        return (
+            f"{error}\nStart the service with `wcl up{options}`. For another one on this machine, set "
+            "WCL_DATA_DIR to its data folder; elsewhere, set WCL_URL and WCL_KEY."
+        )
     if isinstance(error, DeniedError) and error.status != 403:  # the message of a 403 names the missing right
         if find_address().is_key_withheld:
             return (
                 f"{error}\nWCL_KEY was not sent: {data_folder() / 'server.json'} names the server, and no process of "
                 "this user listens there. Set WCL_URL to the address of the server that the key is for."
             )
-        return f"{error}\nSet WCL_KEY to a valid key. For the local service, the key is read from its data folder."
+        return (
+            f"{error}\nSet WCL_KEY to a valid key. For a service on this machine, set WCL_DATA_DIR to its data folder."
+        )
     return str(error)

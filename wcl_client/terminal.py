@@ -93,8 +93,13 @@ class Terminal:
 
     def show(self, table: Rows) -> None:
         """Print a table; a file or a pipe gets it whole, without line breaks."""
-        console = self._console if self.is_terminal else self._wide
-        console.print(table.rendered())
+        if self.is_terminal:
+            self._console.print(table.rendered())
+            return
+        with self._wide.capture() as captured:
+            self._wide.print(table.rendered())
+        # Columns are as wide as their longest cell, and the last one needs no such room.
+        self._wide.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
     @contextlib.contextmanager
     def status(self) -> Iterator[StatusLine]:

@@ -18,6 +18,7 @@ from jobs import datasets, queries
 from jobs.database import database_time
 from jobs.models import Evaluation, Job
 from jobs.status import Status
+from jobs.verdicts import before_training
 
 router = APIRouter(include_in_schema=False)
 
@@ -29,11 +30,13 @@ class DatasetPage:
     """A dataset, the newest jobs on any of its versions, and whether this version has evaluations.
 
     Attributes:
+        before_training: about an accuracy that is still that of the untrained network, by job.
         preparing: running jobs that decode the folder.
     """
 
     view: DatasetView
     runs: list[JobView]
+    before_training: dict[str, str]
     preparing: list[JobView]
     is_measured: bool
     now: int
@@ -47,12 +50,14 @@ def dataset_page(session: Session, name: str) -> DatasetPage:
     """
     row = queries.get_dataset(session, name)
     workers = queries.workers(session, alive_only=True)
-    jobs = select(Job).where(Job.dataset_name == name).order_by(Job.id.desc()).limit(NEWEST_JOBS)
-    running = [JobView(job, []) for job in session.execute(jobs.where(Job.status == Status.RUNNING)).scalars()]
+    newest = select(Job).where(Job.dataset_name == name).order_by(Job.id.desc()).limit(NEWEST_JOBS)
+    jobs = session.execute(newest).scalars().all()
+    running = [JobView(job, []) for job in session.execute(newest.where(Job.status == Status.RUNNING)).scalars()]
     measured = select(Evaluation.id).where(Evaluation.dataset_digest == row.digest).limit(1)
     return DatasetPage(
         dataset_view(row, datasets.states(session)[name], datasets.sheet_layouts(session).get(name), workers),
-        [JobView(job, []) for job in session.execute(jobs).scalars()],
+        [JobView(job, []) for job in jobs],
+        before_training(session, jobs),
         [run for run in running if run.progress["phase"] == "prepare" and run.progress["share"] is not None],
         session.execute(measured).first() is not None,
         database_time(session),

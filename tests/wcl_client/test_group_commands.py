@@ -38,7 +38,7 @@ def test_seeds_submit_a_seed_group_with_results(server: Served) -> None:
     assert shown["results"][0]["mean"] == 0.5
     table = wcl("group", group["group_id"]).stdout
     assert "50.00%" in table
-    assert "-267.66% to 367.66%" in table
+    assert "2 seeds are too few" in table  # for an interval that says anything
 
 
 def test_show_lists_the_deviations_from_the_preset(server: Served) -> None:

@@ -17,7 +17,7 @@ from tests.wcl_client.answers import ID, answer, response
 from wcl_client import cli
 from wcl_client.connection import Connection, check
 from wcl_client.doctor import Finding
-from wcl_client.terminal import Terminal, status
+from wcl_client.terminal import Rows, Terminal, status
 from wcl_core.text import visible
 
 PIECES = (
@@ -160,3 +160,15 @@ def test_progress_bars_show_text() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert r"[wip] a[/x]\x1b]0;owned\x07" in shown
     assert "\x1b]0" not in shown
+
+
+def test_a_table_in_a_pipe_is_whole_and_has_no_spaces_at_the_ends_of_lines() -> None:
+    piped = io.StringIO()
+    table = Rows("name", "text")
+    table.add("a", "short")
+    table.add("b", "long " * 60 + "end")
+    Terminal(Console(file=piped, width=80), Console(file=piped, width=1_000)).show(table)
+
+    lines = piped.getvalue().splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert any(line.endswith("long end") for line in lines)

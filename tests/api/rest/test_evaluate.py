@@ -40,6 +40,16 @@ def test_a_checkpoint_is_measured_by_a_job_of_its_own(served: Served) -> None:
     assert job["spec_sent"].keys() == {"data", "protocols", "seed", "features"}
 
 
+def test_an_evaluation_that_makes_one_thing_has_its_name(small: Served) -> None:
+    _, checkpoint = trained(small)
+    names = []
+    for protocols in (["map"], ["embed"], ["map", "embed"]):
+        made = small.client().post(f"/v1/checkpoints/{checkpoint}/evaluate", json={"protocols": protocols}).json()
+        names.append(made["name"].partition(",")[0])
+
+    assert names == ["map of digits", "features of digits", "evaluate checkpoint on digits"]
+
+
 def test_another_dataset_is_a_transfer(small: Served) -> None:
     rows.add_dataset(small.database, "flowers", "f" * 64)
     _, checkpoint = trained(small)

@@ -107,7 +107,9 @@ def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site
     old = DatasetFacts("digits", "builtin", "01" * 32, {"train": 1, "test": 1}, ["0"])
     stale = announce(site, old, name="stale")
     site.register()  # the newest announcement is the current version again
-    site.running("prepares digits").report(
+    preparing = site.running("prepares digits")
+    preparing.report({"type": "metrics", "step": 0, "values": {"eval/knn_top1": 0.465}})
+    preparing.report(
         {"type": "progress", "phase": "prepare", "share": 0.43, "eta_seconds": 20}
         | dict.fromkeys(("step", "total_steps", "epoch", "total_epochs"), 0)
     )
@@ -117,6 +119,8 @@ def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site
     expect(page.locator("#dataset-head")).to_contain_text("20 s left")
     rows = page.locator("#runs tbody tr")
     expect(rows).to_have_count(3)
+    expect(rows.nth(0)).to_contain_text("untrained 46.5%")
+    expect(rows.nth(2)).not_to_contain_text("untrained")
     rows.nth(0).get_by_role("link").click()
     expect(page.locator("#content")).to_contain_text("Preparing the dataset, 43%…")
     expect(page.locator("#content")).not_to_contain_text("20 s left")  # of the preparation, not of the run
