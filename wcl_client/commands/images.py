@@ -137,7 +137,8 @@ def _write_neighbours(
     reference: str, image: Path, place: Path, count: int, target: Path | None, size: int | None
 ) -> None:
     """Print the neighbours of an image in a folder, a list or a dataset, or write them into a file."""
-    _check_image(image)  # before weights are downloaded, and a job is submitted for it
+    if not image.is_file():  # before weights are downloaded, and a job is submitted for it
+        raise typer.BadParameter(f"{image} is no file; expected an image")
     out = [] if target is None else [f"--output={target}"]
     if place.exists() or Path(reference).is_file():
         on_weights(reference, lambda file: ["neighbours", file, str(image), str(place), f"--count={count}", *out], size)
@@ -145,23 +146,6 @@ def _write_neighbours(
     with tempfile.TemporaryDirectory(prefix="wcl-features-") as downloads, WclClient.connect() as client:
         weights, stored = _of_dataset(client, reference, str(place), size, Path(downloads))
         run_library(["neighbours", str(weights), str(image), str(stored), f"--count={count}", *out])
-
-
-def _check_image(path: Path) -> None:
-    """Raise for a file that is no image.
-
-    Raises:
-        BadParameter: there is no such file, or it has no image.
-    """
-    from PIL import Image  # here, as few commands need it
-
-    if not path.is_file():
-        raise typer.BadParameter(f"{path} is no file; expected an image")
-    try:
-        with Image.open(path):
-            pass
-    except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read; expected an image") from error
 
 
 def _check_ending(target: Path) -> None:
