@@ -31,6 +31,13 @@ ROOT = Path(__file__).parents[2]
 DESCENDING = "ix_jobs_claim"  # the beginning of the names of indexes with a descending column
 
 
+def _make_folder(url: str) -> None:
+    """Make the folder of a SQLite database."""
+    path = url.removeprefix("sqlite:///")
+    if path != url:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
 def test_upgrade_of_nothing_makes_every_table(empty_url: str) -> None:
     database = Database(empty_url)
     database.migrate()
@@ -104,7 +111,7 @@ def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
 
 def test_all_migrations_are_one_transaction(empty_url: str) -> None:
     """Otherwise another process could start between two migrations."""
-    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(empty_url)
     database = Database(empty_url)
     commits: list[object] = []
     event.listen(database.engine, "commit", commits.append)
@@ -119,7 +126,7 @@ def test_all_migrations_are_one_transaction(empty_url: str) -> None:
 def test_an_interrupted_migration_leaves_nothing_behind(empty_url: str) -> None:
     """This holds on SQLite, too, where the driver commits every statement by default."""
     database = Database(empty_url)
-    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(empty_url)
     with database.engine.begin() as connection:
         connection.execute(text("CREATE TABLE rollups (id INTEGER)"))  # the last table of the migration
     failed = False
@@ -138,7 +145,7 @@ def test_an_interrupted_migration_leaves_nothing_behind(empty_url: str) -> None:
 def test_a_migration_that_is_killed_leaves_the_old_schema(empty_url: str, last: int) -> None:
     """The process is killed at one of its changes of the schema; the next one migrates."""
     database = Database(empty_url)
-    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(empty_url)
     migrate_to(database, "0028_kept_devices")
     before = tables_of(database)
     database.dispose()
@@ -192,7 +199,7 @@ def test_migrates_from_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
 
 def test_rows_of_the_first_version_survive_all_migrations(empty_url: str) -> None:
     """An upgrade in place: every later column has a default or is nullable."""
-    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(empty_url)
     database = Database(empty_url)
     migrate_to(database, "0001")
     run = (
@@ -217,7 +224,7 @@ def test_rows_of_the_first_version_survive_all_migrations(empty_url: str) -> Non
 
 def test_specs_of_the_versions_between_two_releases_get_their_versions(empty_url: str) -> None:
     """Those versions stored new fields in specs of version 1, which older workers refuse."""
-    Path(empty_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(empty_url)
     database = Database(empty_url)
     migrate_to(database, "0019_own_datasets")
     sent: dict[str, Any] = {"batch_size": 240, "data": {"name": "digits"}}
