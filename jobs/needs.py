@@ -59,9 +59,9 @@ def of_files(session: Session, names: Collection[str]) -> list[Need]:
     statement = select(all_needs).where(all_needs.c.needed.is_not(None))
     if len(names) <= _MOST_NAMES:
         statement = statement.where(all_needs.c.needed.in_(names))
-    wanted = set(names)
+    chosen = set(names)
     needs = [Need(*row) for row in session.execute(statement)]
-    return sorted(each for each in needs if each.needed in wanted)
+    return sorted(each for each in needs if each.needed in chosen)
 
 
 def of_jobs(session: Session, ids: Collection[str]) -> list[Need]:

@@ -18,7 +18,7 @@ from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec, version_of
 
 # Columns of a job that a request may set beside the spec, and that a retry, a clone and a sweep's jobs keep.
 OPTIONS = ("priority", "pool", "gpus", "preemptible", "max_seconds")
-_MADE: Final = {"embed": "features", "map": "map"}  # what an evaluation makes whose only protocol measures nothing
+_RESULTS: Final = {"embed": "features", "map": "map"}  # of evaluations whose only protocol measures nothing
 # Columns that are stored as `NewJob` has them.
 _COPIED = (
     *("created_by", "kind", "spec_sent", "parent_id", "resume_checkpoint_id", "preset", "group_id", "origin"),
@@ -171,5 +171,5 @@ def default_name(spec: Spec) -> str:
     """Return a name that distinguishes the job in a list."""
     if isinstance(spec, PretrainSpec):
         return f"{spec.method} {spec.data.name} {spec.backbone.name}"
-    made = _MADE.get(spec.protocols[0]) if len(spec.protocols) == 1 else None
-    return f"{made} of {spec.data.name}" if made else f"evaluate {spec.features.kind} on {spec.data.name}"
+    result = _RESULTS.get(spec.protocols[0]) if len(spec.protocols) == 1 else None
+    return f"{result} of {spec.data.name}" if result else f"evaluate {spec.features.kind} on {spec.data.name}"

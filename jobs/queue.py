@@ -200,8 +200,8 @@ def num_ahead(session: Session, job: Job) -> Ahead:
     Beyond `MOST_COUNTED` it is an estimate by the sizes of the queue, which are read at most every 10 s.
     """
     queue = job_queue(session)
-    known = _sizes.recent(session)
-    if known is not None and (estimate := _estimate(queue, known, job)) > 2 * MOST_COUNTED:
+    sizes = _sizes.recent(session)
+    if sizes is not None and (estimate := _estimate(queue, sizes, job)) > 2 * MOST_COUNTED:
         return _rounded(estimate)
     count = _num_counted(session, job, queue.ranges_before(job))
     if count <= MOST_COUNTED:

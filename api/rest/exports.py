@@ -80,7 +80,7 @@ def sweep(database: Database, folder: Path, days: float = math.inf) -> None:
     Args:
         database: has the checkpoints.
         folder: where exports are.
-        days: an export that nobody has requested for so long is removed; the next request makes it again.
+        days: an export without a request for so long is removed; the next request makes it again.
 
     Raises:
         OSError, DBAPIError: a file cannot be removed, or the database does not respond; the next collection retries.
