@@ -3,13 +3,16 @@
     python benchmarks/data.py FOLDER [FOLDER ...] [--size 32] [--files 4000] [--only decode|cache]
 
 Each folder has a layout of docs/datasets.md. `decode` reads the same files in turn by one thread, by a thread for each
-core, by a process for each core, and by one thread with torchvision's decoder. `cache` decodes the whole folder into
-an empty cache, then maps it again, each in a process of its own. Results are added to benchmarks/results/data.md.
+core, by a process for each core, and by one thread with torchvision's decoder: alone, and with all else that a file
+needs (digest, header, resize). `cache` decodes the whole folder into an empty cache, then maps it again, each in a
+process of its own. Results are added to benchmarks/results/data.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
 import resource
 import subprocess
@@ -24,17 +27,19 @@ from typing import Any
 import numpy as np
 import torch
 from measure.report import load_results, save_results, setting
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from wcl_core import data
 from wcl_core.data import decoding
 from wcl_core.data.cache import Cache
+from wcl_core.data.image_file import FORMATS
 from wcl_core.data.layout import list_files
 from wcl_core.limits import num_cores
 from wcl_core.reporter import NullReporter
 
 _ROUNDS = 3
+_COMPARED = 200
 
 
 def main() -> None:
@@ -86,17 +91,27 @@ def _decode(folder: Path, size: int, count: int) -> dict[str, Any]:
     }
     if all(path.lower().endswith((".jpg", ".jpeg")) for path in paths):
         ways["torchvision"] = lambda: [_by_torchvision(files.root / path) for path in paths]
+        ways["torchvision, whole"] = lambda: [_whole_by_torchvision(files.root / path, size) for path in paths]
+        ways["reduced"] = lambda: [_reduced(files.root / path, size) for path in paths]
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(_ROUNDS):
         for way, act in ways.items():
             started = time.perf_counter()
             act()
             seconds[way].append(time.perf_counter() - started)
+    compared = paths[:_COMPARED] if "torchvision" in ways else []
     different = sum(
         not np.array_equal(np.asarray(Image.open(files.root / path).convert("RGB")), _by_torchvision(files.root / path))
-        for path in (paths if "torchvision" in ways else [])
+        for path in compared
     )
+    reduced = [
+        int(np.abs(_reduced(files.root / path, size).astype(int) - _image(files.root / path, wish)).max())
+        for path in compared
+    ]
     return {
+        "compared": len(compared),
+        "reduced_difference": max(reduced, default=0),
+        "starts": _starts(),
         "files": len(paths),
         "us_a_file": {way: round(1e6 * min(times) / len(paths)) for way, times in seconds.items()},
         "other_pixels_by_torchvision": different,
@@ -106,6 +121,55 @@ def _decode(folder: Path, size: int, count: int) -> dict[str, Any]:
 def _by_torchvision(path: Path) -> Any:
     """Return the decoded image without resizing: (H, W, 3) uint8."""
     return decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+
+
+def _whole_by_torchvision(path: Path, size: int) -> Any:
+    """Return what `decoding.read_file` returns for a plain JPEG, decoded by torchvision."""
+    content = path.read_bytes()
+    hashlib.sha256(content)
+    with Image.open(io.BytesIO(content), formats=FORMATS) as header:  # for the limits and the orientation
+        header.getexif()
+        pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return _square(Image.fromarray(pixels.permute(1, 2, 0).numpy()), size)
+
+
+def _reduced(path: Path, size: int) -> Any:
+    """Return the image from a JPEG that is decoded at an eighth, a quarter or half of its size, if that is enough."""
+    content = path.read_bytes()
+    hashlib.sha256(content)
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        image.getexif()
+        image.draft("RGB", (4 * size, 4 * size))
+        return _square(image, size)
+
+
+def _square(image: Image.Image, size: int) -> Any:
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+
+
+def _image(path: Path, wish: decoding.Wish) -> Any:
+    pixels = decoding.read_file(path, wish)[1]
+    assert pixels is not None
+    return pixels.astype(int)
+
+
+def _starts() -> dict[str, dict[str, float]]:
+    """Return the processor time and the memory that a decoding process takes before its first file."""
+    facts = {}
+    for name, modules in (
+        ("Pillow", "wcl_core.data.decoding"),
+        ("torchvision", "wcl_core.data.decoding, torchvision.io"),
+    ):
+        program = f"import {modules}, time; print(time.process_time(), open('/proc/self/status').read())"
+        runs = [
+            subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+            for _ in range(_ROUNDS)
+        ]
+        facts[name] = {
+            "cpu_s": min(float(run[0]) for run in runs),
+            "mib": int(runs[0][runs[0].index("VmHWM:") + 1]) >> 10,
+        }
+    return facts
 
 
 def _cache(folder: Path, size: int) -> dict[str, Any]:
@@ -135,18 +199,18 @@ def _load(folder: Path, place: str, digest: str, size: str) -> None:
 
 
 def _table(items: dict[str, Any]) -> str:
+    ways = ("one thread", "threads", "processes", "torchvision, whole", "torchvision", "reduced")
     lines = [
         "Microseconds a file (least of three rounds), then the whole folder: its description, the first load into an",
         "empty cache, the second load. Memory is that of the loading process, its own pages without mapped files.",
         "",
-        "| folder, pixels | one thread | threads | processes | torchvision, no resize | other pixels | images"
-        " | describe | first | second | cache | memory |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| folder, pixels | one thread | threads | processes | torchvision | torchvision, decoding only | reduced"
+        " | images | describe | first | second | cache | memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, facts in items.items():
         us = facts.get("us_a_file", {})
-        cells = [name, *(us.get(way, "") for way in ("one thread", "threads", "processes", "torchvision"))]
-        cells.append(f"{facts['other_pixels_by_torchvision']} of {facts['files']}" if us else "")
+        cells = [name, *(us.get(way, "") for way in ways)]
         if "first" in facts:
             cells += [f"{facts['images']:,}", f"{facts['describe_s']:.1f} s"]
             cells += [f"{facts[which]['s']} s" for which in ("first", "second")]
@@ -154,11 +218,18 @@ def _table(items: dict[str, Any]) -> str:
         else:
             cells += [""] * 6
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    notes = [
-        f"- {name}: {facts['date']}, load average {facts['load_average'][0]} on {facts['cores']} cores"
-        for name, facts in items.items()
-    ]
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", *(_note(name, facts) for name, facts in items.items())])
+
+
+def _note(name: str, facts: dict[str, Any]) -> str:
+    text = f"- {name}: {facts['date']}, load average {facts['load_average'][0]} on {facts['cores']} cores"
+    if not facts.get("compared"):
+        return text
+    starts = "; ".join(f"{each['cpu_s']:.2f} s and {each['mib']} MiB ({way})" for way, each in facts["starts"].items())
+    return (
+        f"{text}; of {facts['compared']} files, torchvision decodes {facts['other_pixels_by_torchvision']} to other "
+        f"pixels; a reduced image differs by at most {facts['reduced_difference']} of 255; a process starts in {starts}"
+    )
 
 
 if __name__ == "__main__":

@@ -42,10 +42,12 @@ def _case(folder: Path, valid: dict[str, bytes], seed: int, tally: Tally) -> Non
     generator = random.Random(seed)
     name = generator.choice(list(valid))
     path = folder / f"image{generator.choice(sorted(ENDINGS))}"
-    path.write_bytes(mutations.of_bytes(generator, valid[name]))
+    content = mutations.of_bytes(generator, valid[name])
+    path.write_bytes(content)
+    is_preview, is_whole = generator.random() < 0.3, generator.random() < 0.5
     began = time.process_time()
     try:
-        image, facts = read_image(path, _SIDE, is_preview=generator.random() < 0.3)
+        image, facts = read_image(path, _SIDE, is_preview=is_preview, file=io.BytesIO(content) if is_whole else None)
         tally.add("read")
         if (image.mode, image.size) != ("RGB", (_SIDE, _SIDE)) or facts.format not in FORMATS:
             tally.fail(f"{name}: an image of mode {image.mode}", seed, f"{image.size}, {facts}")

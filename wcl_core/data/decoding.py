@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import queue
@@ -24,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -37,6 +38,7 @@ _ALONE_SECONDS = 0.5  # before other processes are started, each of which takes 
 _MAX_PROCESSES = 64
 _FILES_AT_ONCE = 64
 _BYTES_AT_ONCE = 1 << 20  # of pixels
+_WHOLE_BYTES = 4 << 20  # of a file that is read once, for its digest and its pixels
 _CHUNKS_AHEAD = 3  # for each process
 _STOP_SECONDS = 5.0
 
@@ -97,9 +99,16 @@ def read_file(path: Path, wish: Wish) -> tuple[Read, Pixels | None]:
     """Read, hash and decode one file."""
     digest = b""
     try:
-        with path.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").digest()
-        image, facts = read_image(path, wish.side or 1, is_preview=wish.side is None)
+        file: io.FileIO | io.BytesIO = io.FileIO(path)
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _WHOLE_BYTES:
+                content = file.read(size) or b""
+                digest, file = hashlib.sha256(content).digest(), io.BytesIO(content)
+            else:
+                digest = hashlib.file_digest(file, "sha256").digest()
+                file.seek(0)
+            image, facts = read_image(path, wish.side or 1, is_preview=wish.side is None, file=file)
     except UnreadableError as error:
         return Read(digest, None, str(error)), None
     except OSError as error:
@@ -251,7 +260,7 @@ def _answer(paths: Sequence[Path], wish: Wish) -> tuple[bytes, bytes]:
     try:
         for path in paths:
             read, pixels = read_file(path, wish)
-            reads.append((read.digest.hex(), read.facts and asdict(read.facts), read.error))
+            reads.append((read.digest.hex(), read.facts and vars(read.facts), read.error))
             if pixels is not None:
                 images.append(pixels.tobytes())
         return json.dumps(reads).encode(), b"".join(images)

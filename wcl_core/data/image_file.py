@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import os
 import threading
 import time
 import warnings
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 from PIL import (
@@ -53,6 +54,7 @@ BACKGROUND: Final = (255, 255, 255)  # under transparent pixels
 MAX_BYTES: Final = 1 << 30  # of a file
 MAX_PIXELS: Final = 100_000_000  # of an image, and of all images that a run decodes at one time
 MAX_SECONDS: Final = 60.0  # of processor time for one image
+_CLOCK_BYTES: Final = 1 << 10  # read between two looks at the clock
 _MAX_SCANNED: Final = 4_000_000_000  # pixels times scans of a progressive JPEG
 _MAX_PROFILE_BYTES: Final = 4 << 20
 
@@ -118,13 +120,16 @@ class Facts:
         return not _NEW_PIXELS.isdisjoint(self.notes)
 
 
-def read_image(path: Path, side: int, *, is_preview: bool = False) -> tuple[Image.Image, Facts]:
+def read_image(
+    path: Path, side: int, *, is_preview: bool = False, file: io.FileIO | io.BytesIO | None = None
+) -> tuple[Image.Image, Facts]:
     """Read an image file as a square: the shorter side is scaled to `side`, then centre crop.
 
     Args:
         path: the file.
         side: of the result, in pixels.
         is_preview: decode a large JPEG at a reduced size: faster, and all of the file is still checked.
+        file: the open file, or all of its bytes; it is closed.  By default, the file is opened.
 
     Returns:
         The image in mode RGB, and the facts of its file.
@@ -133,8 +138,8 @@ def read_image(path: Path, side: int, *, is_preview: bool = False) -> tuple[Imag
         UnreadableError: as the class says.
     """
     try:
-        with _LimitedFile(path) as file, Image.open(file, formats=FORMATS) as opened:
-            _check_size(opened, file)
+        with _limited(file or io.FileIO(path)) as limited, Image.open(limited, formats=FORMATS) as opened:
+            _check_size(opened, limited)
             with _budget.reserved(opened.width * opened.height):
                 return _read(opened, path.suffix.lower(), side, is_preview)
     except UnreadableError:
@@ -184,7 +189,7 @@ def _read(opened: ImageFile.ImageFile, ending: str, side: int, is_preview: bool)
 def _unidentified(path: Path) -> str:
     """Return why no decoder reads a file, from its first bytes."""
     begin = None
-    with contextlib.suppress(OSError, UnreadableError), _LimitedFile(path) as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         begin = file.read(12)
     if begin == b"":
         return "the file is empty"
@@ -193,45 +198,62 @@ def _unidentified(path: Path) -> str:
     return f"its content is none of the formats {', '.join(FORMATS)}"
 
 
+def _limited(file: io.FileIO | io.BytesIO) -> BinaryIO:
+    """Return the file with limits on its reads.
+
+    A decoder takes the pixels of a small JPEG in one read, so these limits have no effect on it; but it reads the
+    header byte by byte, and the limits cost as much as that.
+    """
+    if isinstance(file, io.BytesIO):
+        content = file.getbuffer()
+        if len(content) <= ImageFile.MAXBLOCK and bytes(content[:3]) == b"\xff\xd8\xff":
+            return file
+    return _LimitedFile(file)
+
+
 class _LimitedFile(io.BufferedReader):
     """A file whose reads end once the image has taken too much time, or has read its bytes again and again.
 
     A hostile TIFF can refer to the same bytes from thousands of places: a small file that fills the memory.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self.num_bytes = path.stat().st_size
+    def __init__(self, file: io.FileIO | io.BytesIO) -> None:
+        super().__init__(file)
+        self.num_bytes = os.fstat(file.fileno()).st_size if isinstance(file, io.FileIO) else len(file.getbuffer())
         if self.num_bytes > MAX_BYTES:
             self.close()
             raise UnreadableError(f"the file has {self.num_bytes} bytes; expected at most {MAX_BYTES}")
         self._bytes_left = 8 * self.num_bytes + (1 << 20)
         self._ends_at = time.thread_time() + MAX_SECONDS
+        self._until_clock = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if time.thread_time() > self._ends_at:
-            raise UnreadableError(f"decoding takes more than {MAX_SECONDS:g} s of processor time")
+        if self._until_clock <= 0:  # not each time: to ask for the time takes longer than to read a byte
+            self._until_clock = _CLOCK_BYTES
+            if time.thread_time() > self._ends_at:
+                raise UnreadableError(f"decoding takes more than {MAX_SECONDS:g} s of processor time")
         content = super().read(size)
+        self._until_clock -= len(content) + 1
         self._bytes_left -= len(content)
         if self._bytes_left < 0:
             raise UnreadableError("its parts overlap: the decoder has read the file eight times")
         return content
 
 
-def _check_size(opened: Image.Image, file: _LimitedFile) -> None:
+def _check_size(opened: Image.Image, file: BinaryIO) -> None:
     """Raise if decoding would take too much memory or time."""
     pixels = opened.width * opened.height
     if pixels > MAX_PIXELS:
         raise UnreadableError(f"it has {opened.width}x{opened.height} pixels; expected at most {MAX_PIXELS} in all")
     if opened.format == "TIFF":
         lengths = (_numbers(opened, tag) for tag in _LENGTH_TAGS)
-        if sum(map(sum, lengths)) > 4 * file.num_bytes:
+        if isinstance(file, _LimitedFile) and sum(map(sum, lengths)) > 4 * file.num_bytes:
             raise UnreadableError("its strips or tiles overlap")
     if opened.info.get("progressive") and pixels * _num_scans(file) > _MAX_SCANNED:
         raise UnreadableError(f"it has too many scans for {pixels} pixels")
 
 
-def _num_scans(file: _LimitedFile) -> int:
+def _num_scans(file: BinaryIO) -> int:
     """Return the number of scans of a JPEG: their marker cannot occur within compressed data."""
     place = file.tell()
     file.seek(0)

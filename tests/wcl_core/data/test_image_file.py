@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import io
 import os
 import struct
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from wcl_core.data import image_file
+from wcl_core.data import decoding, image_file
 from wcl_core.data.image_file import UnreadableError, read_image
 from wcl_core.spec_files import SpecFileError, read_spec
 
@@ -165,6 +166,8 @@ def test_every_mode_gives_its_right_pixels(tmp_path: Path, case: str) -> None:
     content, colour = (GREY_TABLE | COLOUR_TABLE)[case]
     (tmp_path / "image").write_bytes(content)
     assert np.abs(pixels(tmp_path / "image") - colour).max() <= 1
+    in_memory = read_image(Path("absent"), SIDE, file=io.BytesIO(content))[0]
+    assert np.array_equal(np.asarray(in_memory), pixels(tmp_path / "image"))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +201,9 @@ def test_what_cannot_be_read_well_is_refused_by_name(
     with pytest.raises(UnreadableError, match=reason) as caught:
         read_image(path, SIDE, is_preview=is_preview)
     assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(UnreadableError) as in_memory:
+        read_image(path, SIDE, is_preview=is_preview, file=io.BytesIO(content))
+    assert str(in_memory.value) == str(caught.value)
 
 
 def quarters() -> Image.Image:
@@ -386,7 +392,7 @@ def test_many_large_images_cost_the_memory_of_one(tmp_path: Path) -> None:
 def test_a_file_that_is_read_again_and_again_is_refused(tmp_path: Path) -> None:
     """A format may refer to the same bytes from many places, and a small file then fills the memory."""
     (tmp_path / "a").write_bytes(b"x" * 1_000_000)
-    with image_file._LimitedFile(tmp_path / "a") as file:
+    with image_file._LimitedFile(io.FileIO(tmp_path / "a")) as file:
         for _ in range(9):
             file.seek(0)
             file.read()
@@ -412,8 +418,9 @@ def test_a_jpeg_of_too_many_scans_is_refused(tmp_path: Path, monkeypatch: pytest
     Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg", progressive=True)
     assert read_image(tmp_path / "a.jpg", SIDE)[1].format == "JPEG"
     monkeypatch.setattr(image_file, "_MAX_SCANNED", 5 * 64 * 64)
-    with pytest.raises(UnreadableError, match="too many scans"):
-        read_image(tmp_path / "a.jpg", SIDE)
+    for file in (None, io.BytesIO((tmp_path / "a.jpg").read_bytes())):
+        with pytest.raises(UnreadableError, match="too many scans"):
+            read_image(tmp_path / "a.jpg", SIDE, file=file)
 
 
 def test_an_image_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +428,28 @@ def test_an_image_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(image_file, "MAX_SECONDS", 0.1)
     with pytest.raises(UnreadableError, match=r"more than 0\.1 s of processor time"):
         read_image(tmp_path / "a.ppm", SIDE)
+
+
+@pytest.mark.parametrize("limit", [decoding._WHOLE_BYTES, 0])
+@pytest.mark.parametrize("name", ["JPEG", "PNG"])
+def test_the_digest_is_that_of_the_bytes_that_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
+) -> None:
+    """A file that another one replaces in the meantime gives the digest and the pixels of the same bytes."""
+    path, before, after = tmp_path / "a", saved(flat("RGB", (9, 9, 9)), name), saved(flat("RGB", (99, 99, 99)), name)
+    path.write_bytes(before)
+    monkeypatch.setattr(decoding, "_WHOLE_BYTES", limit)
+    read_image_then = decoding.read_image
+
+    def exchange_then_read(*arguments: Any, **options: Any) -> Any:
+        (tmp_path / "b").write_bytes(after)
+        (tmp_path / "b").rename(path)
+        return read_image_then(*arguments, **options)
+
+    monkeypatch.setattr(decoding, "read_image", exchange_then_read)
+    read, images = decoding.read_file(path, decoding.Wish(SIDE))
+    assert images is not None
+    assert (read.digest, int(images.min()), int(images.max())) == (hashlib.sha256(before).digest(), 9, 9)
 
 
 def test_a_file_of_too_many_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
