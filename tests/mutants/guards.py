@@ -1774,8 +1774,8 @@ GUARDS = (
     Guard(
         "only the decoders of images run",
         "wcl_core/data/image_file.py",
-        "Image.open(file, formats=FORMATS)",
-        "Image.open(file)",
+        "Image.open(limited, formats=FORMATS)",
+        "Image.open(limited)",
         ("tests/wcl_core/data/test_image_file.py::test_no_file_starts_a_program[a.eps]",),
     ),
     Guard(
