@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import activity, backups, keys, schema, storage_id, workers
+from jobs import activity, backups, keys, schema, search, storage_id, workers
 from jobs.audit import audit
 from jobs.database import Database, is_outage
 from jobs.errors import JobsError
@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _backup(database, LocalStorage(settings.checkpoints_dir), options)
         if options.command == "migrate":
             database.migrate(write_line)
+            search.build(database)
+            if (problem := search.problem(database)) is not None:
+                write_line(problem, sys.stderr)
             write_line(f"the schema is {schema.newest()}, of version {VERSION}")
             return 0
         database.migrate()

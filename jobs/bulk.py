@@ -77,7 +77,7 @@ def matching(session: Session, verb: Verb, filters: Filters, until: int | None =
     statement: Select[Any] = select(Job.id).where(_REQUESTS[verb].is_possible, is_own)
     if until is not None:
         statement = statement.where(Job.created_at <= until)
-    newest = queries.matching(statement, filters).order_by(Job.id.desc()).limit(MOST + 1)
+    newest = queries.matching(session, statement, filters).order_by(Job.id.desc()).limit(MOST + 1)
     return list(session.execute(newest).scalars())
 
 

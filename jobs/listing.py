@@ -215,7 +215,7 @@ def sorted_jobs(
     Raises:
         Invalid: the cursor is malformed.
     """
-    newest = matching(_columns(), filters).order_by(Job.id.desc()).limit(WINDOW)
+    newest = matching(session, _columns(), filters).order_by(Job.id.desc()).limit(WINDOW)
     keys = [_Key(*row[:7]) for row in session.execute(newest)]
     page = _part(_sorted(keys, sort, descending), cursor, limit)
     jobs = _by_id(session, Job, [key.id for key in page.items])
@@ -249,7 +249,7 @@ def grouped_jobs(
     """
     column = _GROUP_COLUMNS.get(field)
     value = Job.spec[tuple(field.split("."))] if column is None else column
-    newest = matching(_columns().add_columns(value), filters).order_by(Job.id.desc()).limit(WINDOW)
+    newest = matching(session, _columns().add_columns(value), filters).order_by(Job.id.desc()).limit(WINDOW)
     rows = session.execute(newest).all()
     values = {row[0]: row[-1] for row in rows}
     keys = [_Key(*row[:7]) for row in rows]

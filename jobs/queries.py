@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 from sqlalchemy import ColumnElement, Select, case, func, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
-from jobs import access
+from jobs import access, search
 from jobs.database import now_ms
 from jobs.errors import FieldError, Invalid, NotFound, existing
 from jobs.models import (
@@ -114,7 +114,7 @@ def list_jobs(
 
     def newest(*states: str) -> Select[Any]:
         filters = Filters(states, kind or "", tag or "", q or "", archived, starred, by or "")
-        statement = matching(select(Job.id), filters)
+        statement = matching(session, select(Job.id), filters)
         statement = statement.where(Job.id < cursor) if cursor else statement
         return statement.order_by(Job.id.desc()).limit(limit + 1)
 
@@ -126,7 +126,7 @@ def list_jobs(
     return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
 
 
-def matching(statement: Select[Any], filters: Filters) -> Select[Any]:
+def matching(session: Session, statement: Select[Any], filters: Filters) -> Select[Any]:
     """Restrict a statement about jobs to those that match."""
     if filters.archived != "all":
         is_archived = Job.archived_at.is_not(None)
@@ -142,8 +142,7 @@ def matching(statement: Select[Any], filters: Filters) -> Select[Any]:
     if filters.by:
         statement = statement.where(Job.created_by.in_(select(Key.id).where(_is_key(filters.by))))
     if filters.q:
-        matches = (column.icontains(filters.q, autoescape=True) for column in (Job.name, Job.id, Job.dataset_name))
-        statement = statement.where(or_(*matches))
+        statement = statement.where(search.matches(session, filters.q))
     return statement
 
 

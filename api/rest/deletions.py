@@ -143,8 +143,8 @@ def delete_many(body: DeleteBody, principal: Owner, database: TheDatabase, setti
 
 def matching(database: Database, filters: Filters) -> list[str]:
     """Return the ids of the newest jobs that match a filter."""
-    newest = queries.matching(select(Job.id), filters).order_by(Job.id.desc()).limit(MOST)
     with database.read() as session:
+        newest = queries.matching(session, select(Job.id), filters).order_by(Job.id.desc()).limit(MOST)
         return list(session.execute(newest).scalars())
 
 

@@ -15,7 +15,8 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.http.problems import Unready
 from api.rest.responses import Response
-from jobs import devices, monitoring, schema
+from jobs import devices, monitoring, schema, search
+from jobs.database import Database
 from jobs.models import LIVE_STATES, Worker
 from jobs.monitoring import Snapshot
 from jobs.status import HELD
@@ -50,16 +51,17 @@ async def healthz() -> Health:
 def readyz(request: Request, database: TheDatabase) -> Readiness:
     """Return `ok` if the database responds, has this version's schema and takes changes.
 
-    A storage that is away or nearly full and a broker that does not respond are problems of a ready server.
+    A storage that is away or nearly full, a broker that does not respond and a search without an index are problems of
+    a ready server.
     """
     if (problem := schema.problem(database) or schema.write_problem(database)) is not None:
         raise Unready(problem)
-    return Readiness(status="ok", version=VERSION, problems=tuple(_problems(request)))
+    return Readiness(status="ok", version=VERSION, problems=tuple(_problems(request, database)))
 
 
-def _problems(request: Request) -> Iterator[str]:
+def _problems(request: Request, database: Database) -> Iterator[str]:
     storage, broker = request.app.state.storage_watch, request.app.state.broker_watch
-    yield from filter(None, (storage.problem or storage.shortage, broker.problem))
+    yield from filter(None, (storage.problem or storage.shortage, broker.problem, search.problem(database)))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

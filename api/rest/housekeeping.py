@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from api.rest import exports
-from jobs import activity, expiry, weights
+from jobs import activity, expiry, search, weights
 from jobs.database import Database
 from jobs.fault_log import FaultLog
 from jobs.purge import purge_due
@@ -31,6 +31,7 @@ def keep_clean(database: Database, storage: Storage, settings: Settings, stop: t
     events = FaultLog(log, "the removal of old events of jobs")
     points = FaultLog(log, "the removal of old points of curves")
     workers = FaultLog(log, "the removal of workers that ended")
+    indexing = FaultLog(log, "the building of the index of searches")
     next_sweep = 0.0
     is_over = False
     while not is_over:
@@ -44,6 +45,7 @@ def keep_clean(database: Database, storage: Storage, settings: Settings, stop: t
             _try(lambda: expiry.expire_events(database, settings.event_days, stop), events)
             _try(lambda: expiry.thin_curves(database, settings.point_days, stop), points)
             _try(lambda: expiry.expire_workers(database, settings.worker_days), workers)
+            _try(lambda: search.build(database), indexing)
         is_over = stop.wait(_PURGE_SECONDS)
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session
 
 from api.http.auth import Admin, Owner, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
@@ -124,8 +125,8 @@ def cancel_all(
         job, group: selected jobs and seed groups.
         matching: `?` and the query of a filter, in place of a selection.
     """
-    chosen = _chosen(job, group, matching)
     with database.read() as session:
+        chosen = _chosen(session, job, group, matching)
         job_ids = session.execute(chosen.where(Job.status.not_in(TERMINAL))).scalars().all()
     _request_all(database, job_ids, Verb.CANCEL)
     return _see("/")
@@ -141,8 +142,8 @@ def archive_all(
     matching: Annotated[str, Form(max_length=2000)] = "",
 ) -> Response:
     """Archive the jobs that have ended, or show them in the lists again; redirect to the list."""
-    ended = _chosen(job, group, matching).where(Job.status.in_(TERMINAL))
     with database.read() as session:
+        ended = _chosen(session, job, group, matching).where(Job.status.in_(TERMINAL))
         job_ids = session.execute(ended).scalars().all()
     _request_all(database, job_ids, Verb(verb))
     return _see("/" if verb == "archive" else "/?archived=only")
@@ -167,10 +168,10 @@ def _request_all(database: Database, job_ids: Sequence[str], verb: Verb) -> None
         raise Forbidden(f"{num_refused:,} of {len(job_ids):,} jobs are of other keys; {advice}")
 
 
-def _chosen(job: list[str], group: list[str], matching: str) -> Select[str]:
+def _chosen(session: Session, job: list[str], group: list[str], matching: str) -> Select[str]:
     """Select the ids of the selected jobs and seed groups, or of all that match the query of a filter."""
     if matching:
-        return queries.matching(select(Job.id), filters_of_query(matching))
+        return queries.matching(session, select(Job.id), filters_of_query(matching))
     return select(Job.id).where(or_(Job.id.in_(job), Job.group_id.in_(group)))
 
 

@@ -11,7 +11,8 @@ import re
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,6 +20,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from jobs import search
 from jobs.backups.backup_folder import BackupError, Dump
 from jobs.database import Database
 from jobs.models import Base
@@ -112,7 +114,17 @@ def load(database: Database, dump: Path, facts: Dump) -> None:
     with database.engine.connect() as connection:
         server = _server_major(connection)
     program = find_program("pg_restore", max(server, facts.major))
-    _run(program, ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", str(dump)], database.url)
+    words = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
+    with tempfile.NamedTemporaryFile("w", prefix="wcl-restore-") as chosen:
+        chosen.write(_entries_to_load(program, dump))
+        chosen.flush()
+        _run(program, [*words, f"--use-list={chosen.name}", str(dump)], database.url)
+
+
+def _entries_to_load(program: Program, dump: Path) -> str:
+    """Return the list of a dump without the index of searches: it needs an extension, and a server builds it again."""
+    listed = _finished([program.path, "--list", dump])
+    return "".join(line for line in listed.splitlines(keepends=True) if f" {search.INDEX} " not in line)
 
 
 def is_empty(database: Database) -> bool:
@@ -185,12 +197,20 @@ def _run(program: Program, words: list[str], url: str) -> None:
         environment["PGPASSWORD"] = address.password
     address = address._replace(password=None)
     name = address.render_as_string(hide_password=False)
-    done = subprocess.run(
-        [program.path, f"--dbname={name}", "--no-password", *words], env=environment, capture_output=True, text=True
-    )
+    _finished([program.path, f"--dbname={name}", "--no-password", *words], environment)
+
+
+def _finished(words: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
+    """Return what a program writes.
+
+    Raises:
+        BackupError: it failed.
+    """
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it gives no reason"]
-        raise BackupError(f"{program.path.name} failed: {lines[0][:_LAST_CHARACTERS]}")
+        raise BackupError(f"{Path(words[0]).name} failed: {lines[0][:_LAST_CHARACTERS]}")
+    return done.stdout
 
 
 def _server_major(connection: Connection) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from jobs import monitoring, storage_id, workers
 from jobs.database import Database, new_id
@@ -190,6 +190,19 @@ def test_a_full_or_read_only_disk_is_seen(sqlite_template: Path, tmp_path: Path)
     assert (full.status_code, full.json()["detail"]) == (503, "the database takes no changes: its disk is full")
     assert read_only.status_code == 503
     assert "read-only" in read_only.json()["detail"]
+
+
+def test_a_search_without_an_index_is_a_problem_of_a_ready_server(small: Served) -> None:
+    assert "problems" not in small.bare().get("/readyz").json()
+    with small.database.engine.begin() as connection:
+        for change in ("insert", "update", "delete"):
+            connection.execute(text(f"DROP TRIGGER job_search_{change}"))
+        connection.execute(text("DROP TABLE job_search"))
+
+    ready = small.bare().get("/readyz")
+
+    assert ready.status_code == 200
+    assert "searches for a part of a name read every job" in ready.json()["problems"][0]
 
 
 def test_a_read_only_postgres_is_not_ready(postgres_database: Database, tmp_path: Path) -> None:
