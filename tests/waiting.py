@@ -12,10 +12,11 @@ import pytest
 T = TypeVar("T")
 
 _LOOK_SECONDS = 0.05
+PATIENCE = 240.0  # seconds that only bound a failure: a busy machine is ten times slower than a quiet one
 
 
-def eventually(look: Callable[[], T], what: str = "it", seconds: float = 90.0) -> T:
-    """Return the first true value of `look`; `seconds` only bounds a failure, so it is generous."""
+def eventually(look: Callable[[], T], what: str = "it", seconds: float = PATIENCE) -> T:
+    """Return the first true value of `look`."""
     deadline = time.monotonic() + seconds
     while not (value := look()):
         assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"

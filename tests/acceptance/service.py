@@ -103,7 +103,7 @@ class Service:
 
     def kill(self, *words: str) -> int:
         """Kill one process with SIGKILL; return its id."""
-        victim = eventually(lambda: self.process(*words), f"a process {words}", 30)
+        victim = eventually(lambda: self.process(*words), f"a process {words}")
         victim.send_signal(signal.SIGKILL)
         return victim.pid
 
@@ -136,5 +136,5 @@ class Service:
 
 def submit_when_ready(client: WclClient, spec: dict[str, Any], **fields: Any) -> Job:
     """Submit once a worker has registered the data set."""
-    eventually(lambda: "digits" in [entry["name"] for entry in client.datasets()], "the digits data set", 60)
+    eventually(lambda: "digits" in [entry["name"] for entry in client.datasets()], "the digits data set")
     return client.submit("pretrain", spec, **fields)

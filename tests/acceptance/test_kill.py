@@ -61,7 +61,7 @@ def test_killed_server_restarts_and_the_run_continues(service: Service) -> None:
         job_id = start_long_run(client)
         pid = service.kill("api")
 
-        eventually(lambda: client.is_ready() and _is_other(service, pid), "the restart of the server", 60)
+        eventually(lambda: client.is_ready() and _is_other(service, pid), "the restart of the server")
         job = client.wait(job_id, timeout_seconds=240)
 
         assert_whole(client, job)
@@ -81,5 +81,5 @@ def test_the_run_of_a_killed_worker_ends_by_itself(small_service: Service) -> No
 
         small_service.kill("worker")
 
-        eventually(lambda: not run.is_running(), "the end of the orphaned run", 10)
+        eventually(lambda: not run.is_running(), "the end of the orphaned run")
         assert_whole(client, client.wait(job_id, timeout_seconds=240))

@@ -27,23 +27,23 @@ def test_a_failure_at_night_is_one_signed_message_after_restarts_of_receiver_ser
     with service.client() as client:
         webhook = client.add_webhook(fields)
         job_id = submit_when_ready(client, ENDLESS_SPEC, max_seconds=5)["id"]
-        eventually(lambda: client.job(job_id)["status"] == "running", "the run", 60)
+        eventually(lambda: client.job(job_id)["status"] == "running", "the run")
 
         service.kill("worker")
         assert client.wait(job_id, timeout_seconds=120)["status_reason"] == "timeout"
         assert len(client.attempts(job_id)) == 2
-        eventually(lambda: client.deliveries(webhook["id"])[0]["attempts"], "a try without a receiver", 60)
+        eventually(lambda: client.deliveries(webhook["id"])[0]["attempts"], "a try without a receiver")
         service.kill("api")
 
         with receiving(port) as receiver:
             eventually(lambda: receiver.requests, "the message", 120)
             eventually(client.is_ready, "the restart of the server", 60)
-            eventually(lambda: client.deliveries(webhook["id"])[0]["state"] == "delivered", "its receipt", 60)
+            eventually(lambda: client.deliveries(webhook["id"])[0]["state"] == "delivered", "its receipt")
             service.stop()
             service.start()
             eventually(client.is_ready, "the restart of the service", 60)
             client.test_webhook(webhook["id"])
-            eventually(lambda: len(receiver.requests) > 1, "the message of a test", 60)
+            eventually(lambda: len(receiver.requests) > 1, "the message of a test")
 
         message, test = receiver.requests
         assert message.is_signed(webhook["secret"])

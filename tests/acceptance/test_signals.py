@@ -71,11 +71,11 @@ def test_ctrl_c_twice_ends_a_running_job_at_once_and_a_third_one_changes_nothing
     up = process_of(small_service)
 
     up.send_signal(signal.SIGINT)
-    eventually(lambda: "Ctrl-C: stopping" in up_log(small_service), "the answer to the first one", 10)
+    eventually(lambda: "Ctrl-C: stopping" in up_log(small_service), "the answer to the first one")
     time.sleep(1)
     up.send_signal(signal.SIGINT)
     began = time.monotonic()
-    eventually(lambda: "Ctrl-C again: ending at once" in up_log(small_service), "the answer to the second one", 10)
+    eventually(lambda: "Ctrl-C again: ending at once" in up_log(small_service), "the answer to the second one")
     up.send_signal(signal.SIGINT)
 
     up.wait(timeout=15)

@@ -24,7 +24,7 @@ SWEEP: dict[str, Any] = {
 
 def test_halving_promotes_the_trial_with_the_better_evaluation(small_service: Service) -> None:
     with small_service.client() as client:
-        eventually(lambda: "digits" in [entry["name"] for entry in client.datasets()], "the digits data set", 60)
+        eventually(lambda: "digits" in [entry["name"] for entry in client.datasets()], "the digits data set")
         plan = client.plan_sweep(SWEEP)
         sweep = client.submit_sweep(SWEEP)
         assert len(plan["trials"]) == sweep["trials"] == 2

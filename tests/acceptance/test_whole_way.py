@@ -13,7 +13,7 @@ import pytest
 from tests import parallel
 from tests.acceptance.conftest import running
 from tests.acceptance.service import LONG_SPEC, SHORT_SPEC, Service, submit_when_ready
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from wcl_client.api import WclClient
 from wcl_client.download import Downloaded
 
@@ -82,7 +82,7 @@ def _first_bytes(client: WclClient, checkpoint_id: str, target: Path, count: int
 
     url = f"{client.url}/v1/checkpoints/{checkpoint_id}/download?kind=native"
     headers = dict(client._http.headers) | {"Range": f"bytes=0-{count - 1}"}
-    answer = httpx.get(url, headers=headers, trust_env=False)
+    answer = httpx.get(url, headers=headers, trust_env=False, timeout=PATIENCE)
     assert answer.status_code == 206
     assert len(answer.content) == count
     target.with_name(target.name + ".part").write_bytes(answer.content)
@@ -92,7 +92,7 @@ def _first_bytes(client: WclClient, checkpoint_id: str, target: Path, count: int
 def test_the_service_stops_in_order_and_the_job_continues_later(small_service: Service) -> None:
     with small_service.client() as client:
         job_id = submit_when_ready(client, LONG_SPEC)["id"]
-        eventually(lambda: client.checkpoints(job_id), "a checkpoint", 60)
+        eventually(lambda: client.checkpoints(job_id), "a checkpoint")
 
     seconds = small_service.stop()
     small_service.log_path.unlink()
@@ -110,7 +110,7 @@ def test_the_service_stops_in_order_and_the_job_continues_later(small_service: S
 def test_a_cancelled_job_ends_cancelled_with_its_checkpoints(one_service: Service) -> None:
     with one_service.client() as client:
         job_id = submit_when_ready(client, LONG_SPEC)["id"]
-        eventually(lambda: client.checkpoints(job_id), "a checkpoint", 60)
+        eventually(lambda: client.checkpoints(job_id), "a checkpoint")
         client.cancel(job_id)
         job = client.wait(job_id, timeout_seconds=60)
 

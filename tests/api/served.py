@@ -23,7 +23,7 @@ from jobs import keys, queries
 from jobs.database import Database
 from jobs.settings import Settings
 from tests.jobs import rows
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from wcl_client.sse import Message, parse
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Served:
 
     def start(self) -> None:
         self._thread.start()
-        eventually(lambda: self._server.started, "the start of the server", 10)
+        eventually(lambda: self._server.started, "the start of the server")
 
     def stop(self) -> None:
         for client in self._clients:
@@ -65,7 +65,7 @@ class Served:
         return self.bare({"Authorization": f"Bearer {self.key(*scopes)}"})
 
     def bare(self, headers: dict[str, str] | None = None) -> httpx.Client:
-        client = httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, verify=False)
+        client = httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False, verify=False)
         self._clients.append(client)
         return client
 

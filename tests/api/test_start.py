@@ -31,7 +31,7 @@ from tests import parallel
 from tests.api.served import SPEC
 from tests.jobs import rows
 from tests.processes import Forked, outside
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from wcl_client.address import find_address
 from wcl_core.text import Secret
 
@@ -84,7 +84,7 @@ class Server:
             if self.announced.get("pid") != self.process.pid:
                 return False
             try:
-                return httpx.get(f"{self.url}/readyz", trust_env=False).is_success
+                return httpx.get(f"{self.url}/readyz", trust_env=False, timeout=PATIENCE).is_success
             except httpx.TransportError:
                 return False
 
@@ -93,13 +93,15 @@ class Server:
 
     def client(self) -> httpx.Client:
         key = (self.data_dir / "key").read_text().strip()
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=30)
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=PATIENCE
+        )
 
     def stop(self, number: int = signal.SIGTERM) -> float:
         """Stop the process; return the seconds until its end."""
         began = time.monotonic()
         self.process.send_signal(number)
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=PATIENCE)
         return time.monotonic() - began
 
 
@@ -134,7 +136,7 @@ assert used.isdisjoint(sys.modules), used & set(sys.modules)
 
 
 def test_server_and_worker_import_no_library_before_its_first_use() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=PATIENCE)
 
     assert done.returncode == 0, done.stderr
 
@@ -149,7 +151,7 @@ def test_a_local_server_makes_a_key_that_only_its_owner_reads(start: Start) -> N
     with server.client() as client:
         assert client.get("/v1/keys").status_code == 200
         assert client.get(client.post("/v1/sign-in-links").json()["url"]).status_code == 200
-    assert httpx.get(f"{server.url}/v1/jobs", trust_env=False).status_code == 401
+    assert httpx.get(f"{server.url}/v1/jobs", trust_env=False, timeout=PATIENCE).status_code == 401
     assert "127.0.0.1" in server.url
     assert not SECRET.search(server.words), "a secret is in the log"
 
@@ -192,7 +194,7 @@ def test_a_forgotten_database_url_makes_no_database_beside_files(start: Start, t
     (first.data_dir / "key").unlink()
 
     second = start()
-    assert second.process.wait(timeout=60) == os.EX_CONFIG
+    assert second.process.wait(timeout=PATIENCE) == os.EX_CONFIG
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WCL_")}
     for arguments in (("worker", "--once"), ("jobs", "migrate"), ("jobs", "create-key", "x")):
         done = subprocess.run(
@@ -219,7 +221,7 @@ def test_a_server_with_another_folder_does_not_start(start: Start, tmp_path: Pat
 
     other = start("other", WCL_DATABASE_URL=url)
 
-    assert other.process.wait(timeout=60) == os.EX_CONFIG
+    assert other.process.wait(timeout=PATIENCE) == os.EX_CONFIG
     assert "storage-id" in other.words
     assert "adopt-storage" in other.words
     assert "Traceback" not in other.words
@@ -262,7 +264,7 @@ def test_it_ends_soon_although_streams_and_downloads_are_open(start: Start, numb
 def test_an_open_address_without_a_key_is_refused(start: Start, host: str) -> None:
     server = start(WCL_HOST=host)
 
-    assert server.process.wait(timeout=60) == os.EX_CONFIG
+    assert server.process.wait(timeout=PATIENCE) == os.EX_CONFIG
     assert "python -m jobs create-key" in server.words
     assert "Traceback" not in server.words
     assert server.announced == {}
@@ -282,7 +284,9 @@ def test_an_open_address_with_a_key_is_served_also_by_its_number(start: Start, t
     headers = {"Authorization": f"Bearer {created.stdout.strip()}"}
 
     def status(host: str) -> int:
-        return httpx.get(f"{server.url}/v1/jobs", headers=headers | {"Host": host}, trust_env=False).status_code
+        return httpx.get(
+            f"{server.url}/v1/jobs", headers=headers | {"Host": host}, trust_env=False, timeout=PATIENCE
+        ).status_code
 
     assert status("10.1.2.3:8000") == 200
     assert status("evil.example") == 421
@@ -293,7 +297,7 @@ def test_a_port_in_use_is_reported(start: Start) -> None:
     listener = hosts.listen("127.0.0.1", 0)
     server = start(WCL_PORT=str(listener.getsockname()[1]))
 
-    assert server.process.wait(timeout=60) == 1
+    assert server.process.wait(timeout=PATIENCE) == 1
     assert "cannot listen on 127.0.0.1" in server.words
     assert "Traceback" not in server.words
     listener.close()
@@ -303,7 +307,7 @@ def test_a_port_in_use_is_reported(start: Start) -> None:
 def test_a_wrong_setting_is_reported(start: Start, settings: dict[str, str]) -> None:
     server = start(**settings)
 
-    assert server.process.wait(timeout=60) == os.EX_CONFIG
+    assert server.process.wait(timeout=PATIENCE) == os.EX_CONFIG
     assert len(server.words.splitlines()) == 1
     assert server.words.startswith(f"error: {next(iter(settings))}: ")
 
@@ -311,7 +315,7 @@ def test_a_wrong_setting_is_reported(start: Start, settings: dict[str, str]) -> 
 def test_an_unreachable_database_is_reported(start: Start) -> None:
     server = start(WCL_DATABASE_URL="postgresql://wcl:hidden@127.0.0.1:1/wcl")
 
-    assert server.process.wait(timeout=60) == 1
+    assert server.process.wait(timeout=PATIENCE) == 1
     assert "the database does not respond" in server.words
     assert "Traceback" not in server.words
     assert "hidden" not in server.words
@@ -321,7 +325,7 @@ def test_a_data_folder_that_is_a_file_is_said(start: Start, tmp_path: Path) -> N
     (tmp_path / "data").write_text("no folder")
     server = start()
 
-    assert server.process.wait(timeout=60) == os.EX_CONFIG
+    assert server.process.wait(timeout=PATIENCE) == os.EX_CONFIG
     assert server.words == f"error: the data folder {tmp_path / 'data'} is a file, expected a folder (WCL_DATA_DIR)\n"
 
 
@@ -336,10 +340,10 @@ def test_without_file_descriptors_it_logs_one_line_and_recovers(start: Start) ->
     with contextlib.ExitStack() as held:
         for _ in range(100):
             held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-        eventually(lambda: "no connection can be accepted" in server.words, "the line", 10)
+        eventually(lambda: "no connection can be accepted" in server.words, "the line")
         time.sleep(4)  # asyncio tries again each second
 
-    eventually(lambda: "connections are accepted again" in server.words, "the recovery", 20)
+    eventually(lambda: "connections are accepted again" in server.words, "the recovery")
     server.ready()
     lines = server.words.splitlines()[before:]
     assert len(lines) < 10, server.words
@@ -419,7 +423,7 @@ def test_a_killed_servers_announcement_is_replaced(start: Start) -> None:
 def test_a_second_server_on_a_data_folder_leaves_the_first_one_announced(start: Start) -> None:
     first = start().ready()
     second = start()
-    eventually(lambda: "Serving" in second.words, f"the start of the second server\n{second.words}", 60)
+    eventually(lambda: "Serving" in second.words, f"the start of the second server\n{second.words}")
 
     assert "another server runs on this data folder" in second.words
     assert first.announced["pid"] == first.process.pid
@@ -448,7 +452,7 @@ def test_a_server_reconciles_jobs(start: Start) -> None:
     rows.add_dataset(database)
     lost = rows.running(database)
 
-    eventually(lambda: rows.status(database, lost.job_id) == Status.QUEUED, "the end of the lost attempt", 20)
+    eventually(lambda: rows.status(database, lost.job_id) == Status.QUEUED, "the end of the lost attempt")
 
     with database.read() as session:
         assert session.get_one(Attempt, (lost.job_id, 1)).end_reason == "worker_lost"
@@ -469,13 +473,9 @@ def test_a_person_at_a_terminal_gets_a_link(start: Start) -> None:
     threading.Thread(target=listen, daemon=True).start()
     server = start(output=theirs).ready()
     os.close(theirs)
-    link = (
-        eventually(lambda: re.search(rb"http://\S+/sign-in\?token=\S+", bytes(printed)), "the link", 10)
-        .group()
-        .decode()
-    )
+    link = eventually(lambda: re.search(rb"http://\S+/sign-in\?token=\S+", bytes(printed)), "the link").group().decode()
 
-    assert httpx.get(link, trust_env=False).status_code == 200
+    assert httpx.get(link, trust_env=False, timeout=PATIENCE).status_code == 200
     assert not SECRET.search(server.words)
     server.stop()
     os.close(ours)

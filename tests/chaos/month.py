@@ -44,7 +44,7 @@ from tests.chaos import body
 from tests.chaos.stage import Stage, _with_driver, spec
 from tests.chaos.test_copies import restored
 from tests.processes import outside
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from wcl_core.config import SPEC_VERSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ class Month:
     def wait_for_server(self, port: str | None = None) -> None:
         def answers() -> bool:
             with suppress(httpx.HTTPError):
-                return httpx.get(f"http://127.0.0.1:{port or self.port}/readyz").status_code == 200
+                return httpx.get(f"http://127.0.0.1:{port or self.port}/readyz", timeout=PATIENCE).status_code == 200
             return False
 
         eventually(answers, "the server", 300)

@@ -57,7 +57,7 @@ def test_a_signal_to_it_ends_its_process(number: signal.Signals) -> None:
 
         assert started.wait(60) == -number
         assert started.stdout.read() == "", "the process still has its output"
-    eventually(lambda: not psutil.pid_exists(process), "the end of the process", 30)
+    eventually(lambda: not psutil.pid_exists(process), "the end of the process")
 
 
 def test_a_handler_of_it_gets_the_signal() -> None:

@@ -16,7 +16,7 @@ from jobs.webhooks import messages
 from tests import parallel
 from tests.docs.pages import ROOT
 from tests.servers import free_port
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 
@@ -108,12 +108,12 @@ def test_the_receiver_of_webhooks_takes_signed_messages_once() -> None:
             now = int(time.time()) - age
             _, headers, body = messages.request(url, "standard", with_key, message_id, payload, now)
             try:
-                return httpx.post(url, headers=headers, content=body, trust_env=False).status_code
+                return httpx.post(url, headers=headers, content=body, trust_env=False, timeout=PATIENCE).status_code
             except httpx.ConnectError:
                 return None
 
         try:
-            eventually(lambda: send("first", key) == 204, "the start of the receiver", 30)
+            eventually(lambda: send("first", key) == 204, "the start of the receiver")
             results = [send("first", key), send("second", messages.new_secret()), send("second", key, age=1_000)]
             results.append(send("second", key))
         finally:

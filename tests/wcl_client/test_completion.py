@@ -13,9 +13,16 @@ from typer.testing import CliRunner
 from tests import parallel
 from tests.api.served import Served
 from tests.jobs import rows
+from tests.waiting import PATIENCE
 from wcl_client import completion
 from wcl_client.cli import app
 from wcl_core.config import PretrainSpec
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell waits for 2 s at most; a busy machine may need more."""
+    monkeypatch.setattr(completion, "_SECONDS", PATIENCE)
 
 
 def completed(*words: str) -> list[str]:

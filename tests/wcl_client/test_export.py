@@ -21,7 +21,7 @@ from jobs.database import Database
 from tests import servers
 from tests.api.served import Served
 from tests.jobs import rows
-from tests.waiting import patch_clock
+from tests.waiting import PATIENCE, patch_clock
 from wcl_client import trackers
 from wcl_client.api import WclClient
 from wcl_client.cli import app
@@ -155,7 +155,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
 
 def _responds(url: str) -> bool:
     try:
-        return httpx.get(url).status_code == 200
+        return httpx.get(url, timeout=PATIENCE).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -175,7 +175,7 @@ def test_a_run_is_found_in_an_mlflow_server_with_its_artifacts(
 
     assert with_trackers(*command) == first
 
-    get = httpx.Client(base_url=f"{mlflow_server}/api/2.0/mlflow")
+    get = httpx.Client(base_url=f"{mlflow_server}/api/2.0/mlflow", timeout=PATIENCE)
     found = get.get("/runs/get", params={"run_id": first}).json()["run"]
     assert found["info"]["status"] == "FINISHED"
     assert {each["key"]: each["value"] for each in found["data"]["params"]}["data.name"] == "digits"

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.api.served import Served
+from tests.waiting import PATIENCE
 from wcl_client import cli, terminal
 
 
@@ -17,10 +18,10 @@ def test_the_opened_link_signs_in_once(
     assert cli.run(["open"]) == 0
     assert capsys.readouterr().out == f"{server.url} opens in the browser\n"
     (link,) = opened
-    with httpx.Client(base_url=server.url, trust_env=False) as browser:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=PATIENCE) as browser:
         assert browser.get(link).status_code == 200
         assert "No jobs yet" in browser.get("/").text
-    assert httpx.get(link, trust_env=False).status_code == 403
+    assert httpx.get(link, trust_env=False, timeout=PATIENCE).status_code == 403
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

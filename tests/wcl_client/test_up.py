@@ -99,11 +99,11 @@ def test_workers_start_beside_the_server_and_wait_for_it(tmp_path: Path) -> None
     worker._command = [sys.executable, "-c", code]
 
     worker.start()
-    eventually(lambda: worker.last_lines() == "it waits", "its start", 10)
+    eventually(lambda: worker.last_lines() == "it waits", "its start")
     assert worker.is_running()
     service.open_gate()
 
-    eventually(lambda: worker.last_lines() == "it waits\nit begins", "its beginning", 10)
+    eventually(lambda: worker.last_lines() == "it waits\nit begins", "its beginning")
     worker.kill()
 
 
@@ -129,7 +129,7 @@ def test_quick_failures_wait_longer_each_time(tmp_path: Path) -> None:
     )
     child.start()
 
-    eventually(lambda: (child.watch(messages.append), len(messages) == 2)[1], "two failures", 10)
+    eventually(lambda: (child.watch(messages.append), len(messages) == 2)[1], "two failures")
 
     assert "in 1 s" in messages[0]
     assert "in 2 s" in messages[1]
@@ -142,7 +142,7 @@ def test_an_error_that_only_a_user_can_fix_is_not_tried_again(tmp_path: Path) ->
     child.start()
 
     with pytest.raises(Refused, match="^the port is wrong$"):
-        eventually(lambda: child.watch(pytest.fail), "the refusal", 10)
+        eventually(lambda: child.watch(pytest.fail), "the refusal")
 
     assert child.is_over
     child.watch(pytest.fail)
@@ -157,9 +157,9 @@ def test_an_end_that_repeats_is_said_once_and_a_new_cause_again(
     child = Child("worker", [sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
     messages: list[str] = []
 
-    eventually(lambda: (child.watch(messages.append), child.failures == 3)[1], "three ends", 30)
+    eventually(lambda: (child.watch(messages.append), child.failures == 3)[1], "three ends")
     (tmp_path / "code").write_text("2")
-    eventually(lambda: (child.watch(messages.append), child.failures == 6)[1], "three more", 30)
+    eventually(lambda: (child.watch(messages.append), child.failures == 6)[1], "three more")
 
     assert [message.split(" (")[0] for message in messages] == [f"worker ended with exit code {n}" for n in (1, 2)]
 
@@ -171,12 +171,12 @@ def test_a_child_that_cannot_be_started_waits_and_starts_once_it_can(
     messages: list[str] = []
     child = Child("worker", SLEEPER, dict(os.environ), tmp_path / "absent" / "log")
 
-    eventually(lambda: (child.watch(messages.append), child.failures == 3)[1], "three failures", 10)
+    eventually(lambda: (child.watch(messages.append), child.failures == 3)[1], "three failures")
     assert len(messages) == 1
     assert "worker cannot be started: [Errno 2] No such file or directory" in messages[0]
 
     (tmp_path / "absent").mkdir()
-    eventually(lambda: (child.watch(messages.append), child.is_running())[1], "the start", 10)
+    eventually(lambda: (child.watch(messages.append), child.is_running())[1], "the start")
     child.kill()
 
 
@@ -202,7 +202,7 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
         pid = int(parent.stdout.readline())
         parent.kill()
 
-    eventually(lambda: not is_alive(pid), "the end of the child", 10)
+    eventually(lambda: not is_alive(pid), "the end of the child")
 
 
 def is_alive(pid: int) -> bool:
@@ -278,5 +278,5 @@ def test_no_descendant_is_counted_twice() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     assert [each.pid for each in descendants()].count(child.pid) == 1
     child.kill()
-    eventually(lambda: child.pid not in [each.pid for each in descendants()], "a zombie is no descendant", 10)
+    eventually(lambda: child.pid not in [each.pid for each in descendants()], "a zombie is no descendant")
     child.wait()

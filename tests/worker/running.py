@@ -14,7 +14,7 @@ from jobs.database import Database
 from jobs.models import Event, Job, Worker
 from jobs.submission import NewJob
 from tests.processes import Forked, fork_runs, outside
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from wcl_core.config import Kind, parse_spec
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class Jobs:
         with self._database.read() as session:
             return queries.get_job(session, job_id)
 
-    def wait_for(self, job_id: str, *statuses: str, seconds: float = 90) -> Job:
+    def wait_for(self, job_id: str, *statuses: str, seconds: float = PATIENCE) -> Job:
         return eventually(lambda: job if (job := self.get(job_id)).status in statuses else None, str(statuses), seconds)
 
     def num_checkpoints(self, job_id: str) -> int:

@@ -65,7 +65,7 @@ def test_a_check_that_hangs_makes_the_worker_unable_and_holds_nothing_up(monkeyp
     assert later == [first] * 50
     assert len(started) == 1, "no thread is left behind for each try"
     release.set()
-    assert eventually(lambda: worker.check() is None, "the end", 10)
+    assert eventually(lambda: worker.check() is None, "the end")
 
 
 def test_an_error_of_a_check_reaches_the_caller() -> None:

@@ -98,7 +98,7 @@ def test_a_worker_listens_again_after_each_of_many_faults(
         time.sleep(45 if number == len(FAULTS) else 5)
         for words in CURES[fault]:
             client.execute_command(*words)
-        eventually(lambda count=number: worker.whole_log().count(BACK) == count, f"the end of {fault}", 40)
+        eventually(lambda count=number: worker.whole_log().count(BACK) == count, f"the end of {fault}")
     assert "Traceback" not in worker.whole_log()
 
 

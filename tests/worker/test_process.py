@@ -70,7 +70,7 @@ def test_a_run_without_its_supervisor_ends(folder: Path) -> None:
 
     process.close()
 
-    eventually(lambda: process.exit_code() is not None, "the end of the orphan", 15)
+    eventually(lambda: process.exit_code() is not None, "the end of the orphan")
 
 
 def test_the_run_carries_its_mark_and_no_setting_of_the_service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_processes_that_restart_each_other_are_all_killed() -> None:
         _kill_all(find_slowly)
 
         assert parent.wait(10) == -signal.SIGKILL
-        eventually(lambda: not list(marked(mark)), "the end of the children", 5)
+        eventually(lambda: not list(marked(mark)), "the end of the children")
     finally:
         for process in marked(mark):
             process.kill()

@@ -82,7 +82,7 @@ def test_all_ranks_end_with_their_worker(sqlite_database: Database, jobs: Jobs, 
 
     worker.stop(signal.SIGKILL)
 
-    eventually(lambda: list(marked(mark)) == [], "the end of every rank", 30)
+    eventually(lambda: list(marked(mark)) == [], "the end of every rank")
 
 
 @pytest.mark.parametrize(

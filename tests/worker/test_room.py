@@ -127,7 +127,7 @@ def test_a_full_disk_stops_its_users_and_not_the_queue(
     filler = data_disk.fill()
     worker = start_worker(sqlite_database)
     ids = [jobs.submit(SHORT) for _ in range(3)]
-    eventually(lambda: row_of(worker).unable == "disk_full", "the reason", 30)
+    eventually(lambda: row_of(worker).unable == "disk_full", "the reason")
     time.sleep(2)
 
     assert [(jobs.get(each).status, jobs.get(each).attempt) for each in ids] == [("queued", 0)] * 3
@@ -135,7 +135,7 @@ def test_a_full_disk_stops_its_users_and_not_the_queue(
     filler.unlink()
     for each in ids:
         assert jobs.wait_for(each, "succeeded", "failed", "paused").status == "succeeded"
-    eventually(lambda: row_of(worker).unable is None, "an able worker", 30)
+    eventually(lambda: row_of(worker).unable is None, "an able worker")
 
 
 def test_a_disk_that_fills_up_under_a_job_pauses_one_job_and_not_the_queue(
@@ -146,7 +146,7 @@ def test_a_disk_that_fills_up_under_a_job_pauses_one_job_and_not_the_queue(
     spec = SHORT | {"backbone": SHORT["backbone"] | {"width": 64}}
     ids = [jobs.submit(spec) for _ in range(2)]
     eventually(lambda: "paused" in [jobs.get(each).status for each in ids], "a full disk")
-    eventually(lambda: row_of(worker).unable == "disk_full", "the reason", 30)
+    eventually(lambda: row_of(worker).unable == "disk_full", "the reason")
 
     assert sorted(jobs.get(each).attempt for each in ids) == [0, 1]
     filler.unlink()
@@ -163,7 +163,7 @@ def test_a_read_only_data_folder_takes_no_job_until_it_can_be_written(
         worker = start_worker(sqlite_database)
         disk.make_read_only()
         job_id = jobs.submit(SHORT)
-        eventually(lambda: row_of(worker).unable == "storage_unavailable", "the reason", 30)
+        eventually(lambda: row_of(worker).unable == "storage_unavailable", "the reason")
         time.sleep(1)
         assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == ("queued", 0)
 

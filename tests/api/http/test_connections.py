@@ -177,8 +177,8 @@ def test_a_client_that_does_not_read_is_cut(quick: None, small: Served) -> None:
     request = HEAD.replace(b"/healthz", f"/v1/checkpoints/{checkpoint}/download".encode())
     with closing(connect(small)) as connection:
         connection.sendall(request + f"Authorization: Bearer {small.key()}\r\n\r\n".encode())
-        eventually(lambda: small.open_connections == 1, "the connection", 20)
-        eventually(lambda: small.open_connections == 0, "the end of the connection", 20)
+        eventually(lambda: small.open_connections == 1, "the connection")
+        eventually(lambda: small.open_connections == 0, "the end of the connection")
 
         received = 0
         with suppress(ConnectionResetError):

@@ -44,7 +44,7 @@ def test_a_use_is_shown_with_the_key(served: Served) -> None:
     admin.get("/v1/keys")
 
     user.get("/v1/jobs")
-    eventually(lambda: all(uses(served.database)), "both uses", 5)
+    eventually(lambda: all(uses(served.database)), "both uses")
     listed = admin.get("/v1/keys").json()["items"]
     assert all(key["last_used_at"].endswith("Z") for key in listed)
     assert all(key["last_used_at"] >= key["created_at"] for key in listed)
@@ -56,7 +56,7 @@ def test_a_request_of_a_browser_counts_for_its_key_and_a_wrong_key_for_none(smal
 
     assert browser.get("/").status_code == 200
     assert small.bare({"Authorization": "Bearer wcl_wrong"}).get("/v1/jobs").status_code == 401
-    eventually(lambda: sum(map(bool, uses(small.database))) == 1, "its use", 5)
+    eventually(lambda: sum(map(bool, uses(small.database))) == 1, "its use")
     assert last_used(small.database, unused) is None
 
 
@@ -92,7 +92,7 @@ def test_of_two_servers_the_first_one_writes(database: Database) -> None:
 def test_reads_stay_reads(small: Served) -> None:
     client = small.client("read")
     client.get("/v1/jobs")
-    eventually(lambda: all(uses(small.database)), "the first use", 5)
+    eventually(lambda: all(uses(small.database)), "the first use")
     written: list[str] = []
 
     def note(connection: object, cursor: object, statement: str, *rest: object) -> None:

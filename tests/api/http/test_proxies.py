@@ -26,6 +26,7 @@ from tests.api.served import SPEC, Served, assert_problem
 from tests.docs.pages import ROOT, blocks
 from tests.jobs import rows
 from tests.jobs.rows import at_once
+from tests.waiting import PATIENCE
 from wcl_client.api import WclClient
 
 JOB = {"kind": "pretrain", "spec": SPEC}
@@ -316,7 +317,9 @@ def test_a_person_of_a_proxy_owns_jobs_and_stands_in_the_activity_log(signing: S
 def test_only_a_named_proxy_signs_people_in(signing: Served) -> None:
     """The same header from an address that no setting names, here 127.0.0.2."""
     transport = httpx.HTTPTransport(local_address="127.0.0.2")
-    with httpx.Client(base_url=signing.url, transport=transport, headers={USER: "dora", GROUPS: "leads"}) as stranger:
+    with httpx.Client(
+        base_url=signing.url, transport=transport, headers={USER: "dora", GROUPS: "leads"}, timeout=PATIENCE
+    ) as stranger:
         refused = stranger.get("/v1/jobs")
         assert "WCL_TRUSTED_PROXIES" in assert_problem(refused, 401)["detail"]
         forwarded = stranger.get("/v1/jobs", headers={"X-Forwarded-For": "127.0.0.1"})
@@ -346,7 +349,7 @@ def test_a_header_that_names_no_one_person_signs_nobody_in(
 ) -> None:
     sent = [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers]
 
-    assert httpx.get(f"{signing.url}/v1/jobs", headers=sent).status_code == 401
+    assert httpx.get(f"{signing.url}/v1/jobs", headers=sent, timeout=PATIENCE).status_code == 401
     assert people(signing.database) == []
 
 
@@ -354,8 +357,8 @@ def test_a_header_that_names_no_one_person_signs_nobody_in(
 def test_two_headers_of_groups_give_no_group(signing: Served) -> None:
     both = [(USER.encode(), b"eve"), (GROUPS.encode(), b"leads"), (GROUPS.encode(), b"vision")]
 
-    assert httpx.get(f"{signing.url}/v1/jobs", headers=both).status_code == 200
-    assert httpx.get(f"{signing.url}/v1/keys", headers=both).status_code == 403
+    assert httpx.get(f"{signing.url}/v1/jobs", headers=both, timeout=PATIENCE).status_code == 200
+    assert httpx.get(f"{signing.url}/v1/keys", headers=both, timeout=PATIENCE).status_code == 403
 
 
 @pytest.mark.server
@@ -443,7 +446,10 @@ def test_the_documented_nginx_names_people_and_drops_what_clients_send(
     text = text.replace("127.0.0.1:8000", served.url.removeprefix("http://"))
     forged = {USER: "dora", USER.replace("-", "_"): "dora", GROUPS: "leads", "Host": HOST}
     try:
-        with servers.nginx(text, port), httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=forged) as client:
+        with (
+            servers.nginx(text, port),
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=forged, timeout=PATIENCE) as client,
+        ):
             assert client.get("/v1/jobs").status_code == 403, "the gate's page"
             assert client.get("/v1/jobs", headers={"Cookie": "who=anna"}).status_code == 200
             assert client.get("/v1/keys", headers={"Cookie": "who=anna"}).status_code == 403

@@ -376,7 +376,7 @@ def test_readers_that_leave_close_the_file(small: Served) -> None:
         links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
         return [str(link.readlink()) for link in links if link.exists() and link.readlink() == place]
 
-    eventually(lambda: open_files() == [], "the end of the abandoned downloads", 10)
+    eventually(lambda: open_files() == [], "the end of the abandoned downloads")
     assert threading.active_count() < 80
 
 

@@ -138,7 +138,7 @@ def test_half_an_upload_leaves_nothing_and_gives_its_slot_back(small: Served) ->
         half_request(small).close()
 
     assert put(small.client(), name="whole").status_code == 201
-    eventually(lambda: small.app.state.upload_slots._value == uploads._AT_ONCE, "all slots are free", 10)
+    eventually(lambda: small.app.state.upload_slots._value == uploads._AT_ONCE, "all slots are free")
     assert stored(small) == [weights.storage_key(DIGEST)]
     assert [row["name"] for row in small.client().get("/v1/weights").json()["items"]] == ["whole"]
 

@@ -255,7 +255,7 @@ def test_a_stream_ends_when_its_reader_goes_away(small: Served) -> None:
         next(messages(stream))
         assert small.app.state.streams.count == 1
 
-    eventually(lambda: small.app.state.streams.count == 0, "the end of the stream", 10)
+    eventually(lambda: small.app.state.streams.count == 0, "the end of the stream")
 
 
 def test_streams_end_when_the_server_stops(small: Served) -> None:

@@ -27,7 +27,7 @@ from tests import servers
 from tests.jobs.rows import delivered, make_due
 from tests.processes import Forked, outside
 from tests.servers import free_port
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from wcl_core.config import parse_spec
 
 DIGEST = "d1" * 32
@@ -113,7 +113,7 @@ class Site:
             return cookie
         key = self.database.write(lambda session: keys.create(session, "local", scopes)[1])
         link = self.sign_in_link(key)
-        cookie = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False).cookies[self.cookie]
+        cookie = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False, timeout=PATIENCE).cookies[self.cookie]
         return cookie
 
     @property
@@ -125,7 +125,7 @@ class Site:
     def sign_in_link(self, key: str | None = None) -> str:
         key = key or (self.settings.data_dir / "key").read_text().strip()
         headers = {"Authorization": f"Bearer {key}"}
-        answer = httpx.post(f"{self.url}/v1/sign-in-links", headers=headers, trust_env=False)
+        answer = httpx.post(f"{self.url}/v1/sign-in-links", headers=headers, trust_env=False, timeout=PATIENCE)
         return str(answer.raise_for_status().json()["url"])
 
     def register(self, classes: Sequence[str] = ("0", "1"), samples: SampleSheet | None = None) -> None:

@@ -17,6 +17,7 @@ from jobs.eligibility import WorkerFacts
 from jobs.new_job import NewJob
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, SPEC, Site
+from tests.waiting import PATIENCE
 from wcl_core.config import parse_spec
 
 pytestmark = pytest.mark.timeout(120)
@@ -145,7 +146,9 @@ def test_a_comparison_works_without_scripts(visitor: Visitor, site: Site) -> Non
 def test_invalid_comparisons_are_refused(visitor: Visitor, site: Site) -> None:
     ids = [submit(site, f"many {number}", batch_size=16 * number + 16) for number in range(9)]
     cookies = {site.cookie: site.session()}
-    with httpx.Client(base_url=site.url, cookies=cookies, headers={"Accept": "text/html"}, trust_env=False) as client:
+    with httpx.Client(
+        base_url=site.url, cookies=cookies, headers={"Accept": "text/html"}, trust_env=False, timeout=PATIENCE
+    ) as client:
         assert client.get("/compare?job=nothing").status_code == 404
         assert client.get("/compare?group=nothing").status_code == 404
         assert client.get(address(ids[:8])).status_code == 200

@@ -31,7 +31,7 @@ def curve(page: Page, name: str = "train/loss") -> dict[str, Any]:
 
 
 def wait_for_steps(page: Page, steps: list[int]) -> None:
-    eventually(lambda: curve(page)["steps"] == steps, f"steps up to {steps[-1]}", 20)
+    eventually(lambda: curve(page)["steps"] == steps, f"steps up to {steps[-1]}")
 
 
 def open_run(visitor: Visitor, run: PlayedRun) -> Page:
@@ -385,7 +385,7 @@ def test_a_long_finished_run_loads_few_points(visitor: Visitor, site: Site) -> N
     run.end()
     page = visitor.window(f"/jobs/{run.job_id}")
 
-    eventually(lambda: len(curve(page)["steps"]) > 50, "the curve", 10)
+    eventually(lambda: len(curve(page)["steps"]) > 50, "the curve")
     steps = curve(page)["steps"]
     assert len(steps) <= 1000
     assert steps == sorted(set(steps))

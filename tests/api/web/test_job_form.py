@@ -19,6 +19,7 @@ from jobs.datasets import DatasetFacts
 from jobs.models import Job
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
+from tests.waiting import PATIENCE
 from wcl_core.config import parse_spec, resolve_spec
 from wcl_core.config.overlay import changed_fields
 from wcl_core.presets import presets
@@ -272,7 +273,7 @@ def test_an_evaluation_is_cloned_with_its_features(visitor: Visitor, site: Site)
 def test_a_form_sent_twice_makes_one_job(visitor: Visitor, site: Site) -> None:
     cookies = {site.cookie: site.session()}
     headers = {"Origin": site.url, "Accept": "text/html"}
-    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False, timeout=PATIENCE) as client:
         text = client.get("/submit").text
         key = re.search(r'name="key" value="(\w+)"', text)
         assert key
@@ -301,7 +302,7 @@ def test_a_form_sent_twice_makes_one_job(visitor: Visitor, site: Site) -> None:
 def test_invalid_forms_are_shown_with_errors(visitor: Visitor, site: Site, body: dict[str, str]) -> None:
     cookies = {site.cookie: site.session()}
     headers = {"Origin": site.url, "Accept": "text/html"}
-    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False, timeout=PATIENCE) as client:
         answer = client.post("/submit", data={"step": "submit"} | body)
 
     assert answer.status_code == 422

@@ -161,7 +161,7 @@ def test_a_browser_uses_every_page_through_nginx(proxied: Proxied, context: Brow
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     run.losses([3])
     script = "() => document.getElementById('charts').curves?.byName.get('train/loss')?.steps"
-    eventually(lambda: page.evaluate(script) == [1, 2, 3], "the curve with the new point", 10)
+    eventually(lambda: page.evaluate(script) == [1, 2, 3], "the curve with the new point")
 
     page.get_by_text("Cancel…").click()
     page.get_by_role("button", name="Cancel this job").click()

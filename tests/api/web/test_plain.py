@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from jobs import transitions
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import PlayedRun, Site
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -180,7 +181,9 @@ def test_a_form_of_another_site_changes_nothing(visitor: Visitor, site: Site) ->
     cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
 
     headers = {"Origin": "http://evil.example", "Accept": "text/html"}
-    answer = httpx.post(f"{site.url}/jobs/{job_id}/cancel", cookies=cookies, headers=headers, trust_env=False)
+    answer = httpx.post(
+        f"{site.url}/jobs/{job_id}/cancel", cookies=cookies, headers=headers, trust_env=False, timeout=PATIENCE
+    )
 
     assert answer.status_code == 403
     assert "Not allowed" in answer.text

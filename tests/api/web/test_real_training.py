@@ -29,7 +29,7 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
             chart = page.locator("figure[data-metrics='train/loss']")
             expect(chart).to_be_visible(timeout=60_000)
             early = int(chart.get_attribute("data-points") or 0)
-            eventually(lambda: int(chart.get_attribute("data-points") or 0) > early, "a longer curve", 60)
+            eventually(lambda: int(chart.get_attribute("data-points") or 0) > early, "a longer curve")
 
             expect(page.locator("#run-summary .status")).to_have_text("succeeded", timeout=120_000)
             groups = client.weak_groups(job["id"])

@@ -20,6 +20,7 @@ from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
 from tests.jobs import rows, sweeping
 from tests.jobs.rows import job
+from tests.waiting import PATIENCE
 from wcl_core.presets import presets
 
 pytestmark = pytest.mark.timeout(120)
@@ -154,7 +155,7 @@ FORM = {
 def post(site: Site, *forms: dict[str, str]) -> list[httpx.Response]:
     cookies = {site.cookie: site.session()}
     headers = {"Origin": site.url, "Accept": "text/html"}
-    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers, trust_env=False, timeout=PATIENCE) as client:
         return [client.post("/sweeps/new", data=form) for form in forms]
 
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 NUM_WINDOWS = 8
 LIVE = "#connection[data-state=live]"
@@ -18,7 +18,9 @@ LIVE = "#connection[data-state=live]"
 
 def open_streams(site: Site) -> int:
     key = (site.settings.data_dir / "key").read_text().strip()
-    answer = httpx.get(f"{site.url}/metrics", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+    answer = httpx.get(
+        f"{site.url}/metrics", headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=PATIENCE
+    )
     match = re.search(r"^wcl_streams\S* (\d+)", answer.text, re.MULTILINE)
     assert match, answer.text
     return int(match.group(1))
@@ -42,12 +44,12 @@ def test_eight_windows_share_one_stream(visitor: Visitor, site: Site) -> None:
         page.goto(f"/jobs/{run.job_id}", wait_until="domcontentloaded")
     for page in pages:
         page.wait_for_selector(LIVE, state="attached")
-    eventually(lambda: open_streams(site) == 1, "one stream for all windows", 10)
+    eventually(lambda: open_streams(site) == 1, "one stream for all windows")
 
     for run in runs:
         run.losses([2, 3])
     for page in pages[1:]:
-        eventually(lambda page=page: steps(page) == [1, 2, 3], "all points in every window", 10)
+        eventually(lambda page=page: steps(page) == [1, 2, 3], "all points in every window")
     site.submit("a job of another window", pool="idle")
     expect(first.get_by_text("a job of another window").first).to_be_visible()
 
@@ -56,10 +58,10 @@ def test_eight_windows_share_one_stream(visitor: Visitor, site: Site) -> None:
     for run in runs:
         run.losses([4])
     for page in pages[5:]:
-        eventually(lambda page=page: steps(page) == [1, 2, 3, 4], "the next point in the windows that stay", 10)
+        eventually(lambda page=page: steps(page) == [1, 2, 3, 4], "the next point in the windows that stay")
     for page in pages[5:]:
         page.close()
-    eventually(lambda: open_streams(site) == 0, "no stream without windows", 10)
+    eventually(lambda: open_streams(site) == 0, "no stream without windows")
     for run in runs:
         run.end()
 
@@ -74,7 +76,7 @@ def test_a_browser_without_shared_workers_has_live_pages(visitor: Visitor, site:
     page.goto(f"/jobs/{run.job_id}")
     page.wait_for_selector(LIVE, state="attached")
     run.losses([2])
-    eventually(lambda: steps(page) == [1, 2], "the new point", 10)
+    eventually(lambda: steps(page) == [1, 2], "the new point")
     run.end()
     page.wait_for_selector("#connection[data-state=over]", state="attached")
 
