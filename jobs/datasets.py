@@ -18,7 +18,7 @@ from jobs import activity
 from jobs.database import insert, new_id, now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.models import Dataset, DatasetSamples, DatasetSource, DatasetVersion, Job, Sweep, Worker
-from jobs.shared_reads import hold_datasets, live_workers
+from jobs.shared_reads import hold_datasets, live_workers, once
 from wcl_core.config import WITHOUT_LABELS, PretrainSpec, Spec
 
 
@@ -236,7 +236,7 @@ def _awaited(session: Session, workers: Sequence[Worker]) -> set[str]:
 
 def why_absent(session: Session, name: str) -> str | None:
     """Return, as a clause, why no worker has a dataset: a live one still reads it, or refuses it; None if none does."""
-    datasets = unsettled(session)
+    datasets = once(session, "unsettled datasets", lambda: unsettled(session))
     if name in datasets.pending:
         return "a worker is still reading it; try again in a moment"
     refusal = next((each for each in datasets.refused if each.name == name), None)

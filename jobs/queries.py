@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Select, case, func, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, case, func, literal, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from jobs import access, search
@@ -26,7 +26,7 @@ from jobs.models import (
     Tag,
     Worker,
 )
-from jobs.status import TERMINAL, Reason
+from jobs.status import TERMINAL, Reason, Status
 
 T = TypeVar("T")
 Archived = Literal["", "only", "all"]
@@ -341,6 +341,16 @@ def counts_by_status(session: Session) -> dict[str, Any]:
     """Return the number of jobs in each state that is not terminal: one index range each."""
     statement = select(Job.status, func.count()).where(Job.status.in_(("blocked", "queued", "running", "paused")))
     return dict(session.execute(statement.group_by(Job.status)).all())
+
+
+def bounded_counts(session: Session, most: int) -> dict[str, int]:
+    """Return the number of jobs in each state that is not terminal, and `most + 1` where there are more than `most`."""
+    parts = [
+        select(literal(str(status)).label("status"), Job.id).where(Job.status == status).limit(most + 1).subquery()
+        for status in (Status.BLOCKED, Status.QUEUED, Status.RUNNING, Status.PAUSED)
+    ]
+    jobs = union_all(*map(select, parts)).subquery()
+    return dict(session.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).all())
 
 
 def newest_states(session: Session, limit: int = 200) -> dict[str, tuple[Any, ...]]:

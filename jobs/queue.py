@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
     Select,
+    Subquery,
     and_,
     case,
     func,
@@ -38,6 +40,7 @@ from jobs import policies
 from jobs.database import now_ms
 from jobs.eligibility import is_due
 from jobs.models import SEES_HIDDEN, Attempt, DeviceUse, Job, Key, Policy
+from jobs.shared_reads import once
 from jobs.status import Status
 from jobs.usage import DAY_MS
 
@@ -116,18 +119,29 @@ class Queue:
         The jobs of each key are a part of an index in their order: the database reads the first ones of each, however
         many wait.
         """
+        jobs = self._first(*conditions, count=count)
+        order = (jobs.c.priority.desc(), jobs.c.rank.asc(), jobs.c.queue_place.asc())
+        return select(jobs.c.id).order_by(*order).limit(count)
+
+    def first_places(self, *conditions: ColumnElement[bool], count: int) -> Select[Any]:
+        """Return the query of the places, as `place_of`, of the first ready jobs that meet the conditions."""
+        jobs = self._first(*conditions, count=count)
+        place = -jobs.c.priority, jobs.c.rank, jobs.c.queue_place
+        return select(*place).order_by(*(each.asc() for each in place)).limit(count)
+
+    def _first(self, *conditions: ColumnElement[bool], count: int) -> Subquery:
         ready = (self.is_ready(), *conditions)
+        columns = Job.id, Job.priority, Job.queue_place
         if len(self.ranks) > _MOST_LANES:
-            return select(Job.id).where(*ready).order_by(*self.order).limit(count)
+            each = select(*columns, self._rank().label("rank")).where(*ready)
+            return each.order_by(*self.order).limit(count).subquery()
         lanes = []
         for owner, rank in self.ranks.items() or [(None, 0)]:
-            lane = select(Job.id, Job.priority, literal(rank).label("rank"), Job.queue_place).where(*ready)
+            lane = select(*columns, literal(rank).label("rank")).where(*ready)
             if owner is not None:
                 lane = lane.where(Job.created_by == owner if owner else Job.created_by.is_(None))
             lanes.append(select(lane.order_by(Job.priority.desc(), Job.queue_place.asc()).limit(count).subquery()))
-        jobs = union_all(*lanes).subquery()
-        order = (jobs.c.priority.desc(), jobs.c.rank.asc(), jobs.c.queue_place.asc())
-        return select(jobs.c.id).order_by(*order).limit(count)
+        return union_all(*lanes).subquery()
 
     def is_before(self, job: Place) -> ColumnElement[bool]:
         """Return the condition for jobs that are claimed before a job."""
@@ -194,27 +208,52 @@ class Ahead:
         return f"about {self.count:,}" if self.is_estimate else str(self.count)
 
 
-def num_ahead(session: Session, job: Job) -> Ahead:
+def num_ahead(session: Session, job: Job, *, is_one_of_many: bool = False) -> Ahead:
     """Return the number of ready jobs of its pool that are claimed before a job.
 
     Beyond `MOST_COUNTED` it is an estimate by the sizes of the queue, which are read at most every 10 s.
+
+    Args:
+        session: a transaction.
+        job: it waits.
+        is_one_of_many: whether the transaction needs the number of several jobs: it then reads the front of the queue,
+            once, in place of a count for each.
     """
     queue = job_queue(session)
     sizes = _sizes.recent(session)
     if sizes is not None and (estimate := _estimate(queue, sizes, job)) > 2 * MOST_COUNTED:
         return _rounded(estimate)
-    count = _num_counted(session, job, queue.ranges_before(job))
+    if is_one_of_many:
+        count = bisect_left(_front(session, job.pool), queue.place_of(job))
+    else:
+        count = _num_counted(session, job, queue.ranges_before(job))
     if count <= MOST_COUNTED:
         return Ahead(count)
     return _rounded(max(count, _estimate(queue, _sizes.read(session), job)))
 
 
-def num_passing(session: Session, job: Job) -> Ahead:
-    """Return the number of later jobs among those ahead; more than `MOST_COUNTED` are not counted."""
+def num_passing(session: Session, job: Job, *, is_one_of_many: bool = False) -> Ahead:
+    """Return the number of later jobs among those ahead, as `num_ahead` counts them."""
     queue = job_queue(session)
-    ranges = queue.ranges_passing(job)
-    count = _num_counted(session, job, ranges) if ranges else 0
+    if not (ranges := queue.ranges_passing(job)):
+        return Ahead(0)
+    if is_one_of_many:
+        place, front = queue.place_of(job), _front(session, job.pool)
+        if len(front) <= MOST_COUNTED or place <= front[-1]:
+            return Ahead(sum(each[-1] > job.queue_place for each in front[: bisect_left(front, place)]))
+        return _rounded(_estimate(queue, _sizes.read(session), job, is_passing=True))
+    count = _num_counted(session, job, ranges)
     return Ahead(count) if count <= MOST_COUNTED else _rounded(count)
+
+
+def _front(session: Session, pool: str) -> list[tuple[int, int, int]]:
+    """Return the places of the first ready jobs of a pool, one more than are counted."""
+
+    def read() -> list[tuple[int, int, int]]:
+        places = job_queue(session).first_places(Job.pool == pool, count=MOST_COUNTED + 1)
+        return [(each[0], each[1], each[2]) for each in session.execute(places)]
+
+    return once(session, ("front of the queue", pool), read)
 
 
 def _num_counted(session: Session, job: Job, ranges: Sequence[ColumnElement[bool]]) -> int:
@@ -240,16 +279,22 @@ class _Size(NamedTuple):
     last: int
 
 
-def _estimate(queue: Queue, sizes: Sequence[_Size], job: Job) -> int:
-    """Return about how many jobs are before a job; those of a key and a priority have evenly distributed places."""
+def _estimate(queue: Queue, sizes: Sequence[_Size], job: Job, *, is_passing: bool = False) -> int:
+    """Return about how many jobs are before a job, or how many of these are later ones.
+
+    The jobs of a key and a priority have evenly distributed places.
+    """
     priority, rank, place = queue.place_of(job)
     total = 0.0
     for size in sizes:
         other = -size.priority, queue.rank_of(size.owner)
         if size.pool != job.pool or other > (priority, rank):
             continue
-        share = (place - size.first) / max(1, size.last - size.first) if other == (priority, rank) else 1.0
-        total += size.num_jobs * min(1.0, max(0.0, share))
+        older = min(1.0, max(0.0, (place - size.first) / max(1, size.last - size.first)))
+        if is_passing:
+            total += size.num_jobs * (1 - older) if other[0] == priority and other[1] < rank else 0
+        else:
+            total += size.num_jobs * (older if other == (priority, rank) else 1.0)
     return round(total)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
@@ -100,21 +101,46 @@ class Waiting:
 
 def explain(session: Session, job: Job) -> Waiting | None:
     """Return why the job waits; None when it runs or has ended."""
-    if job.status == Status.PAUSED:
-        if job.status_reason in HELD:
-            return Waiting(Cause.PAUSED, "it continues by itself once a worker has room and its storage again")
-        return Waiting(Cause.PAUSED, "it is paused; resume it to continue")
-    if job.status == Status.BLOCKED:
-        return _on_dependencies(session, job)
-    if job.status != Status.QUEUED:
-        return None
-    if job.not_before is not None and not session.execute(select(Job.id).where(Job.id == job.id, is_due())).first():
-        is_late = job.status_reason == Reason.NODE_LATE
-        failed = job.status_message if is_late else "its last attempt failed"
-        return Waiting(Cause.BACKING_OFF, f"{failed}; the next attempt starts after a backoff", until=job.not_before)
-    ahead = num_ahead(session, job)
+    return explain_all(session, [job]).get(job.id)
+
+
+def explain_all(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:
+    """Return why jobs wait, by id, without those that run or have ended.
+
+    The number of statements does not depend on the number of jobs.
+    """
+    needs = _unmet_needs(session, [job.id for job in jobs if job.status == Status.BLOCKED])
+    not_before = {job.id for job in jobs if job.status == Status.QUEUED and job.not_before is not None}
+    if not_before:
+        not_before -= set(session.execute(select(Job.id).where(Job.id.in_(not_before), is_due())).scalars())
+    reasons = {}
+    for job in jobs:
+        if job.status == Status.PAUSED:
+            reasons[job.id] = _on_pause(job)
+        elif job.status == Status.BLOCKED:
+            reasons[job.id] = _on_dependencies(needs[job.id])
+        elif job.id in not_before:
+            reasons[job.id] = _on_backoff(job)
+        elif job.status == Status.QUEUED:
+            reasons[job.id] = _on_queue(session, job, is_one_of_many=len(jobs) > 1)
+    return reasons
+
+
+def _on_pause(job: Job) -> Waiting:
+    if job.status_reason in HELD:
+        return Waiting(Cause.PAUSED, "it continues by itself once a worker has room and its storage again")
+    return Waiting(Cause.PAUSED, "it is paused; resume it to continue")
+
+
+def _on_backoff(job: Job) -> Waiting:
+    failed = job.status_message if job.status_reason == Reason.NODE_LATE else "its last attempt failed"
+    return Waiting(Cause.BACKING_OFF, f"{failed}; the next attempt starts after a backoff", until=job.not_before)
+
+
+def _on_queue(session: Session, job: Job, *, is_one_of_many: bool) -> Waiting:
+    ahead = num_ahead(session, job, is_one_of_many=is_one_of_many)
     cause, message = _on_preemption(session, job) or _on_limit(session, job) or _on_workers(session, job, ahead)
-    if cause is Cause.JOBS_AHEAD and (passing := num_passing(session, job)).count:
+    if cause is Cause.JOBS_AHEAD and (passing := num_passing(session, job, is_one_of_many=is_one_of_many)).count:
         message += f"; {passing} of these {'is' if passing.count == 1 else 'are'} later, of keys with less recent use"
     if cause in _WITHOUT_PLACE:
         return Waiting(cause, message)
@@ -167,7 +193,8 @@ def _on_limit(session: Session, job: Job) -> tuple[Cause, str] | None:
     use, needed = job_queue(session).use_of(job.created_by), max(1, job.gpus * job.nodes)
     if use.limit is None or use.room is None or use.room >= needed:
         return None
-    name = session.execute(select(Key.name).where(Key.id == job.created_by)).scalar_one()
+    named = select(Key.name).where(Key.id == job.created_by)
+    name = once(session, ("name of the key", job.created_by), lambda: session.execute(named).scalar_one())
     limit = f"the jobs of the key {name} may use {counted(use.limit, 'device')} at once"
     if needed > use.limit:
         return Cause.KEY_LIMIT, f"{limit}, and it needs {needed}; an administrator can raise the limit"
@@ -179,14 +206,21 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _on_dependencies(session: Session, job: Job) -> Waiting:
+def _unmet_needs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the jobs that blocked jobs still need, by the id of the blocked one."""
+    by_job: dict[str, list[Any]] = {job_id: [] for job_id in job_ids}
     statement = (
-        select(Job.id, Job.name, Job.status, Dependency.until)
+        select(Dependency.job_id, Job.id, Job.name, Job.status, Dependency.until)
         .join(Dependency, Dependency.needs_job_id == Job.id)
-        .where(Dependency.job_id == job.id, ~is_met(Job))
+        .where(Dependency.job_id.in_(job_ids), ~is_met(Job))
         .order_by(Job.id)
     )
-    needs = session.execute(statement).all()
+    for row in session.execute(statement) if job_ids else ():
+        by_job[row.job_id].append(row)
+    return by_job
+
+
+def _on_dependencies(needs: Sequence[Any]) -> Waiting:
     unmet = ", ".join(f"the {need.until} of {need.name}, which is {need.status}" for need in needs)
     message = f"it waits for {unmet}" if needs else "its dependencies are met; it is about to be queued"
     return Waiting(Cause.DEPENDENCY, message, needs=tuple(need.id for need in needs))
@@ -263,10 +297,11 @@ def _why_no_node(worker: Worker, job: Job) -> str | None:
 
 def _on_draining(session: Session, job: Job) -> tuple[Cause, str] | None:
     """Return which workers could run the job if they did not drain; None if there are none."""
-    is_held = or_(Worker.drain_requested_at.is_not(None), Worker.cordoned_at.is_not(None))
-    draining = select(Worker).where(Worker.pool == job.pool, Worker.is_live, is_held)
-    workers = [each for each in session.execute(draining.order_by(Worker.name)).scalars() if has_gpus(each, job)]
-    if not (names := [worker.name for worker in workers]):
+    held = [
+        each for each in live_workers(session) if each.drain_requested_at is not None or each.cordoned_at is not None
+    ]
+    workers = [worker for worker in held if worker.pool == job.pool and has_gpus(worker, job)]
+    if not (names := sorted(worker.name for worker in workers)):
         return None
     ends = "drains and takes" if len(names) == 1 else "drain and take"
     if all(worker.drain_requested_at is None for worker in workers):
@@ -285,7 +320,7 @@ def _on_devices(session: Session, job: Job, workers: Sequence[Worker], free: Map
 
 
 def _on_device(session: Session, worker: Worker, num_free: int) -> str:
-    seconds = next_free(session, worker.id, 1)
+    seconds = once(session, ("next free device", worker.id), lambda: next_free(session, worker.id, 1))
     if seconds is None:
         following = "and when the next comes free is not known yet"
     else:
@@ -302,10 +337,11 @@ def _about(seconds: float) -> str:
 
 def _on_dataset(session: Session, job: Job) -> tuple[Cause, str]:
     """Return why no worker has the version of the dataset that the job pins."""
-    state = states(session).get(job.dataset_name)
+    state = once(session, "states of datasets", lambda: states(session)).get(job.dataset_name)
     if state is not None and state.state is State.BEING_READ:
         return Cause.DATASET_BEING_READ, f"the dataset {job.dataset_name} is being read: {state.share:.0%}"
-    newest = session.execute(select(Dataset.digest).where(Dataset.name == job.dataset_name)).scalar_one_or_none()
+    digests = once(session, "digests", lambda: dict(session.execute(select(Dataset.name, Dataset.digest)).all()))
+    newest = digests.get(job.dataset_name)
     detail = f"no worker of the pool {job.pool} with enough GPUs has this version of {job.dataset_name}"
     if newest and newest != job.dataset_digest:
         message = f"{detail}, in its folder or its cache; the dataset has changed since"
@@ -315,8 +351,8 @@ def _on_dataset(session: Session, job: Job) -> tuple[Cause, str]:
 
 
 def _on_no_worker(session: Session, job: Job) -> tuple[Cause, str]:
-    statement = select(Worker).where(Worker.pool == job.pool, Worker.is_live, Worker.unable.is_not(None))
-    unable = session.execute(statement.order_by(Worker.id.desc()).limit(1)).scalar_one_or_none()
+    workers = [each for each in live_workers(session) if each.pool == job.pool and each.unable is not None]
+    unable = max(workers, key=lambda worker: worker.id, default=None)
     if unable is None:
         return Cause.NO_WORKER, f"no worker of the pool {job.pool} is running"
     message = f"no worker of the pool {job.pool} can take jobs; {unable.name}: {unable.unable_message}"

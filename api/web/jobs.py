@@ -30,7 +30,7 @@ from jobs.queries import Archived, Filters
 from jobs.references import references
 from jobs.seed_groups import seedless_name
 from jobs.status import Status
-from jobs.waiting import Waiting, explain
+from jobs.waiting import Waiting, explain_all
 from wcl_core.intervals import summary_of_shares
 from wcl_core.protocol import KNN_TOP1, VIEW_TOP1
 from wcl_core.text import counted
@@ -38,7 +38,8 @@ from wcl_core.text import counted
 router = APIRouter(include_in_schema=False)
 
 PAGE_SIZE = 50
-MAX_EXPLAINED = PAGE_SIZE  # each explanation reads the queue
+MAX_EXPLAINED = PAGE_SIZE
+MOST_COUNTED = 1_000  # jobs of a state; of more, the page says only that
 MAX_OPEN = 20
 STATUSES = ("running", "queued", "blocked", "paused", "succeeded", "failed", "cancelled")
 KINDS = ("pretrain", "evaluate")
@@ -228,6 +229,11 @@ class JobList:
     def filters(self) -> Filters:
         return self.view.filters
 
+    def count(self, status: str) -> str:
+        """Return the number of jobs in a state as text."""
+        number = self.counts.get(status, 0)
+        return f"{number:,}" if number <= MOST_COUNTED else f"more than {MOST_COUNTED:,}"
+
     def beyond_reference(self, job: Job, accuracy: float | None) -> float | None:
         """Return by how much a kNN accuracy is above that of the dataset's reference; None where either is missing."""
         pinned = self.references.get(job.dataset_name)
@@ -255,7 +261,7 @@ def job_list(session: Session, view: View) -> JobList:
         lines=lines,
         next_cursor=next_cursor,
         view=view,
-        counts=queries.counts_by_status(session),
+        counts=queries.bounded_counts(session, MOST_COUNTED),
         workers=workers,
         working_on=_job_names(session, workers),
         waiting=_waiting(session, jobs),
@@ -324,7 +330,7 @@ def _count(number: int, noun: str) -> str:
 def _waiting(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:
     """Return why jobs wait, by id; of more than a page, for the first in the queue."""
     waits = [job for job in jobs if job.status in (Status.QUEUED, Status.BLOCKED)][-MAX_EXPLAINED:]
-    return {job.id: why for job in waits if (why := explain(session, job))}
+    return explain_all(session, waits)
 
 
 def _untrained(session: Session, jobs: Sequence[Job]) -> dict[str, float]:

@@ -67,6 +67,11 @@ def explained(database: Database, job_id: str) -> Waiting:
     return result
 
 
+def explained_at_once(database: Database, job_ids: list[str]) -> dict[str, Waiting]:
+    with database.read() as session:
+        return waiting.explain_all(session, [session.get_one(Job, job_id) for job_id in job_ids])
+
+
 def flood(database: Database, owner: str, count: int) -> list[str]:
     """Add waiting jobs as copies of one row, and return their ids."""
     first = submit(database, created_by=owner)
@@ -91,10 +96,16 @@ def test_a_flood_delays_the_first_job_of_another_key_by_at_most_one_job(database
     assert next_job(database) == anna[0]
     ben = [submit(database, created_by=BEN) for _ in range(2)]
 
-    first, last = explained(database, ben[0]), explained(database, anna[-1])
+    some = [*ben, anna[1], anna[2], anna[900]]
+    explained_before = {job_id: explained(database, job_id) for job_id in (*some, anna[-1])}
+    first, last = explained_before[ben[0]], explained_before[anna[-1]]
+    many = explained_at_once(database, [*some, anna[-1]])
+    together = {each: many[each] for each in some}
     end(database, anna[0])
     claimed = next_job(database)
 
+    assert together == {each: explained_before[each] for each in some}
+    assert many[anna[-1]].message == explained_before[anna[-1]].message.replace("; 2 of", "; about 2 of")
     assert (first.position, claimed) == (1, ben[0])
     assert (last.position, last.is_estimate, last.place) == (3_000, True, "about 3,000")
     assert last.message.startswith(
@@ -114,8 +125,9 @@ def test_the_key_with_the_least_recent_use_comes_first_within_a_priority(databas
     used(database, CORA, hours=2.75)
 
     assert order(database) == [urgent, jobs[BEN], late, jobs[CORA], jobs[ANNA]]
-    places = [explained(database, job_id).position for job_id in (urgent, jobs[BEN], late, jobs[CORA], jobs[ANNA])]
-    assert places == [1, 2, 3, 4, 5]
+    in_order = [urgent, jobs[BEN], late, jobs[CORA], jobs[ANNA]]
+    assert [explained(database, job_id).position for job_id in in_order] == [1, 2, 3, 4, 5]
+    assert explained_at_once(database, in_order) == {job_id: explained(database, job_id) for job_id in in_order}
     database.write(lambda session: policies.store(session, Settings(fair_share_days=0)))
     assert order(database) == [urgent, jobs[ANNA], jobs[BEN], jobs[CORA], late]
 

@@ -172,6 +172,8 @@ def test_counts_by_status_leave_out_ended_jobs(database: Database) -> None:
 
     with database.read() as session:
         assert queries.counts_by_status(session) == {"blocked": 1, "queued": 1, "paused": 1}
+        assert queries.bounded_counts(session, 1) == {"blocked": 1, "queued": 1, "paused": 1}
+        assert queries.bounded_counts(session, 0) == {"blocked": 1, "queued": 1, "paused": 1}
 
 
 def test_live_workers_come_first(database: Database) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from sqlalchemy import event
 
+from api.web import jobs
 from jobs.database import Database
 from tests.api.served import Served
 from tests.jobs import rows, sweeping
@@ -67,11 +69,28 @@ def test_pages_send_as_many_statements_for_many_jobs_as_for_few(served: Served) 
     def compared(job_ids: list[str]) -> str:
         return "/compare?" + "&".join(f"job={job_id}" for job_id in job_ids)
 
+    def wait(count: int) -> None:
+        """Submit jobs of two keys that wait in the queue, and jobs that wait for these."""
+        for number in range(count):
+            job_id = rows.submit(served.database, pool="elsewhere", created_by="ab"[number % 2])
+            rows.submit(served.database, pool="elsewhere", after=(job_id,))
+
+    wait(2)
     job_ids = [measured_job(served.database, number) for number in range(2)]
     few = counts(served, [*PAGES, compared(job_ids)])
     job_ids += [measured_job(served.database, number) for number in range(2, 7)]
+    wait(4)
     for _ in range(3):
         sweeping.submit(served.database, {sweeping.TEMPERATURE: [0.1, 0.2]})
 
     assert counts(served, [*PAGES, compared(job_ids)]) == few
     assert few["/leaderboard"] <= 9
+
+
+def test_more_than_a_thousand_jobs_of_a_state_are_not_counted(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MOST_COUNTED", 2)
+    for number in range(4):
+        page = small.browser().get("/").text
+        expected = number if number < 3 else "more than 2"
+        assert f"{expected} queued</a>" in page
+        rows.submit(small.database)
