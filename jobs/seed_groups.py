@@ -20,7 +20,7 @@ from wcl_core.intervals import summary_of_shares
 # Measures that are shares of the test images; others are means of shares, or over draws.
 SHARES = ("top1", "recall_at_1", "recall_at_5")
 _NOT_TRAINING = ("seed", "evaluations")
-_SEED_NAME = re.compile(r", seed \d+$")
+_SEED_NAME = re.compile(r", seed \d+(-\d+)?$")  # with the number of a copy
 SELECTED_ON_TEST = f"best {BEST_METRIC}, selected on test"
 
 

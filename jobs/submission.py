@@ -11,11 +11,11 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 
-from sqlalchemy import and_, delete, or_, select, update
+from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import access, activity, checkpoints, listing, queries, weights
-from jobs.advice import advice
+from jobs.advice import advice, further_epochs_of
 from jobs.checks import check, check_priority, pretraining_count
 from jobs.database import new_id, now_ms
 from jobs.datasets import hold, pinned_digest
@@ -122,8 +122,10 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "spec": resolve_spec(new.spec),
         "dataset": {"name": dataset.name, "digest": pinned_digest(session, dataset), "counts": dataset.counts},
         "workers": fitting,
-        "warnings": [] if len(fitting) >= nodes_of(new.spec) else [_waits_for(nodes_of(new.spec), len(fitting))],
+        "warnings": same_name(session, new.name),
     }
+    if len(fitting) < nodes_of(new.spec):
+        result["warnings"].append(_waits_for(nodes_of(new.spec), len(fitting)))
     if isinstance(new.spec, PretrainSpec):
         images = pretraining_count(dataset, new.spec.data)
         if (steps := steps_per_epoch(new.spec, images)) is not None:
@@ -256,19 +258,19 @@ def _set_archived(session: Session, job_id: str, is_archived: bool) -> bool:
 def retry(session: Session, job_id: str, created_by: str | None) -> Job:
     """Submit a job with the spec of a failed or cancelled one, which starts from that one's last good checkpoint.
 
-    The new job takes the old job's place in its seed group.
+    The new job takes the old job's place in its seed group, and has a name of its own (`free_name`).
 
     Raises:
         NotFound: there is no such job.
         Conflict: the job has neither failed nor been cancelled.
     """
-    job = queries.get_job(session, job_id)
+    job = queries.get_job(session, job_id, lock=True)
     if job.status not in (Status.FAILED, Status.CANCELLED):
         goes_on = job.status == Status.SUCCEEDED and job.kind == "pretrain"
         instead = "; `wcl continue` trains it for more epochs" if goes_on else ""
         raise Conflict(f"only a failed or cancelled job can be retried; this one is {job.status}{instead}")
     copy = _copy(session, job, created_by, _resume_point(session, job))
-    return submit(session, replace(copy, group_id=job.group_id))
+    return submit(session, replace(copy, name=free_name(session, job.name), group_id=job.group_id))
 
 
 def go_on(session: Session, job_id: str, epochs: int | None, dataset_name: str | None, created_by: str | None) -> Job:
@@ -280,7 +282,7 @@ def go_on(session: Session, job_id: str, epochs: int | None, dataset_name: str |
     Args:
         session: a writing transaction.
         job_id: the finished training.
-        epochs: number of epochs more; None, on other data only, for as many as the job had.
+        epochs: number of epochs more; None for `further_epochs_of` the job, and on other data for as many as it had.
         dataset_name: of the other data; None for the same.
         created_by: the id of the key.
 
@@ -289,13 +291,13 @@ def go_on(session: Session, job_id: str, epochs: int | None, dataset_name: str |
         Conflict: the job is no finished training, or nothing of it is left to start from.
         pydantic.ValidationError, Invalid: the resulting spec is invalid.
     """
-    job = queries.get_job(session, job_id)
+    job = queries.get_job(session, job_id, lock=True)
     _check_finished(job)
     if (point := _resume_point(session, job)) is None:
         raise Conflict("the full checkpoints of this job are deleted, damaged or missing, so it cannot go on")
     if dataset_name is not None:
         return submit(session, _on_other_data(session, job, point, epochs, dataset_name, created_by))
-    assert epochs is not None, "the request has one of the two"
+    epochs = epochs or further_epochs_of(session, job)
     dataset = dataset_named(session, job.dataset_name)
     if dataset is not None and pinned_digest(session, dataset) not in ("", job.dataset_digest):
         raise Conflict(
@@ -306,7 +308,8 @@ def go_on(session: Session, job_id: str, epochs: int | None, dataset_name: str |
     ends = {"restarts": [*job.spec["restarts"], job.spec["epochs"]], "epochs": job.spec["epochs"] + epochs}
     new = _copy(session, job, created_by, point, job.spec_sent | lengths | ends)
     spec = parse_spec("pretrain", job.spec | ends)  # with the sizes that the run has found
-    return submit(session, replace(new, spec=spec, name=shortened(job.name, f", {epochs} more epochs")))
+    name = free_name(session, shortened(job.name, f", {epochs} more epochs"))
+    return submit(session, replace(new, spec=spec, name=name))
 
 
 def _check_finished(job: Job) -> None:
@@ -327,7 +330,7 @@ def _on_other_data(
     sent |= {"data": job.spec["data"] | {"name": dataset_name}, "weights": checkpoint.sha256}
     sent |= {"epochs": epochs or job.spec["epochs"]}
     new = _copy(session, job, created_by, None, sent)
-    return replace(new, name=shortened(job.name, f", then on {dataset_name}"))
+    return replace(new, name=free_name(session, shortened(job.name, f", then on {dataset_name}")))
 
 
 def shortened(name: str, end: str) -> str:
@@ -359,7 +362,7 @@ def clone(
         NotFound: there is no such job.
         pydantic.ValidationError, Invalid: the spec with the overrides is invalid.
     """
-    job = queries.get_job(session, job_id)
+    job = queries.get_job(session, job_id, lock=True)
     # Lengths are shares of the epochs, which the client may have left to the default.
     base = {name: job.spec[name] for name in ("epochs",) if name in overrides and name in job.spec} | job.spec_sent
     copy = _copy(session, job, created_by, None, overlaid(base, overrides))
@@ -368,7 +371,10 @@ def clone(
 
 
 def free_name(session: Session, name: str) -> str:
-    """Return a name that no job has: this one, `NAME-2`, `NAME-3` and so on; a number in it counts on from there."""
+    """Return a name that no job has: this one, `NAME-2`, `NAME-3` and so on; a number in it counts on from there.
+
+    A lock of the job that is copied keeps two copies of it apart.
+    """
 
     def taken(beginning: str) -> set[str]:
         statement = select(Job.name).where(Job.name.startswith(beginning, autoescape=True))
@@ -380,6 +386,23 @@ def free_name(session: Session, name: str) -> str:
     names = taken(base)
     numbered = (shortened(base, f"-{number}") for number in count(2))
     return name if name not in names else next(each for each in numbered if each not in names)
+
+
+def same_name(session: Session, name: str | None, besides: str | None = None) -> list[str]:
+    """Return the warning that other jobs have a name that a user gives; none where it is free.
+
+    Args:
+        session: a transaction.
+        name: that was given; None for a name that the service chooses.
+        besides: the id of the job that has it by now.
+    """
+    if name is None:
+        return []
+    others = select(func.count()).select_from(Job).where(Job.name == name, Job.id != (besides or ""))
+    if not (number := session.execute(others).scalar_one()):
+        return []
+    have = "another job has" if number == 1 else f"{number:,} other jobs have"
+    return [f"{have} the name {name}, so only ids tell them apart; {free_name(session, name)} is free"]
 
 
 def _copy(

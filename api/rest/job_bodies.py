@@ -196,15 +196,13 @@ class ContinueBody(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"epochs": 200}, {"data": "flowers", "epochs": 50}]})
 
     epochs: int | None = Field(
-        default=None, ge=1, le=100_000, description="Number of epochs; with `data`, as many as the job had by default."
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Number of epochs.  By default those that it lacks to 1,000 steps, else as many as it had, as its page "
+        "proposes; with `data`, as many as it had.",
     )
     data: DatasetName | None = Field(default=None, description="The dataset to train further on; unset, the same one.")
-
-    @model_validator(mode="after")
-    def _has_a_field(self) -> ContinueBody:
-        if self.epochs is None and self.data is None:
-            raise ValueError("expected epochs, the number of epochs more, or data, another dataset")
-        return self
 
 
 def create_jobs(submission: Submission, body: JobBody, new: Sequence[NewJob], answer: Callable[[Session, Job], T]) -> T:

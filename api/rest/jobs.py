@@ -64,7 +64,7 @@ def submit(
 
     def answer(session: Session, job: Job) -> tuple[str, Response]:
         if body.seeds is None:
-            return f"/v1/jobs/{job.id}", _response(session, job)
+            return f"/v1/jobs/{job.id}", _created(session, job, body.name)
         group = seed_groups.submitted(session, members(session, job.group_id or ""))
         return f"/v1/groups/{job.group_id}", group
 
@@ -220,7 +220,7 @@ def go_on(
 ) -> JobResponse:
     """Create a job that trains a finished one further, from its last full checkpoint.
 
-    `epochs` alone: the new job goes on with the same data, states and step numbers for so many epochs more.  The
+    Without `data` the new job goes on with the same data, states and step numbers for `epochs` more.  The
     learning rate starts again: it rises linearly over the warm-up, but at most over a tenth of these epochs, and falls
     to 0 by a cosine.  The result has the bytes of one run whose spec has this restart (`restarts`).
 
@@ -239,7 +239,10 @@ def clone(
     body: CloneBody | None = None,
 ) -> JobResponse:
     """Create a new job with the same spec, some fields replaced, that starts from scratch."""
-    return _rendered(database, job_bodies.create_clone(submission, job_id, body or job_bodies.CloneBody()))
+    body = body or job_bodies.CloneBody()
+    job = job_bodies.create_clone(submission, job_id, body)
+    with database.read() as session:
+        return _created(session, job, body.name)
 
 
 class JobItems(Response):
@@ -270,6 +273,12 @@ def _changed(database: Database, job_id: str, verb: Callable[[Session, str], Non
 def _rendered(database: Database, job: Job) -> JobResponse:
     with database.read() as session:
         return _response(session, job)
+
+
+def _created(session: Session, job: Job, name: str | None) -> JobResponse:
+    """Return a new job; its warnings begin with that about the name that was given, if other jobs have it."""
+    response = _response(session, job)
+    return response.model_copy(update={"warnings": service.same_name(session, name, job.id) + response.warnings})
 
 
 def _response(session: Session, job: Job) -> JobResponse:

@@ -15,6 +15,7 @@ from jobs.database import Database, new_id
 from jobs.errors import Conflict, Invalid, NotFound
 from jobs.idempotency import create_once
 from jobs.models import Checkpoint, Dataset, Dependency, IdempotencyKey, Job, Tag
+from jobs.seed_groups import seedless_name
 from jobs.status import Status
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, job, job_in, new_job, running, status, submit
@@ -311,6 +312,36 @@ def test_a_clone_has_a_name_of_its_own(database: Database) -> None:
     assert clone(submit(database), method="simclr").name.startswith("simclr "), "the name tells what the job is"
     longest = clone(submit(database, name="a" * submission.MAX_NAME))
     assert (len(longest.name), longest.name[-3:]) == (submission.MAX_NAME, "a-2")
+    with database.read() as session:
+        assert submission.same_name(session, "unused", None) == submission.same_name(session, None, None) == []
+        assert submission.same_name(session, "mine", first) == []
+        (warning,) = submission.same_name(session, "mine")
+        assert warning == "another job has the name mine, so only ids tell them apart; mine-5 is free"
+
+
+def test_a_retry_and_a_continuation_have_names_of_their_own(database: Database) -> None:
+    def retry(job_id: str) -> Job:
+        database.write(lambda session: transitions.cancel(session, job_id))
+        return database.write(lambda session: submission.retry(session, job_id, OWNER))
+
+    first = submit(database, name="mine, seed 0")
+    second = retry(first)
+    names = [second.name, retry(second.id).name, retry(first).name]
+    assert names == [f"mine, seed 0-{number}" for number in (2, 3, 4)]
+    assert {seedless_name(name) for name in names} == {"mine"}
+    run = rows.Run(database, rows.running(database, name="whole"))
+    run.deliver(rows.started(), rows.checkpoint(5), rows.end())
+    for end in ("3 more epochs", "3 more epochs-2", "then on digits", "then on digits-2"):
+        more = (3, None) if "more" in end else (None, "digits")
+        new = database.write(lambda session, more=more: submission.go_on(session, run.job_id, *more, OWNER))
+        assert new.name == f"whole, {end}"
+
+
+def test_two_clones_at_one_time_get_two_names(database: Database) -> None:
+    first = submit(database, name="mine")
+    write = database.write
+    clones = at_once(2, lambda _: write(lambda session: submission.clone(session, first, {}, OWNER)).name)
+    assert sorted(clones) == ["mine-2", "mine-3"]
 
 
 def test_a_clone_that_does_not_fit_is_refused(database: Database) -> None:

@@ -102,8 +102,9 @@ def test_a_finished_job_goes_on(server: Served) -> None:
     assert f"continues wcl digits tiny ({job_id[-12:]}), step 5" in " ".join(
         wcl("show", done.stdout.strip()).stdout.split()
     )
-    doubled = wcl("continue", job_id).stdout.strip()  # as many epochs as it had, like the form of the page
-    assert rows.job(server.database, doubled).spec["epochs"] == 120
+    doubled = wcl("continue", job_id)  # as many epochs as it had, like the form of the page
+    assert rows.job(server.database, doubled.stdout.strip()).spec["epochs"] == 120
+    assert "  60 more epochs, as no number was given: --epochs N for another one" in doubled.stderr
 
 
 def test_a_training_without_a_checkpoint_says_when_the_first_one_comes(server: Served) -> None:
@@ -122,11 +123,12 @@ def test_a_job_that_has_ended_has_no_checkpoint_yet_to_come(server: Served) -> N
 def test_retry_and_clone_print_page_and_next_command_beside_the_id(server: Served) -> None:
     job_id = submit()
     wcl("cancel", job_id)
-    for verb, ending in (("retry", ""), ("clone", "-2")):
+    for verb, ending in (("retry", "-2"), ("clone", "-4")):
         done = wcl(verb, job_id)
         new = done.stdout.strip()
         assert f"wcl digits tiny{ending}  {server.url}/jobs/{new}" in done.stderr
         assert "by a rule of thumb; the first epoch tells more" in done.stderr
+        assert (f"{60 * 3:,} steps, 3 an epoch" in done.stderr) == (verb == "clone")
         assert f"follow it: wcl watch {new[-12:]}" in done.stderr
         assert wcl(verb, job_id, "--json").stderr == ""
 
@@ -147,6 +149,13 @@ def test_submit_says_page_steps_place_and_what_will_hardly_learn(server: Served)
         assert part in text, (part, text)
     page = server.browser("read").get(f"/jobs/{job_id}").text
     assert f"{20 * steps} steps in all, too few to learn anything" in page
+    copied = wcl("clone", job_id, "--name", "short")
+    taken = "another job has the name short, so only ids tell them apart; short-2 is free"
+    for part in (taken, f"warning: {20 * steps} steps in all, too few to learn anything"):
+        assert part in " ".join(copied.stderr.split())
+    planned = wcl("submit", "--preset", "digits-cpu", "--name", "short", "--dry-run").stdout
+    assert taken.replace("another job has", "2 other jobs have") in " ".join(planned.split())
+    assert wcl("submit", "--preset", "digits-cpu", "--dry-run").stdout.startswith("wcl digits tiny  one pretrain job")
 
 
 def test_a_waiting_job_is_changed(server: Served) -> None:

@@ -21,6 +21,7 @@ from wcl_client.commands.shared import (
     JobId,
     JobIds,
     Overrides,
+    describe_submitted,
     expected_time,
     follow_jobs,
     output_file,
@@ -32,10 +33,11 @@ from wcl_client.errors import NotFoundError
 from wcl_client.plans import print_plan
 from wcl_client.references import find_job
 from wcl_client.registration import dataset_note
-from wcl_client.responses import Job, JobKind
+from wcl_client.responses import Job, JobKind, JobOptions
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import bold, err, out, print_csv, print_json
 from wcl_core.files import refuse_device, write_bytes
+from wcl_core.text import counted
 
 app = typer.Typer()
 
@@ -351,7 +353,8 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
 def go_on(
     job: JobId,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs more; default: as many as the spec of the job has.")
+        int | None,
+        typer.Option(min=1, help="Epochs more; default: those that it lacks to 1,000 steps, else as many as it had."),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Another dataset, for a run of its own from the weights of the job.")
@@ -364,11 +367,12 @@ def go_on(
     """
     with WclClient.connect() as client:
         trained = find_job(client, job, "pretrain")
-        if epochs is None and data is None:
-            epochs = trained["spec"].get("epochs")
         new = client.go_on(trained["id"], epochs=epochs, data=data)
         if not as_json:
-            say_submitted(client.url, new, [f"  learning rate: {new['schedule']}", *expected_time(new)])
+            before = 0 if data else trained["spec"]["epochs"]
+            length = f"  {counted(new['spec']['epochs'] - before, 'epoch' if data else 'more epoch')}"
+            length += "" if epochs else ", as no number was given: --epochs N for another one"
+            say_submitted(client.url, new, [length, f"  learning rate: {new['schedule']}", *expected_time(new)])
     print_json(new) if as_json else out.say(new["id"])
 
 
@@ -391,12 +395,14 @@ def clone(
         cloned = find_job(client, job)
         if dry_run:
             body = apply_overrides(cloned["spec"], overrides or ())
-            plan = client.plan(cast(JobKind, cloned["kind"]), body, pool=cloned["pool"], gpus=cloned["gpus"])
+            options: JobOptions = {"name": name, "pool": cloned["pool"], "gpus": cloned["gpus"]}
+            plan = client.plan(cast(JobKind, cloned["kind"]), body, **options)
+            plan["name"] = name or f"A clone of {cloned['name']}"
             print_json(plan) if as_json else print_plan(plan)
             return
         new = client.clone(cloned["id"], spec, name=name)
         if not as_json:
-            say_submitted(client.url, new, expected_time(new))
+            describe_submitted(client, [new])
     print_json(new) if as_json else out.say(new["id"])
 
 

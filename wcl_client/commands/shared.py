@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -13,9 +13,11 @@ from typer.core import TyperGroup
 
 from wcl_client import completion
 from wcl_client.api import WclClient
+from wcl_client.errors import WclError
 from wcl_client.output import verdict_text
+from wcl_client.plans import plan_lines
 from wcl_client.progress import watch
-from wcl_client.responses import Job
+from wcl_client.responses import Job, JobOptions, Json
 from wcl_client.terminal import Styled, bold, err, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -110,7 +112,7 @@ def _has_labels(client: WclClient, job: Job) -> bool:
     return bool(classes.get(job["spec"]["data"]["name"], True))
 
 
-@contextmanager
+@contextlib.contextmanager
 def output_file(target: Path, force: bool) -> Iterator[None]:
     """Check the file that a command writes before its work, and say afterwards which folder was made for it.
 
@@ -150,6 +152,28 @@ def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = (), group:
         err.say(f"  place {about}{waiting['position']} in the queue of pool {job['pool']}: {waiting['message']}")
     ids = [each["id"][-12:] for each in group or (job,)]
     err.say(f"  follow {'them' if len(ids) > 1 else 'it'}: wcl watch {' '.join(ids)}")
+
+
+def describe_submitted(client: WclClient, jobs: Sequence[Job], facts: Sequence[str] = ()) -> None:
+    """Print new jobs on standard error, as `say_submitted`: a training with its steps, its estimate and its warnings.
+
+    Args:
+        client: of the service.
+        jobs: as the service has returned them; more than one is a seed group.
+        facts: lines to print before those of the plan.
+    """
+    warnings = list(jobs[0].get("warnings") or ())
+    with contextlib.suppress(WclError):  # the jobs are accepted, whatever becomes of the server now
+        first = client.job(jobs[0]["id"])
+        lines: list[str | Styled] = list(facts)
+        if len(jobs) > 1:
+            lines.append(f"  {len(jobs)} jobs, one for each seed; for each of them:")
+        plan: Json = {"warnings": []}
+        if first["kind"] == "pretrain":
+            options: JobOptions = {name: first.get(name) for name in ("preset", "pool", "gpus")}
+            plan = client.plan("pretrain", first["spec"], **options)
+        lines += plan_lines(plan | {"warnings": dict.fromkeys([*warnings, *plan["warnings"]])})
+        say_submitted(client.url, first, lines, jobs)
 
 
 def expected_time(job: Job) -> list[str]:

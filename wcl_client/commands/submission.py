@@ -19,18 +19,18 @@ from wcl_client.commands.shared import (
     DryRun,
     Force,
     Overrides,
+    describe_submitted,
     follow_jobs,
     output_file,
     require_success,
-    say_submitted,
 )
-from wcl_client.errors import FieldProblem, InvalidError, WclError
-from wcl_client.plans import plan_lines, print_plan
+from wcl_client.errors import FieldProblem, InvalidError
+from wcl_client.plans import print_plan
 from wcl_client.references import find_job, find_start
 from wcl_client.registration import when_registered
-from wcl_client.responses import Job, JobKind
+from wcl_client.responses import JobKind
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import Rows, Styled, bold, err, out, print_json
+from wcl_client.terminal import Rows, bold, err, out, print_json
 from wcl_core.files import write_bytes
 from wcl_core.spec_files import read_specs, spec_files
 
@@ -117,8 +117,7 @@ def submit(
             return
         body = bodies[0]
         if dry_run:
-            options = {"preset": preset, "seeds": numbers, "pool": pool, "gpus": gpus}
-            plan = when_registered(client, lambda: client.plan(job_kind, body, **options), err.say)
+            plan = when_registered(client, lambda: client.plan(job_kind, body, seeds=numbers, **options), err.say)
             print_json(plan) if as_json else print_plan(plan)
             return
         if numbers is None:
@@ -130,7 +129,7 @@ def submit(
             )
             jobs = group["items"]
         if not as_json:
-            _describe(client, jobs)
+            describe_submitted(client, jobs)
         if follow:
             jobs = follow_jobs(client, jobs, to_stderr=as_json)
         if numbers is None:
@@ -226,21 +225,6 @@ _OF_BATCH = re.compile(r"/jobs/(\d+)(.*)")
 _MAX_BATCH = 1_000  # jobs of one request
 _MAX_WATCHED = 32
 _MAX_NAME = 200  # characters of a job's name
-
-
-def _describe(client: WclClient, jobs: Sequence[Job]) -> None:
-    """Print what was submitted on standard error; standard output has the id alone, for scripts."""
-    with contextlib.suppress(WclError):  # the jobs are accepted, whatever becomes of the server now
-        first = client.job(jobs[0]["id"])
-        facts: list[str | Styled] = []
-        if len(jobs) > 1:
-            facts.append(f"  {len(jobs)} jobs, one for each seed; for each of them:")
-        if first["kind"] == "pretrain":
-            pool, gpus = first["pool"], first["gpus"]
-            facts += plan_lines(
-                client.plan("pretrain", first["spec"], preset=first.get("preset"), pool=pool, gpus=gpus)
-            )
-        say_submitted(client.url, first, facts, jobs)
 
 
 def _specs(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -381,8 +382,15 @@ def test_a_retry_starts_from_the_last_checkpoint_and_a_clone_from_scratch(served
 
     checkpoint = client.get(f"/v1/jobs/{job_id}/checkpoints").json()["items"][0]["id"]
     assert (retried["resume_checkpoint_id"], cloned["resume_checkpoint_id"]) == (checkpoint, None)
-    assert (cloned["name"], cloned["tags"], cloned["spec"]["seed"]) == ("first-2", ["t"], 9)
-    assert client.post(f"/v1/jobs/{job_id}/clone", json={"name": "mine"}).json()["name"] == "mine"
+    assert (retried["name"], cloned["name"], cloned["tags"], cloned["spec"]["seed"]) == ("first-2", "first-3", ["t"], 9)
+    named, again = [client.post(f"/v1/jobs/{job_id}/clone", json={"name": "mine"}).json() for _ in range(2)]
+    assert named["name"] == again["name"] == "mine"
+    warning = "another job has the name mine, so only ids tell them apart; mine-2 is free"
+    assert (warning in named["warnings"], again["warnings"][0]) == (False, warning)
+    assert (
+        warning.replace("another job has", "2 other jobs have")
+        in client.post("/v1/jobs?dry_run=true", json=JOB | {"name": "mine"}).json()["warnings"]
+    )
     assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spec": {"sed": 9}}), 422, "/spec/sed")
     assert_problem(client.post(f"/v1/jobs/{job_id}/clone", json={"spce": {}}), 422, "/spce")
 
@@ -401,17 +409,19 @@ def test_a_finished_job_goes_on_once_for_each_key(served: Served) -> None:
 
     assert (new.status_code, again.status_code, again.json()["id"]) == (201, 200, new.json()["id"])
     old = client.get(f"/v1/jobs/{job_id}").json()["spec"]["epochs"]
+    further = math.ceil(1000 / (1000 // 256)) - old  # of `rows.add_dataset`, to 1,000 steps
     assert new.json()["schedule"].endswith(f"cosine to 0 at epoch {old + 5}")
     (origin,) = new.json()["lineage"]
     assert (origin["relation"], origin["job_id"], origin["step"]) == ("continues", job_id, 5)
     assert_problem(client.post(address, json={"epochs": 6}, headers=header), 422)
-    assert_problem(client.post(address, json={}), 422)
+    assert client.post(address, json={}).json()["spec"]["epochs"] == old + further, "the number of the page"
     assert_problem(client.post(address, json={"epochs": 0}), 422, "/epochs")
     assert_problem(client.post(address, json={"epochs": 100_000}), 422, "/spec/epochs")
     assert_problem(client.post(address, json={"data": "none"}), 422, "/spec/data/name")
     assert "`wcl continue`" in assert_problem(client.post(f"/v1/jobs/{job_id}/retry"), 409)["detail"]
     page = served.browser("read", "submit").get(f"/jobs/{job_id}").text
     assert f'action="/jobs/{job_id}/continue"' in page
+    assert f'name="epochs" min="1" max="100000" value="{further}"' in page
     page = served.browser("read").get(f"/jobs/{new.json()['id']}").text
     assert f'continues <a href="/jobs/{job_id}">first</a>, step 5' in page
     assert f"cosine to 0 at epoch {old + 5}" in page
