@@ -199,8 +199,8 @@ class ContinueBody(_Body):
         default=None,
         ge=1,
         le=100_000,
-        description="Number of epochs.  By default those that it lacks to 1,000 steps, else as many as it had, as its page "
-        "proposes; with `data`, as many as it had.",
+        description="Number of epochs.  By default those that it lacks to 1,000 steps, else as many as it had, "
+        "the number on its page; with `data`, as many as it had.",
     )
     data: DatasetName | None = Field(default=None, description="The dataset to train further on; unset, the same one.")
 

@@ -321,20 +321,24 @@ def test_a_clone_has_a_name_of_its_own(database: Database) -> None:
 
 def test_a_retry_and_a_continuation_have_names_of_their_own(database: Database) -> None:
     def retry(job_id: str) -> Job:
-        database.write(lambda session: transitions.cancel(session, job_id))
         return database.write(lambda session: submission.retry(session, job_id, OWNER))
 
-    first = submit(database, name="mine, seed 0")
-    second = retry(first)
-    names = [second.name, retry(second.id).name, retry(first).name]
-    assert names == [f"mine, seed 0-{number}" for number in (2, 3, 4)]
-    assert {seedless_name(name) for name in names} == {"mine"}
+    def cancelled(job_id: str) -> str:
+        database.write(lambda session: transitions.cancel(session, job_id))
+        return job_id
+
     run = rows.Run(database, rows.running(database, name="whole"))
-    run.deliver(rows.started(), rows.checkpoint(5), rows.end())
+    run.deliver(rows.started(), rows.checkpoint(5), rows.end("succeeded"))
     for end in ("3 more epochs", "3 more epochs-2", "then on digits", "then on digits-2"):
         more = (3, None) if "more" in end else (None, "digits")
         new = database.write(lambda session, more=more: submission.go_on(session, run.job_id, *more, OWNER))
         assert new.name == f"whole, {end}"
+
+    first = cancelled(submit(database, name="mine, seed 0"))
+    second = retry(first)
+    names = [second.name, retry(cancelled(second.id)).name, retry(first).name]
+    assert names == [f"mine, seed 0-{number}" for number in (2, 3, 4)]
+    assert {seedless_name(name) for name in names} == {"mine"}
 
 
 def test_two_clones_at_one_time_get_two_names(database: Database) -> None:
