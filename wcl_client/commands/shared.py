@@ -170,7 +170,7 @@ def describe_submitted(client: WclClient, jobs: Sequence[Job], facts: Sequence[s
             lines.append(f"  {len(jobs)} jobs, one for each seed; for each of them:")
         plan: Json = {"warnings": []}
         if first["kind"] == "pretrain":
-            options: JobOptions = {name: first.get(name) for name in ("preset", "pool", "gpus")}
+            options: JobOptions = {"preset": first.get("preset"), "pool": first["pool"], "gpus": first["gpus"]}
             plan = client.plan("pretrain", first["spec"], **options)
         lines += plan_lines(plan | {"warnings": dict.fromkeys([*warnings, *plan["warnings"]])})
         say_submitted(client.url, first, lines, jobs)
