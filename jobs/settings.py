@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     proxy_scopes: list[ScopeName] = Field(default=["read"])
     proxy_group_scopes: dict[str, list[ScopeName]] = Field(default={})
     proxy_sign_out_url: str | None = Field(default=None, pattern=r"^https?://[^\s\"'<>]+$")
+    nginx_files: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+/?$")
     root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$")
 
     worker_name: str = Field(default_factory=socket.gethostname)
@@ -171,12 +172,13 @@ class Settings(BaseSettings):
             _check_url(url.reveal(), _SCHEMES[str(info.field_name)])
         return url
 
-    @field_validator("proxy_user_header")
+    @field_validator("proxy_user_header", "nginx_files")
     @classmethod
-    def _has_proxies(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name and info.data.get("trusted_proxies") == []:
-            raise ValueError("expected the addresses of the proxies that set the header, in WCL_TRUSTED_PROXIES")
-        return name
+    def _has_proxies(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("trusted_proxies") == []:
+            does = "set the header" if info.field_name == "proxy_user_header" else "send the files"
+            raise ValueError(f"expected the addresses of the proxies that {does}, in WCL_TRUSTED_PROXIES")
+        return value
 
     @field_validator("root_path")
     @classmethod

@@ -68,6 +68,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "proxy_group_scopes": ("`{}`", "JSON object from a group to the scopes that its members have, too"),
     "proxy_sign_out_url": ("none", "address that signs a person out at the proxy; the pages link to it"),
+    "nginx_files": (
+        "none",
+        "internal location of nginx that has the data folder, such as `/wcl-files`: nginx then sends whole checkpoints",
+    ),
     "root_path": ("", "path below which a proxy shows the service, such as `/wcl`"),
     "worker_name": ("the machine's name", "name of the worker"),
     "pool": ("`default`", "the worker's pool; a job names the pool that it runs in"),

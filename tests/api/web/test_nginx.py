@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from tests import parallel, servers
 from tests.api.web.served import Site
 from tests.docs.pages import ROOT, blocks
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from wcl_client.api import WclClient
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
@@ -92,6 +93,7 @@ def behind_nginx(folder: Path, changes: dict[str, str], **environment: str) -> I
         "/etc/ssl/wcl.example.pem": str(certificate),
         "/etc/ssl/wcl.example.key": str(key),
         "127.0.0.1:8000": f"127.0.0.1:{site.settings.port}",
+        "/var/lib/wcl/": f"{site.settings.data_dir}/",
     }
     text = documented()
     for before, after in (changes | places).items():
@@ -112,9 +114,10 @@ def documented() -> str:
 
 @pytest.fixture(scope="module")
 def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    with behind_nginx(
-        tmp_path_factory.mktemp("nginx"), _VARIANTS[request.param], WCL_TRUSTED_PROXIES='["127.0.0.1"]'
-    ) as server:
+    settings = {"WCL_TRUSTED_PROXIES": '["127.0.0.1"]'}
+    if request.param != "removes the path":
+        settings["WCL_NGINX_FILES"] = "/wcl-files"
+    with behind_nginx(tmp_path_factory.mktemp("nginx"), _VARIANTS[request.param], **settings) as server:
         yield server
 
 
@@ -217,6 +220,37 @@ def test_the_client_works_through_nginx(proxied: Proxied, tmp_path: Path) -> Non
     assert last is not None
     assert last.event == "end"
     assert time.monotonic() - began < 10, "nginx holds events back"
+
+
+@DOCUMENTED
+def test_nginx_sends_whole_checkpoints_and_nothing_without_the_server(proxied: Proxied) -> None:
+    run = proxied.site.running("for nginx")
+    run.start()
+    digest = run.checkpoint(1)
+    key = {"Authorization": f"Bearer {proxied.environment['WCL_KEY']}"}
+    with proxied.client() as client:
+        path = f"/v1/checkpoints/{client.checkpoints(run.job_id)[0]['id']}/download"
+    direct = f"{proxied.site.url}/wcl{path}"
+
+    place = httpx.get(direct, headers=key | {"X-Forwarded-For": "192.0.2.1"}, trust_env=False, timeout=PATIENCE)
+    of_server = httpx.get(direct, headers=key, trust_env=False, timeout=PATIENCE)
+    with proxied.http(**key) as http:
+        whole = http.get(path)
+        rest = http.get(path, headers={"Range": "bytes=1000-", "If-Range": f'"{digest}"'})
+        other = http.get(path, headers={"Range": "bytes=1000-", "If-Range": '"another"'})
+        known = http.get(path, headers={"If-None-Match": f'"{digest}"'})
+        answers = [http.get(path, headers={"Authorization": "Bearer wrong"}).status_code]
+        answers.append(http.get(proxied.url.removesuffix("/wcl") + place.headers["X-Accel-Redirect"]).status_code)
+
+    assert (place.status_code, place.content) == (200, b"")
+    assert hashlib.sha256(of_server.content).hexdigest() == hashlib.sha256(whole.content).hexdigest() == digest
+    assert "X-Accel-Redirect" not in whole.headers
+    same = ("ETag", "Content-Type", "Content-Disposition", "Content-Length", "Cache-Control", "X-Content-Type-Options")
+    assert {name: whole.headers[name] for name in same} == {name: of_server.headers[name] for name in same}
+    assert (rest.status_code, rest.content) == (206, whole.content[1000:])
+    assert (other.status_code, other.content) == (200, whole.content)
+    assert known.status_code == 304
+    assert answers == [401, 404]
 
 
 @DOCUMENTED
