@@ -14,7 +14,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -38,7 +38,7 @@ from sqlalchemy.orm import Session
 
 from jobs import policies
 from jobs.database import now_ms
-from jobs.eligibility import is_due
+from jobs.eligibility import NEEDS, Needs, is_due
 from jobs.models import SEES_HIDDEN, Attempt, DeviceUse, Job, Key, Policy
 from jobs.shared_reads import once
 from jobs.status import Status
@@ -119,19 +119,23 @@ class Queue:
         The jobs of each key are a part of an index in their order: the database reads the first ones of each, however
         many wait.
         """
-        jobs = self._first(*conditions, count=count)
+        jobs = self._first([Job.id], conditions, count)
         order = (jobs.c.priority.desc(), jobs.c.rank.asc(), jobs.c.queue_place.asc())
         return select(jobs.c.id).order_by(*order).limit(count)
 
     def first_places(self, *conditions: ColumnElement[bool], count: int) -> Select[Any]:
-        """Return the query of the places, as `place_of`, of the first ready jobs that meet the conditions."""
-        jobs = self._first(*conditions, count=count)
+        """Return the query of the first ready jobs that meet the conditions: their place, as `place_of`, and needs."""
+        jobs = self._first(NEEDS, conditions, count)
         place = -jobs.c.priority, jobs.c.rank, jobs.c.queue_place
-        return select(*place).order_by(*(each.asc() for each in place)).limit(count)
+        return (
+            select(*place, *(jobs.c[name] for name in Needs._fields))
+            .order_by(*(each.asc() for each in place))
+            .limit(count)
+        )
 
-    def _first(self, *conditions: ColumnElement[bool], count: int) -> Subquery:
+    def _first(self, shown: Iterable[Any], conditions: Iterable[ColumnElement[bool]], count: int) -> Subquery:
         ready = (self.is_ready(), *conditions)
-        columns = Job.id, Job.priority, Job.queue_place
+        columns = *shown, Job.priority, Job.queue_place
         if len(self.ranks) > _MOST_LANES:
             each = select(*columns, self._rank().label("rank")).where(*ready)
             return each.order_by(*self.order).limit(count).subquery()
@@ -199,10 +203,15 @@ class Queue:
 
 @dataclass(frozen=True)
 class Ahead:
-    """A number of jobs that are claimed before another one; an estimate has two digits that count."""
+    """A number of jobs that are claimed before another one; an estimate has two digits that count.
+
+    Attributes:
+        by_needs: the same number by what the jobs need; empty for an estimate.
+    """
 
     count: int
     is_estimate: bool = False
+    by_needs: Mapping[Needs, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"about {self.count:,}" if self.is_estimate else str(self.count)
@@ -224,11 +233,12 @@ def num_ahead(session: Session, job: Job, *, is_one_of_many: bool = False) -> Ah
     if sizes is not None and (estimate := _estimate(queue, sizes, job)) > 2 * MOST_COUNTED:
         return _rounded(estimate)
     if is_one_of_many:
-        count = bisect_left(_front(session, job.pool), queue.place_of(job))
+        by_needs = _front(session, job.pool).before(queue.place_of(job))
     else:
-        count = _num_counted(session, job, queue.ranges_before(job))
+        by_needs = _counted(session, job, queue.ranges_before(job))
+    count = sum(by_needs.values())
     if count <= MOST_COUNTED:
-        return Ahead(count)
+        return Ahead(count, by_needs=by_needs)
     return _rounded(max(count, _estimate(queue, _sizes.read(session), job)))
 
 
@@ -238,30 +248,52 @@ def num_passing(session: Session, job: Job, *, is_one_of_many: bool = False) -> 
     if not (ranges := queue.ranges_passing(job)):
         return Ahead(0)
     if is_one_of_many:
-        place, front = queue.place_of(job), _front(session, job.pool)
+        place, front = queue.place_of(job), _front(session, job.pool).places
         if len(front) <= MOST_COUNTED or place <= front[-1]:
             return Ahead(sum(each[-1] > job.queue_place for each in front[: bisect_left(front, place)]))
         return _rounded(_estimate(queue, _sizes.read(session), job, is_passing=True))
-    count = _num_counted(session, job, ranges)
+    count = sum(_counted(session, job, ranges).values())
     return Ahead(count) if count <= MOST_COUNTED else _rounded(count)
 
 
-def _front(session: Session, pool: str) -> list[tuple[int, int, int]]:
-    """Return the places of the first ready jobs of a pool, one more than are counted."""
+@dataclass(frozen=True)
+class _Front:
+    """The first ready jobs of a pool, one more than are counted.
 
-    def read() -> list[tuple[int, int, int]]:
-        places = job_queue(session).first_places(Job.pool == pool, count=MOST_COUNTED + 1)
-        return [(each[0], each[1], each[2]) for each in session.execute(places)]
+    Attributes:
+        places: of the jobs, in order.
+        by_needs: for each need, the indices in `places` of the jobs that have it.
+    """
+
+    places: list[tuple[int, int, int]]
+    by_needs: Mapping[Needs, list[int]]
+
+    def before(self, place: tuple[int, int, int]) -> dict[Needs, int]:
+        """Return the number of jobs before a place, by what they need."""
+        end = bisect_left(self.places, place)
+        return {needs: bisect_left(indices, end) for needs, indices in self.by_needs.items()}
+
+
+def _front(session: Session, pool: str) -> _Front:
+
+    def read() -> _Front:
+        rows = session.execute(job_queue(session).first_places(Job.pool == pool, count=MOST_COUNTED + 1)).all()
+        by_needs: dict[Needs, list[int]] = defaultdict(list)
+        for index, row in enumerate(rows):
+            by_needs[Needs(*row[3:])].append(index)
+        return _Front([(row[0], row[1], row[2]) for row in rows], by_needs)
 
     return once(session, ("front of the queue", pool), read)
 
 
-def _num_counted(session: Session, job: Job, ranges: Sequence[ColumnElement[bool]]) -> int:
-    """Return the number of ready jobs in ranges of the queue, or a number above `MOST_COUNTED`."""
+def _counted(session: Session, job: Job, ranges: Sequence[ColumnElement[bool]]) -> dict[Needs, int]:
+    """Return the number of ready jobs in ranges of the queue, by what they need; in all one above `MOST_COUNTED`."""
     ready = job_queue(session).is_ready(), Job.pool == job.pool
-    parts = [select(Job.id).where(*ready, each).limit(MOST_COUNTED + 1).subquery() for each in ranges]
-    jobs = union_all(*(select(part.c.id) for part in parts)).limit(MOST_COUNTED + 1).subquery()
-    return session.execute(select(func.count()).select_from(jobs)).scalar_one()
+    parts = [select(*NEEDS).where(*ready, each).limit(MOST_COUNTED + 1).subquery() for each in ranges]
+    jobs = union_all(*(select(part) for part in parts)).limit(MOST_COUNTED + 1).subquery()
+    columns = [jobs.c[name] for name in Needs._fields]
+    rows = session.execute(select(*columns, func.count()).group_by(*columns)).all()
+    return {Needs(*row[:-1]): row[-1] for row in rows}
 
 
 def _rounded(count: int) -> Ahead:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, of_worker, working
-from jobs.eligibility import has_dataset, has_gpus, is_due, is_met, may_take_jobs, supports_spec_version
+from jobs.eligibility import Needs, fits, has_dataset, has_gpus, is_due, is_met, may_take_jobs, supports_spec_version
 from jobs.holding import next_free
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Key, Worker
 from jobs.preemption import giving_way
@@ -244,12 +244,30 @@ def _on_workers(session: Session, job: Job, ahead: Ahead) -> tuple[Cause, str]:
     if not (workers := [worker for worker in workers if supports_spec_version(worker, job)]):
         message = f"no worker that fits supports version {job.spec_version} of the spec; it needs a newer worker"
         return Cause.SPEC_VERSION_UNKNOWN, f"{message}: upgrade one of the pool {job.pool}"
-    free = _free(session)
-    num_with_room = sum(free[worker.id].holds(job.gpus) for worker in workers)
-    cause, message = _on_its_turn(num_with_room, ahead)
-    if job.gpus and not num_with_room:
-        message = (f"{message}; " if ahead.count else "") + _on_devices(session, job, workers, free)
+    free, rivals = _free(session), _rivals(job, workers, ahead)
+    most_gpus_of_one = max([job.gpus, *(needs.gpus for needs in rivals)])
+    num_places = sum(_num_places(worker, free[worker.id], most_gpus_of_one) for worker in workers)
+    num_rivals = ahead.count if ahead.is_estimate else sum(rivals.values())
+    cause, message = _on_its_turn(num_places, ahead, num_rivals)
+    if job.gpus and not any(free[worker.id].holds(job.gpus) for worker in workers):
+        message = (f"{message}; " if num_rivals else "") + _on_devices(session, job, workers, free)
     return cause, message
+
+
+def _rivals(job: Job, workers: Sequence[Worker], ahead: Ahead) -> dict[Needs, int]:
+    """Return the jobs ahead that need GPUs, or CPU slots, as the job does, and that one of its workers can run."""
+    return {
+        needs: count
+        for needs, count in ahead.by_needs.items()
+        if count and bool(needs.gpus) == bool(job.gpus) and any(fits(worker, needs) for worker in workers)
+    }
+
+
+def _num_places(worker: Worker, free: Free, gpus: int) -> int:
+    """Return how many jobs that need so many GPUs a worker can start now."""
+    num_places = free.most_gpus // gpus if gpus else free.cpu_slots
+    runs_one = worker.takes_one or worker.cpu_slots is None
+    return min(num_places, 1) if runs_one else num_places
 
 
 def _free(session: Session) -> dict[str, Free]:
@@ -272,16 +290,17 @@ def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: Ahead) -
     free = _free(session)
     busy = [worker.name for worker in able if not free[worker.id].holds(job.gpus)]
     num_with_room = len(able) - len(busy)
+    num_rivals = ahead.count if ahead.is_estimate else sum(_rivals(job, able, ahead).values())
     if num_with_room >= job.nodes:
-        cause, message = _on_its_turn(num_with_room // job.nodes, ahead)
+        cause, message = _on_its_turn(num_with_room // job.nodes, ahead, num_rivals)
         if cause is Cause.ABOUT_TO_START:
             first = min((worker for worker in able if worker.name not in busy), key=lambda worker: worker.id)
             message = f"{first.name} is about to start it on {job.nodes} workers"
         return cause, message
-    cause, message = _on_its_turn(0, ahead)
+    cause, message = _on_its_turn(0, ahead, num_rivals)
     each = f" with {job.gpus} free GPUs each" if job.gpus else ""
     needed = f"it waits for {job.nodes} workers at once{each}; {num_with_room or 'none'} of {len(able)} has room"
-    return cause, (f"{message}; " if ahead.count else "") + f"{needed}, and it lacks {', '.join(busy[:_MOST_NAMED])}"
+    return cause, (f"{message}; " if num_rivals else "") + f"{needed}, and it lacks {', '.join(busy[:_MOST_NAMED])}"
 
 
 def _why_no_node(worker: Worker, job: Job) -> str | None:
@@ -359,9 +378,19 @@ def _on_no_worker(session: Session, job: Job) -> tuple[Cause, str]:
     return Cause.WORKERS_UNABLE, message
 
 
-def _on_its_turn(num_with_room: int, ahead: Ahead) -> tuple[Cause, str]:
-    if num_with_room > ahead.count:
+def _on_its_turn(num_places: int, ahead: Ahead, num_rivals: int) -> tuple[Cause, str]:
+    """Return the cause of a job that workers fit.
+
+    Args:
+        num_places: number of jobs that these workers can start now.
+        ahead: the jobs ahead.
+        num_rivals: number of those ahead that take such places.
+    """
+    if num_places > num_rivals:
         return Cause.ABOUT_TO_START, "an idle worker is about to claim it"
-    if ahead.count:
+    if num_rivals:
         return Cause.JOBS_AHEAD, f"{ahead} {'job is' if ahead.count == 1 else 'jobs are'} ahead of it"
-    return Cause.WORKERS_BUSY, "it is the next job; every worker that fits is busy"
+    busy = "every worker that fits is busy"
+    if ahead.count:
+        return Cause.WORKERS_BUSY, f"{busy}; the jobs ahead of it wait for something else"
+    return Cause.WORKERS_BUSY, f"it is the next job; {busy}"

@@ -162,6 +162,53 @@ def test_as_many_jobs_start_as_workers_are_idle(database: Database) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "facts", "num_busy", "expected"),
+    [
+        ({"gpus": 0}, {"cpu_slots": 1}, 0, Cause.ABOUT_TO_START),
+        ({"gpus": 0}, {"cpu_slots": 1}, 1, Cause.WORKERS_BUSY),
+        ({"gpus": 0}, {"cpu_slots": 2}, 1, Cause.ABOUT_TO_START),
+        ({"gpus": 1}, {}, 0, Cause.JOBS_AHEAD),  # the worker may keep its free GPUs for the larger job
+    ],
+)
+def test_a_job_ahead_that_waits_for_other_devices_is_not_in_the_way(
+    database: Database, fields: dict[str, Any], facts: dict[str, Any], num_busy: int, expected: Cause
+) -> None:
+    machine = worker(gpus=4, **facts)
+    database.write(lambda session: workers.register(session, machine, 1, []))
+    for gpus in (1, *[0] * num_busy):
+        submit(database, gpus=gpus)
+        claim(database, machine)
+    assert explain(database, submit(database, gpus=4)).cause is Cause.WORKERS_BUSY
+
+    result = explain(database, submit(database, **fields))
+
+    assert (result.cause, result.position) == (expected, 2)
+    if expected is Cause.WORKERS_BUSY:
+        assert result.message == "every worker that fits is busy; the jobs ahead of it wait for something else"
+
+
+@pytest.mark.parametrize("lacks", [{"dataset_digest": "e" * 64}, {"spec_version": 99}])
+def test_a_job_ahead_that_no_worker_can_run_is_not_in_the_way(database: Database, lacks: dict[str, Any]) -> None:
+    register(database)
+    ahead = submit(database)
+    database.write(lambda session: session.execute(update(Job).where(Job.id == ahead).values(**lacks)))
+
+    result = explain(database, submit(database))
+
+    assert (result.cause, result.position) == (Cause.ABOUT_TO_START, 2)
+
+
+@pytest.mark.parametrize(("facts", "num_started"), [({}, 4), ({"takes_one": True}, 1)])
+def test_as_many_jobs_start_as_devices_are_free(database: Database, facts: dict[str, Any], num_started: int) -> None:
+    register(database, gpus=4, **facts)
+    ids = [submit(database, gpus=1) for _ in range(5)]
+
+    causes = [explain(database, job_id).cause for job_id in ids]
+
+    assert causes == [Cause.ABOUT_TO_START] * num_started + [Cause.JOBS_AHEAD] * (5 - num_started)
+
+
 def test_a_backing_off_job_has_the_end_of_its_backoff(database: Database) -> None:
     run = Run(database, rows.running(database))
     run.end("failed", "killed")

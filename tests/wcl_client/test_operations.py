@@ -21,6 +21,7 @@ from tests.jobs import rows
 from tests.jobs.rows import Run
 from wcl_client.cli import app
 from wcl_client.errors import ConflictError, InvalidError, NotFoundError
+from wcl_core.data.cache import COMPILED, Cache
 
 
 def wcl(*arguments: str) -> Result:
@@ -271,6 +272,30 @@ def test_doctor_looks_at_the_disks_of_the_service(
     assert "roomy (5.0 GiB free)" in detail
     assert "full (300.0 MiB free)" in detail
     assert "the disk of full is nearly full: at least 1 GiB is needed" in detail
+
+
+@pytest.mark.parametrize(
+    ("limit", "shown"),
+    [(str(3 << 30), "2.0 GiB of at most 3.0 GiB"), (None, "2.0 GiB of at most a quarter of its disk")],
+)
+def test_doctor_shows_the_cache_with_its_limit(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, shown: str
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    (cache.folder / COMPILED).mkdir(parents=True)
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("WCL_CACHE_BYTES", limit) if limit else monkeypatch.delenv("WCL_CACHE_BYTES", raising=False)
+    server.database.write(lambda session: workers.register(session, rows.WORKER, 1, []))
+    for digest, gib in (("a" * 64, 1.25), ("b" * 64, 0.5)):
+        with cache.path(digest, 32).open("wb") as file:
+            file.truncate(int(gib * (1 << 30)))
+
+    assert findings("doctor")["Cache"] == (True, f"{cache.folder}: 2 decoded datasets, {shown.replace('2.0', '1.8')}")
+    with (cache.folder / COMPILED / "kernel").open("wb") as file:
+        file.truncate(1 << 28)
+    assert findings("doctor")["Cache"] == (True, f"{cache.folder}: 2 decoded datasets and compiled code, {shown}")
+    monkeypatch.setenv("WCL_CACHE_DIR", str(tmp_path / "absent"))
+    assert "Cache" not in findings("doctor")
 
 
 def test_doctor_verifies_every_file(server: Served) -> None:
