@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import subprocess
@@ -54,10 +55,15 @@ _AGE_DAYS = "0.0002"  # 17 s
 _AGES = {f"WCL_{name}_DAYS": _AGE_DAYS for name in ("RESTORE", "LOG", "POINT", "EVENT", "EXPORT")}
 _SETTINGS = _AGES | {"WCL_MAX_FAILURES": "2", "WCL_KEEP_CHECKPOINTS": "1", "WCL_ACCESS_LOG": "true"}
 _SETTINGS |= {"WCL_WEBHOOK_NETWORKS": '["127.0.0.0/8"]'}
+# Other programs may keep the processor for seconds; a lease that ends then is no fault of the service.
+_SETTINGS |= {"WCL_LEASE_SECONDS": "20", "WCL_LOOK_SECONDS": "1", "WCL_DRAIN_SECONDS": "25"}
+_GROWING = {"activities", "deletions"}  # by design: who did what, for WCL_ACTIVITY_DAYS, and what was deleted
 _CLEAN_SECONDS = 5.0
 _BATCH = 100  # jobs of a request
 _DISK = "700m"
-_LATE = 900.0  # seconds for a part on a busy machine
+_LATE = 3600.0  # seconds for a part on a busy machine
+_START_SECONDS = 900.0  # for a server or a worker there
+_ALERT_SECONDS = 900.0  # for an alert there
 # The former version's worker with a stand-in in place of trainings
 _FORMER_WORKER = """
 import runpy
@@ -76,12 +82,14 @@ class Month:
         stage: the service.
         num_jobs: of each part.
         former: the source of the former version; None without an upgrade.
+        former_revision: its name.
         prometheus: its address.
     """
 
     stage: Stage
     num_jobs: int
     former: Path | None
+    former_revision: str
     prometheus: str
     table: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -95,6 +103,7 @@ class Month:
         self.server = self.stage.server("server", settings=settings, clean_seconds=_CLEAN_SECONDS)
         self.workers = [self.stage.worker(f"worker-{place}") for place in range(2)]
         self.seed = 0
+        self.began = time.monotonic()
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -109,7 +118,7 @@ class Month:
                 return httpx.get(f"http://127.0.0.1:{port or self.port}/readyz", timeout=PATIENCE).status_code == 200
             return False
 
-        eventually(answers, "the server", 300)
+        eventually(answers, "the server", _START_SECONDS)
 
     def submit(self, count: int, **changes: Any) -> list[str]:
         """Submit jobs by REST, some in a request; return their ids."""
@@ -181,14 +190,16 @@ class Month:
                 "attempts": len(attempts),
                 "logs": logs,
                 "memory": memory,
+                "minutes": (time.monotonic() - self.began) / 60,
+                "load": psutil.getloadavg()[2],
             }
         )
         print(json.dumps(self.table[-1]), flush=True)
 
     # --- the month ---------------------------------------------------------------------------------------------------
 
-    def run(self, only_alerts: bool = False) -> None:
-        began = time.monotonic()
+    def run(self, results: Path, only_alerts: bool = False) -> None:
+        """Run all parts and the alerts; write the results after each part, so that an interruption keeps them."""
         former = self.start_former() if self.former else []
         if not former:
             self.stage.database.migrate()
@@ -201,21 +212,51 @@ class Month:
                 ids = self.submit(self.num_jobs)
             {2: self.restart, 3: self.back_up_and_restore, 5: self.kill_server}.get(part, lambda: None)()
             self.wait_until_left(0)
+            self.check_ends(ids, part)
             self.purge(before)
             before = ids
             self.measure(part)
-            self.notes.append(f"part {part} ended after {time.monotonic() - began:.0f} s")
+            results.write_text(self.report(is_whole=False))
             if only_alerts:
                 break
+        self.check_sizes()
         self.watch_alerts()
         self.close_audit(self.stage.database, "at the end")
+        results.write_text(self.report())
+
+    def check_ends(self, ids: list[str], part: int) -> None:
+        """Note the jobs of a part that have not succeeded."""
+        ends = Counter(dict(self._rows(self.stage.database, "SELECT id, status FROM jobs"))[each] for each in ids)
+        if set(ends) != {"succeeded"}:
+            self.problems.append(f"part {part}: its jobs ended {dict(ends)}")
+
+    def check_sizes(self) -> None:
+        """Compare the sizes after the last part with those after the second one, when all ages have begun to count."""
+        first, last = self.table[min(1, len(self.table) - 1)], self.table[-1]
+        for name in ("files", "attempts"):
+            if last[name] > first[name] + 20:
+                self.problems.append(f"{name}: {first[name]}, and {last[name]} at the end")
+        for name, more in self._grown_tables().items():
+            if name not in _GROWING:
+                self.problems.append(f"table {name}: {more[0]} rows, and {more[1]} at the end")
+        for name, size in last["memory"].items():
+            if size > 1.1 * first["memory"][name]:
+                self.problems.append(f"memory of {name}: {first['memory'][name]} bytes, and {size} at the end")
+
+    def _grown_tables(self) -> dict[str, tuple[int, int]]:
+        first, last = self.table[min(1, len(self.table) - 1)], self.table[-1]
+        grown = {name: (first["rows"].get(name, 0), number) for name, number in last["rows"].items()}
+        return {name: pair for name, pair in grown.items() if pair[1] > 1.5 * pair[0] + 20}
 
     def start_all(self) -> None:
         self.server.start()
         self.wait_for_server()
         for worker in self.workers:
             worker.start()
-        self.stage.wait_for_workers(*(worker.start_as.host for worker in self.workers))
+        self.wait_for_workers()
+
+    def wait_for_workers(self) -> None:
+        self.stage.wait_for_workers(*(worker.start_as.host for worker in self.workers), seconds=_START_SECONDS)
 
     def start_former(self) -> list[subprocess.Popen[bytes]]:
         """Start server and worker of the former version on an empty database."""
@@ -231,7 +272,7 @@ class Month:
                 self.wait_for_server()
         # The models have columns that the former schema lacks.
         query = "SELECT name FROM workers WHERE state = 'idle' AND pending_datasets::text = '[]'"
-        eventually(lambda: self._rows(self.stage.database, query), "the former worker", 300)
+        eventually(lambda: self._rows(self.stage.database, query), "the former worker", _START_SECONDS)
         return processes
 
     def end_former(self) -> None:
@@ -248,27 +289,27 @@ class Month:
         left = self.open_jobs()
         self.wait_until_left(max(0, left - self.num_jobs // 10))  # by both of the former version, on the new schema
         server.send_signal(signal.SIGTERM)
-        server.wait(60)
+        server.wait(_START_SECONDS)
         self.server.start()
         self.wait_for_server()
         left = self.open_jobs()
         self.wait_until_left(max(0, left - self.num_jobs // 10))  # a new server with the former worker
         self.workers[1].start()
         worker.send_signal(signal.SIGTERM)
-        code = worker.wait(120)
+        code = worker.wait(_START_SECONDS)
         self.workers[0].start()
         self.notes.append(
             f"the former server ran on the new schema, the former worker under the new server; it ended with {code}"
         )
 
     def restart(self) -> None:
-        self.server.end(signal.SIGTERM)
+        self.server.end(signal.SIGTERM, _START_SECONDS)
         self.server.start()
         self.wait_for_server()
         self.notes.append("the server restarted in order while jobs ran")
 
     def kill_server(self) -> None:
-        self.server.end(signal.SIGKILL)
+        self.server.end(signal.SIGKILL, _START_SECONDS)
         self.server.start()
         self.wait_for_server()
         self.notes.append("the server was killed and started again while jobs ran")
@@ -283,7 +324,7 @@ class Month:
             self.wait_until_left(0, stage.database)
             ended = Counter(row for (row,) in self._rows(stage.database, "SELECT status FROM jobs"))
             self.close_audit(stage.database, "of the restored copy")
-            worker.end(signal.SIGTERM)
+            worker.end(signal.SIGTERM, _START_SECONDS)
             jobs = backup.manifest.counts["jobs"]
             self.notes.append(
                 f"backup of {jobs} jobs, {left} of them open; in the restored copy they ended: {dict(ended)}"
@@ -325,7 +366,7 @@ class Month:
             try:
                 undo = cause()
                 for name in names.split():
-                    eventually(lambda name=name: name in self._firing(), f"{name} fires", 240)
+                    eventually(lambda name=name: name in self._firing(), f"{name} fires", _ALERT_SECONDS)
             except (AssertionError, disks.CannotMount) as error:
                 self.problems.append(f"{names}: {error}")
             finally:
@@ -333,7 +374,7 @@ class Month:
                     undo()
             for name in names.split():
                 try:
-                    eventually(lambda name=name: name not in self._firing(), f"{name} goes out", 300)
+                    eventually(lambda name=name: name not in self._firing(), f"{name} goes out", _ALERT_SECONDS)
                 except AssertionError as error:
                     self.problems.append(str(error))
             print(names, self._firing(), flush=True)
@@ -361,7 +402,7 @@ class Month:
         return counts
 
     def _no_server(self) -> Callable[[], None]:
-        self.server.end(signal.SIGTERM)
+        self.server.end(signal.SIGTERM, _START_SECONDS)
         return self._start_server
 
     def _start_server(self) -> None:
@@ -370,17 +411,17 @@ class Month:
 
     def _no_worker(self) -> Callable[[], None]:
         for worker in self.workers:
-            worker.end(signal.SIGTERM)
+            worker.end(signal.SIGTERM, _START_SECONDS)
 
         def start() -> None:
             for worker in self.workers:
                 worker.start()
-            self.stage.wait_for_workers(*(worker.start_as.host for worker in self.workers))
+            self.wait_for_workers()
 
         return start
 
     def _lost_worker(self) -> Callable[[], None]:
-        self.workers[1].end(signal.SIGKILL)
+        self.workers[1].end(signal.SIGKILL, _START_SECONDS)
 
         def an_hour_passes() -> None:
             self.workers[1].start()
@@ -518,35 +559,44 @@ class Month:
 
     # --- the report --------------------------------------------------------------------------------------------------
 
-    def report(self, seconds: float) -> str:
+    def report(self, is_whole: bool = True) -> str:
         first, last = self.table[min(1, len(self.table) - 1)], self.table[-1]
-        mode = " --alerts" if len(self.table) == 1 else ""
+        mode = " --alerts" if is_whole and len(self.table) == 1 else ""
+        former = f" --former {self.former_revision}" if self.former else ""
+        minutes = (time.monotonic() - self.began) / 60
+        part = "" if is_whole else f" **Interrupted: after part {last['part']} of {_PARTS}, without the alerts.**"
         lines = [
             "# A month in an hour",
             "",
-            f"`./run month --jobs {self.num_jobs * _PARTS}{mode}`, {date.today().isoformat()}, "
-            f"{seconds / 60:.0f} minutes on {psutil.cpu_count()} cores that other work shared. Each of "
-            f"{_PARTS} parts has {self.num_jobs} jobs; the jobs of the part before are deleted and purged, "
-            "so sizes should be equal from the second part on.",
+            f"`./run month --jobs {self.num_jobs * _PARTS}{former}{mode}`, {date.today().isoformat()}, {minutes:.0f} "
+            f"minutes on {psutil.cpu_count()} cores at niceness {os.nice(0)}; the load counts all programs of the "
+            f"machine, over 15 minutes.{part} Each of {_PARTS} parts has {self.num_jobs} jobs; the jobs of the part "
+            "before are deleted and purged, so sizes should be equal from the second part on.",
             "",
-            "| after part | database, MB | files | file kB | attempt folders | logs, kB | memory, MB |",
-            "|---|---|---|---|---|---|---|",
+            "| part | minutes | load | database, MB | files | file kB | attempt folders | logs, kB | memory, MB |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in self.table:
             logs = ", ".join(f"{name} {size / 1e3:.0f}" for name, size in row["logs"].items())
             memory = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in row["memory"].items())
             lines.append(
-                f"| {row['part']} | {row['database'] / 1e6:.1f} | {row['files']} | {row['file_bytes'] / 1e3:.0f} | "
-                f"{row['attempts']} | {logs} | {memory} |"
+                f"| {row['part']} | {row['minutes']:.0f} | {row['load']:.0f} | {row['database'] / 1e6:.1f} | "
+                f"{row['files']} | {row['file_bytes'] / 1e3:.0f} | {row['attempts']} | {logs} | {memory} |"
             )
         lines += ["", f"Largest tables, after part {first['part']} and after part {last['part']}, kB:", ""]
         then = dict(first["largest"])
         lines += [f"- {name}: {then.get(name, 0) / 1e3:.0f}, {size / 1e3:.0f}" for name, size in last["largest"]]
-        grown = {name: (first["rows"].get(name, 0), n) for name, n in last["rows"].items()}
-        more = {name: pair for name, pair in grown.items() if pair[1] > 1.5 * pair[0] + 20}
-        lines += ["", f"Tables with more rows at the end (then, now): {more or 'none'}.", ""]
+        lines += ["", f"Tables with more rows at the end (then, now): {self._grown_tables() or 'none'}.", ""]
+        lines += [
+            "The log of access (`WCL_ACCESS_LOG=true`) grows with the requests; the supervisor of the process rotates "
+            "it. `activities` and `deletions` have an entry for",
+            "each deletion, for `WCL_ACTIVITY_DAYS` and for ever. The memory of each process counts the PyTorch that it "
+            "shares with the others here.",
+            "",
+        ]
         lines += [f"- {note}" for note in self.notes]
-        lines += ["", f"Alerts, with times and ages scaled by {_SCALE}:", ""]
+        if self.alerts:
+            lines += ["", f"Alerts, with times and ages scaled by {_SCALE}:", ""]
         lines += [
             f"- {name}: fired {count} times{', then out' if out else ', and still'}"
             for name, (count, out) in self.alerts.items()
@@ -600,7 +650,8 @@ def _former_revision() -> str:
     """Return the newest revision with another schema."""
     log = ["git", "log", "-n1", "--diff-filter=A", "--format=%H", "--", "migrations/versions"]
     newest = subprocess.run(log, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-    return f"{newest}~1"
+    short = ["git", "rev-parse", "--short=8", f"{newest}~1"]
+    return subprocess.run(short, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> int:
@@ -613,7 +664,7 @@ def main() -> int:
     parser.add_argument("--alerts", action="store_true", help="only the alerts, after one part of the month")
     parser.add_argument("--results", type=Path, default=_RESULT)
     options = parser.parse_args()
-    began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # all processes end first
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wcl-month-")))
         root.chmod(0o755)
@@ -628,16 +679,16 @@ def main() -> int:
             print(reason)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE DATABASE month")
-        former = None if options.alerts else _unpack(options.former or _former_revision(), root / "former")
+        revision = options.former or _former_revision()
+        former = None if options.alerts else _unpack(revision, root / "former")
         stage = Stage(folder, _with_driver(url, "month"), _SETTINGS | {"WCL_BROKER_URL": redis_url}, postgres, redis)
         if disk:
             stage.disks["disk"] = disk
         stack.callback(stage.close)
-        month = Month(stage, max(1, options.jobs // _PARTS), former, "")
+        month = Month(stage, max(1, options.jobs // _PARTS), former, revision, "")
         stack.callback(month.end_former)
         month.prometheus = stack.enter_context(_prometheus(root, month.port, folder / "server" / "key"))
-        month.run(only_alerts=options.alerts)
-        options.results.write_text(month.report(time.monotonic() - began))
+        month.run(options.results, only_alerts=options.alerts)
         print(options.results.read_text())
     return 1 if month.problems else 0
 

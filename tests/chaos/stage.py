@@ -130,11 +130,11 @@ class Stage:
         with self.database.read() as session:
             return list(queries.workers(session))
 
-    def wait_for_workers(self, *names: str) -> None:
+    def wait_for_workers(self, *names: str, seconds: float = 90) -> None:
         def are_there() -> bool:
             return set(names) <= {row.name for row in self.workers() if row.is_live and not row.pending_datasets}
 
-        eventually(are_there, f"the start of {', '.join(names)}")
+        eventually(are_there, f"the start of {', '.join(names)}", seconds)
 
     def wait_for(self, job_id: str, *statuses: str) -> Job:
         return eventually(lambda: job if (job := self.job(job_id)).status in statuses else None, f"{statuses}", 120)
