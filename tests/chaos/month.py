@@ -590,8 +590,8 @@ class Month:
         lines += [
             "The log of access (`WCL_ACCESS_LOG=true`) grows with the requests; the supervisor of the process rotates "
             "it. `activities` and `deletions` have an entry for",
-            "each deletion, for `WCL_ACTIVITY_DAYS` and for ever. The memory of each process counts the PyTorch that it "
-            "shares with the others here.",
+            "each deletion, for `WCL_ACTIVITY_DAYS` and for ever. The memory of each process counts the PyTorch that "
+            "it shares with the others here.",
             "",
         ]
         lines += [f"- {note}" for note in self.notes]

@@ -180,11 +180,14 @@ class Theatre:
     template: Path
 
     @contextmanager
-    def stage(self, name: str, kind: str = "postgres", **settings: str) -> Iterator[Stage]:
-        """Yield a service with a fresh database, on `postgres` or `sqlite`."""
+    def stage(self, name: str, kind: str = "postgres", *, is_migrated: bool = True, **settings: str) -> Iterator[Stage]:
+        """Yield a service with a fresh database, on `postgres` or `sqlite`; `is_migrated` concerns the former."""
         folder = self.folder / name
         folder.mkdir(parents=True)
-        stage = self._on_postgres(name, folder, settings) if kind == "postgres" else self._on_sqlite(folder, settings)
+        if kind == "postgres":
+            stage = self._on_postgres(name, folder, settings, "chaos_template" if is_migrated else "template1")
+        else:
+            stage = self._on_sqlite(folder, settings)
         try:
             yield stage
         finally:
@@ -195,10 +198,10 @@ class Theatre:
         url = URL.create("sqlite", database=str(folder / "wcl.sqlite3"))
         return Stage(folder, url.render_as_string(), settings)
 
-    def _on_postgres(self, name: str, folder: Path, settings: dict[str, str]) -> Stage:
+    def _on_postgres(self, name: str, folder: Path, settings: dict[str, str], template: str) -> Stage:
         database_name = f"chaos_{name.replace('-', '_')}"
         with psycopg.connect(self.postgres_url, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{database_name}" TEMPLATE chaos_template')
+            connection.execute(f'CREATE DATABASE "{database_name}" TEMPLATE {template}')
         url = _with_driver(self.postgres_url, database_name)
         broker = {"WCL_BROKER_URL": self.redis_url}  # shared: stages see each other's wake-ups as doubled or lost ones
         return Stage(folder, url, broker | settings, self.postgres, self.redis)
