@@ -1,4 +1,4 @@
-"""Requests about many jobs at once: cancel, pause, resume; each job by its own transition, some in a transaction."""
+"""Requests about many jobs at once, such as cancel: each job by its own transition, some in a transaction."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, select, true
 from sqlalchemy.orm import Session
 
-from jobs import access, queries, transitions
+from jobs import access, queries, submission, transitions
 from jobs.errors import Conflict, Forbidden, NotFound
 from jobs.models import Job
 from jobs.queries import Filters
-from jobs.status import Status
+from jobs.status import TERMINAL, Status
 
-Verb = Literal["cancel", "pause", "resume"]
+Verb = Literal["cancel", "pause", "resume", "archive", "unarchive"]
 AT_ONCE: Final = 100  # jobs of one transaction
 MOST: Final = 1_000  # jobs of one request
 
@@ -39,6 +39,8 @@ _REQUESTS: Final[dict[Verb, _Request]] = {
         transitions.pause, and_(Job.status.in_((Status.QUEUED, Status.RUNNING)), Job.pause_requested_at.is_(None))
     ),
     "resume": _Request(transitions.resume, Job.status == Status.PAUSED),
+    "archive": _Request(submission.archive, and_(Job.status.in_(TERMINAL), Job.archived_at.is_(None))),
+    "unarchive": _Request(submission.unarchive, Job.archived_at.is_not(None)),
 }
 
 
@@ -107,7 +109,14 @@ def listed(session: Session, verb: Verb, job_ids: Sequence[str]) -> Changed:
         elif not access.may_change(session, job.created_by):
             result.refused.append(Refusal(job_id, job.name, "it is of another key"))
         elif job_id not in ids:
-            result.refused.append(Refusal(job_id, job.name, f"cannot {verb} a job that is {job.status}"))
+            result.refused.append(Refusal(job_id, job.name, f"cannot {verb} a job that is {_state(verb, job)}"))
         else:
             result.jobs.append(job)
     return result
+
+
+def _state(verb: Verb, job: Job) -> str:
+    """Return why a request does not change a job: its status, or that it is archived or not."""
+    if verb == "unarchive":
+        return "not archived"
+    return "archived already" if verb == "archive" and job.archived_at is not None else job.status

@@ -6,16 +6,13 @@ In browsers with scripts, `static/js/actions.js` sends the same forms to the RES
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
-from sqlalchemy import Select, or_, select
-from sqlalchemy.orm import Session
 
 from api.http.auth import Admin, Owner, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
@@ -24,13 +21,10 @@ from api.rest.datasets import NewDataset
 from api.rest.evaluations import EvaluateBody, create_baselines, create_evaluation
 from api.rest.job_bodies import CloneBody, ContinueBody, JobChange, create_clone, create_continued, create_retry
 from api.web.forms.fields import body_of
-from api.web.jobs import filters_of_query
 from jobs import checkpoints, dataset_sources, datasets, queries, references, transitions
 from jobs import submission as service
 from jobs.database import Database
-from jobs.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
-from jobs.models import Job
-from jobs.status import TERMINAL
+from jobs.errors import Conflict, FieldError, Invalid
 from jobs.verdicts import sides
 from wcl_core.config import Protocol, twin_of
 
@@ -109,70 +103,6 @@ def train_twin(job_id: str, submitter: Submitter, database: TheDatabase, submiss
         name = service.free_name(session, service.shortened(job.name, f"-{method}"))
     body = CloneBody(spec={"method": method}, name=name)
     return _see(f"/jobs/{create_clone(submission, job_id, body).id}")
-
-
-@router.post("/jobs/cancel")
-def cancel_all(
-    submitter: Owner,
-    database: TheDatabase,
-    job: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
-    group: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
-    matching: Annotated[str, Form(max_length=2000)] = "",
-) -> Response:
-    """Cancel the jobs that have not ended yet; redirect to the list.
-
-    Args:
-        job, group: selected jobs and seed groups.
-        matching: `?` and the query of a filter, in place of a selection.
-    """
-    with database.read() as session:
-        chosen = _chosen(session, job, group, matching)
-        job_ids = session.execute(chosen.where(Job.status.not_in(TERMINAL))).scalars().all()
-    _request_all(database, job_ids, Verb.CANCEL)
-    return _see("/")
-
-
-@router.post("/jobs/{verb}")
-def archive_all(
-    verb: Literal["archive", "unarchive"],
-    submitter: Owner,
-    database: TheDatabase,
-    job: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
-    group: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
-    matching: Annotated[str, Form(max_length=2000)] = "",
-) -> Response:
-    """Archive the jobs that have ended, or show them in the lists again; redirect to the list."""
-    with database.read() as session:
-        ended = _chosen(session, job, group, matching).where(Job.status.in_(TERMINAL))
-        job_ids = session.execute(ended).scalars().all()
-    _request_all(database, job_ids, Verb(verb))
-    return _see("/" if verb == "archive" else "/?archived=only")
-
-
-def _request_all(database: Database, job_ids: Sequence[str], verb: Verb) -> None:
-    """Carry out a request for jobs that the key may change.
-
-    Raises:
-        Forbidden: some of the jobs are of other keys; the request is carried out for the others.
-    """
-    num_refused = 0
-    for job_id in job_ids:
-        try:
-            _request(database, job_id, verb)
-        except (Conflict, NotFound):  # it has just ended, or has just been deleted
-            pass
-        except Forbidden:
-            num_refused += 1
-    if num_refused:
-        advice = f"only these keys or one with `admin` may {verb} them"
-        raise Forbidden(f"{num_refused:,} of {len(job_ids):,} jobs are of other keys; {advice}")
-
-
-def _chosen(session: Session, job: list[str], group: list[str], matching: str) -> Select[str]:
-    """Select the ids of the selected jobs and seed groups, or of all that match the query of a filter."""
-    if matching:
-        return queries.matching(session, select(Job.id), filters_of_query(matching))
-    return select(Job.id).where(or_(Job.id.in_(job), Job.group_id.in_(group)))
 
 
 @router.post("/jobs/{job_id}/note")

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 
 from api.web import (
     activity,
+    bulk,
     checkpoints,
     compare,
     dataset,
@@ -75,6 +76,7 @@ PAGES = (
     Page("/datasets", datasets.router, "Datasets"),
     Page("/datasets/{name}", dataset.router),
     Page("/workers", workers.router, "Workers"),
+    Page("/change/{verb}", bulk.router),
     Page("/delete", deletion.router),
     Page("/shares", shares.router),
     Page("/webhooks", webhooks.router),

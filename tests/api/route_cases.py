@@ -300,7 +300,6 @@ def _forms() -> Iterator[tuple[str, Case]]:
     )
     yield "POST /shares", lambda world: _form("/shares", job=[world.job()], days="7")
     yield "POST /shares/{share_id}/revoke", lambda world: _form(f"/shares/{world.share()}/revoke")
-    yield "POST /jobs/cancel", lambda world: _form("/jobs/cancel", job=[world.job()])
     yield "POST /jobs/{verb}", lambda world: _form("/jobs/archive", job=[world.ended()])
     yield "POST /jobs/{job_id}/retry", lambda world: _form(f"/jobs/{world.ended('failed')}/retry")
     yield "POST /jobs/{job_id}/continue", lambda world: _form(f"/jobs/{world.ended()}/continue", epochs="1")

@@ -150,8 +150,12 @@ def test_jobs_are_archived_over_rest_and_in_the_list(small: Served) -> None:
     assert f"/jobs/{done}" in browser.get("/?archived=only").text
     assert "Unarchive" in browser.get(f"/jobs/{done}").text
 
-    matching = {"matching": "?archived=only"}
-    assert browser.post("/jobs/unarchive", data=matching, headers=headers).headers["location"] == "/?archived=only"
+    assert f'value="{done}"' in browser.get("/change/unarchive?matching=?archived=only").text
+    unarchived = browser.post("/jobs/unarchive", data={"job": [done]}, headers=headers)
+    assert unarchived.headers["location"] == "/?archived=only"
     assert f"/jobs/{done}" in browser.get("/").text
-    assert browser.post("/jobs/archive", data={"job": [done, waiting]}, headers=headers).status_code == 303
+    planned = browser.get(f"/change/archive?job={done}&job={waiting}").text
+    assert "Archive 1 job?" in planned
+    assert "cannot archive a job that is queued" in planned
+    assert browser.post("/jobs/archive", data={"job": [done]}, headers=headers).status_code == 303
     assert [job["id"] for job in client.get("/v1/jobs").json()["items"]] == [waiting]

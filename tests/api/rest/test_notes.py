@@ -64,7 +64,10 @@ def test_what_is_done_to_all_that_match_a_filter_is_done_to_starred_jobs_only(sm
     job_id, other = rows.submit(small.database), rows.submit(small.database)
     browser.post(f"/jobs/{job_id}/star", headers=headers)
 
-    browser.post("/jobs/cancel", data={"matching": "?starred=true"}, headers=headers)
+    shown = browser.get("/change/cancel?matching=?starred=true").text
+    assert "Cancel 1 job?" in shown
+    assert f'value="{other}"' not in shown
+    browser.post("/jobs/cancel", data={"job": [job_id]}, headers=headers)
     assert [rows.job(small.database, each).status for each in (job_id, other)] == ["cancelled", "queued"]
     assert f'value="{other}"' not in browser.get("/delete?matching=?starred=true").text
     plan = small.client().post("/v1/jobs/delete", json={"filter": {"starred": True}, "dry_run": True}).json()

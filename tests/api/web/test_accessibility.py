@@ -100,13 +100,14 @@ def paths(site: Site) -> list[str]:
     author = Principal(key.id, "ada", frozenset({"submit"}))
     link = site.database.write(lambda session: shares.create(session, [done.job_id, running.job_id], 7, author))
     assert link is not None
-    ids = {"job_id": done.job_id, "sweep_id": sweep_id, "name": "digits"}
+    ids = {"job_id": done.job_id, "sweep_id": sweep_id, "name": "digits", "verb": "cancel"}
     return [
         *(page.address.format(**ids) for page in PAGES),
         *(f"/jobs/{job_id}" for job_id in (running.job_id, failed.job_id, evaluation, waiting)),
         "/?q=nothing-like-this",
         "/compare?q=nothing-like-this",
         "/deleted",
+        f"/change/cancel?job={waiting}&job={done.job_id}",
         f"/shares?job={done.job_id}",
         "/webhooks",
         f"/shared/{link[1]}",

@@ -281,9 +281,10 @@ def addresses(site: Site) -> dict[str, str]:
     site.database.write(
         lambda session: session.execute(update(WebhookDelivery).values(last_error=longest, state="failed"))
     )
-    ids = {"job_id": run.job_id, "sweep_id": sweep_id, "name": "digits"}
+    ids = {"job_id": run.job_id, "sweep_id": sweep_id, "name": "digits", "verb": "archive"}
     return {page.address: page.address.format(**ids) for page in PAGES} | {
         "/jobs/{job_id}/map": f"/jobs/{evaluation}/map",
+        "/change/{verb}": f"/change/archive?job={run.job_id}",
         "/delete": f"/delete?job={run.job_id}",
         "/deleted": "/deleted",
         "/shares": f"/shares?job={run.job_id}",

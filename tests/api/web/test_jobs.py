@@ -198,9 +198,10 @@ def test_all_jobs_that_match_are_cancelled_at_once(visitor: Visitor, site: Site,
     else:
         page.locator(".pick").first.check()
     page.get_by_role("checkbox", name="All that match the filter").check()
-    page.get_by_text("Cancel…").click()
-    page.get_by_role("button", name="Cancel selected jobs").click()
-    page.wait_for_url(lambda address: "tag" not in address)
+    page.get_by_role("button", name="Cancel…").click()
+    expect(page.locator("h1")).to_have_text("Cancel 52 jobs?")
+    page.get_by_role("button", name="Cancel 52 jobs").click()
+    page.wait_for_url(lambda address: "change" not in address)
     assert {site.status(job_id) for job_id in ids} == {"cancelled"}
     assert site.status(kept) == "queued"
     site.claim().end()
@@ -269,8 +270,9 @@ def test_selected_jobs_are_compared_or_cancelled(visitor: Visitor, site: Site, s
     page.goto("/")
     for job_id in ids:
         page.locator(f"#pick-{job_id}").check()
-    page.get_by_text("Cancel…").click()
-    page.get_by_role("button", name="Cancel selected jobs").click()
+    page.get_by_role("button", name="Cancel…").press("Enter")
+    expect(page.locator("#refused")).to_contain_text("ended before: cannot cancel a job that is succeeded")
+    page.get_by_role("button", name="Cancel 2 jobs").press("Enter")
     expect(page.locator(f"#job-{ids[0]}")).to_have_attribute("data-status", "cancelled")
     assert [site.status(job_id) for job_id in (*ids, kept)] == ["cancelled", "cancelled", "succeeded", "queued"]
     site.claim().end()
