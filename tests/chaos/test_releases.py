@@ -145,7 +145,9 @@ def test_the_previous_release_and_this_version_share_jobs_through_an_upgrade(hou
                 curve = new.get(f"/v1/jobs/{endless}/metrics").json()
         with stage.database.read() as session:
             workers = session.execute(
-                select(Attempt.number, Attempt.worker_name, Attempt.start_step).where(Attempt.job_id == endless).order_by(Attempt.number)
+                select(Attempt.number, Attempt.worker_name, Attempt.start_step)
+                .where(Attempt.job_id == endless)
+                .order_by(Attempt.number)
             ).all()
         assert [(number, name) for number, name, _ in workers] == [(1, "former"), (2, "new")]
         assert workers[1][2], "the second attempt continued from a checkpoint of the first one"
