@@ -226,7 +226,8 @@ class Month:
 
     def check_ends(self, ids: list[str], part: int) -> None:
         """Note the jobs of a part that have not succeeded."""
-        ends = Counter(dict(self._rows(self.stage.database, "SELECT id, status FROM jobs"))[each] for each in ids)
+        statuses = dict(self._rows(self.stage.database, "SELECT id, status FROM jobs"))
+        ends = Counter(statuses[each] for each in ids)
         if set(ends) != {"succeeded"}:
             self.problems.append(f"part {part}: its jobs ended {dict(ends)}")
 
