@@ -46,11 +46,12 @@ _REQUESTS: Final[dict[Verb, _Request]] = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """A requested job that does not change, and why."""
+    """A requested job that does not change, and why; `is_foreign` says that it is of another key."""
 
     job_id: str
     name: str
     reason: str
+    is_foreign: bool = False
 
 
 @dataclass
@@ -91,7 +92,8 @@ def change(session: Session, verb: Verb, job_ids: Sequence[str]) -> Changed:
             _REQUESTS[verb].act(session, job_id)
         except (NotFound, Forbidden, Conflict) as error:
             job = session.get(Job, job_id)
-            result.refused.append(Refusal(job_id, job.name if job else "", error.detail))
+            is_foreign = isinstance(error, Forbidden)
+            result.refused.append(Refusal(job_id, job.name if job else "", error.detail, is_foreign))
         else:
             result.jobs.append(session.get_one(Job, job_id, populate_existing=True))
     return result

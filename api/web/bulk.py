@@ -69,7 +69,8 @@ def change(
     """Change jobs; redirect to the list, or return which of them do not change, and why."""
     changed = _changed(database, verb, list(dict.fromkeys(job)))
     if changed.refused:
-        return _page(request, verb, changed, is_done=True, status=409)
+        status = 403 if any(each.is_foreign for each in changed.refused) else 409
+        return _page(request, verb, changed, is_done=True, status=status)
     return RedirectResponse("/?archived=only" if verb == "unarchive" else "/", status_code=303)
 
 

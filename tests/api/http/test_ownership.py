@@ -57,7 +57,7 @@ def test_a_selection_changes_the_own_jobs_and_names_the_others(small: Served) ->
 
     answer = anna.client.post("/jobs/cancel", data={"job": [own, foreign]}, headers={"Accept": "text/html"})
 
-    assert answer.status_code == 409
+    assert answer.status_code == 403
     assert "Cancelled 1 job" in answer.text
     assert "another key" in answer.text
     assert [rows.status(small.database, each) for each in (own, foreign)] == ["cancelled", "queued"]
