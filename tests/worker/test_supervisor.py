@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from PIL import Image
 from sqlalchemy import select, update
+from sqlalchemy.engine import make_url
 
 from jobs import checkpoints, queries, transitions
 from jobs.database import Database
@@ -23,7 +24,9 @@ from jobs.models import Checkpoint, Job, Point, Series
 from jobs.settings import Settings
 from jobs.status import INFRASTRUCTURE, Reason
 from jobs.transitions import Requests
+from tests.chaos.proxy import Proxy
 from tests.disks import mounted
+from tests.jobs import rows
 from tests.jobs.rows import open_attempt
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -172,6 +175,34 @@ def test_a_request_is_read_beside_a_renewal_that_a_slow_database_holds_up(
     over.set()
 
     assert request == read[-1]
+
+
+def test_a_cancel_reaches_the_preparation_of_a_run_before_a_renewal_over_a_slow_network(
+    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows.add_dataset(postgres_database)
+    claim = rows.running(postgres_database)
+    url = make_url(postgres_database.url)
+    assert url.port
+    proxy = Proxy(url.port)
+    slow = Database(url.set(port=proxy.port).render_as_string(hide_password=False))
+    one = opening.OpenAttempt(slow, Settings(lease_seconds=0.1), threading.Event(), claim)
+    with slow.read(), slow.read():  # both connections are open
+        pass
+    postgres_database.write(lambda session: transitions.cancel(session, claim.job_id))
+    renewed, over, renew = [], threading.Event(), one.renew
+    monkeypatch.setattr(one, "renew", lambda: renewed.append(renew()))
+    try:
+        proxy.slow(0.3)  # in each direction: a renewal takes ten messages and more, a read of requests one
+        request = one.renew_during(BackgroundWork(over.wait))
+
+        assert (request, renewed) == ("cancel", [])
+    finally:
+        over.set()
+        proxy.mend()
+        eventually(lambda: bool(renewed), "the end of the renewal")
+        slow.dispose()
+        proxy.close()
 
 
 def test_a_renewal_that_finds_the_attempt_ended_ends_the_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
