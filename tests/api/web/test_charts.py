@@ -124,6 +124,19 @@ def test_sparse_curves_are_not_smoothed(visitor: Visitor, site: Site) -> None:
         expect(chart.locator("figcaption")).to_contain_text(re.compile(expected))
 
 
+def test_a_share_below_zero_is_inside_its_chart(visitor: Visitor, site: Site) -> None:
+    """The agreement of two views counts from chance, so it may be below."""
+    played = site.running("below chance")
+    played.start()
+    played.report(*({"type": "metrics", "step": s, "values": {"weak/view_agreement": -s / 1000}} for s in (10, 20)))
+    played.end()
+    page = visitor.window(f"/jobs/{played.job_id}")
+    chart = page.locator("figure[data-metrics='weak/view_agreement']")
+    chart.locator(".canvas").press("End")
+    expect(chart.locator("figcaption")).to_contain_text("-2.0%")
+    expect(chart.locator(".u-cursor-pt:not(.u-off)")).not_to_have_count(0)
+
+
 def test_chart_options_are_in_the_address(visitor: Visitor, site: Site, run: PlayedRun, tmp_path: Path) -> None:
     page = visitor.window(f"/jobs/{run.job_id}?x=epoch&smooth=0.5&log=1&from=9.5&to=10")
     chart = loss_chart(page)

@@ -40,11 +40,11 @@ export function isSparse(length, most = Infinity) {
   return length < Math.min(SPARSE, most / 2);
 }
 
-/** The range of shares of one, with a margin, within 0 and 1. */
+/** The range of shares of one, with a margin, within 0 and 1; an agreement below chance is below 0. */
 function shareRange(plot, low, high) {
   if (low === null) return [0, 1];
   const room = Math.max(0.1 * (high - low), 0.02);
-  return [Math.max(0, low - room), Math.min(1, high + room)];
+  return [low < 0 ? low - room : Math.max(0, low - room), Math.min(1, high + room)];
 }
 
 function logRange(plot, low, high) {
