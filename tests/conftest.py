@@ -97,8 +97,9 @@ def _put_slow_files_first(items: list[pytest.Item]) -> None:
     """Sort the files by their likely time, so that no process ends with a long one while the others have nothing."""
     seconds: defaultdict[Path, float] = defaultdict(float)
     for item in items:
-        by_marks = [_SECONDS[mark.name] for mark in item.iter_markers() if mark.name in _SECONDS]
-        limits = [mark.args[0] * _SHARE for mark in item.iter_markers("timeout")]
+        marks = list(item.iter_markers())
+        by_marks = [_SECONDS[mark.name] for mark in marks if mark.name in _SECONDS]
+        limits = [mark.args[0] * _SHARE for mark in marks if mark.name == "timeout"]
         seconds[item.path] += max([0.2, *by_marks, *limits])
     items.sort(key=lambda item: -seconds[item.path])
 
@@ -120,7 +121,7 @@ def pytest_unconfigure() -> None:
 
 def _starts(item: pytest.Item) -> set[str]:
     marks = {_STARTED_BY_FIXTURE[name] for name in getattr(item, "fixturenames", ()) if name in _STARTED_BY_FIXTURE}
-    if set(item.path.relative_to(item.config.rootpath).parts) & set(_NEVER_FAST):
+    if not set(_NEVER_FAST).isdisjoint(item.nodeid.partition("::")[0].split("/")):
         marks.add("process")
     callspec = getattr(item, "callspec", None)
     if callspec is not None and "postgres" in callspec.params.values():

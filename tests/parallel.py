@@ -80,6 +80,8 @@ def main(processes: str, *arguments: str) -> int:
     with _silence():
         # Without a capture of the output, so that no module keeps a stream that replaces it for a while
         pytest.main(["--collect-only", "--capture=no", *arguments], plugins=[_ImportsAlone()])
+    if "hypothesis" in sys.modules:  # it reads the source of all modules for their constants
+        importlib.import_module("hypothesis.internal.conjecture.providers")._get_local_constants()
     if "wcl_client.cli" in sys.modules:
         importlib.import_module("wcl_client.cli")._command()  # makes all commands, once for all processes
     os.environ.pop(_NUMPY_THREADS, None)
