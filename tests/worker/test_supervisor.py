@@ -32,6 +32,7 @@ from tests.servers import free_port
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SAVING, SHORT, Jobs, RunningWorker
+from wcl_core.protocol import Request
 from worker import open_attempt as opening
 from worker import supervisor
 from worker.background import BackgroundWork
@@ -190,8 +191,14 @@ def test_a_cancel_reaches_the_preparation_of_a_run_before_a_renewal_over_a_slow_
     with slow.read(), slow.read():  # both connections are open
         pass
     postgres_database.write(lambda session: transitions.cancel(session, claim.job_id))
-    renewed, over, renew = [], threading.Event(), one.renew
-    monkeypatch.setattr(one, "renew", lambda: renewed.append(renew()))
+    renewed: list[Request | None] = []
+    over, renew = threading.Event(), one.renew
+
+    def noted_renew() -> Request | None:
+        renewed.append(renew())
+        return renewed[-1]
+
+    monkeypatch.setattr(one, "renew", noted_renew)
     try:
         proxy.slow(0.3)  # in each direction: a renewal takes ten messages and more, a read of requests one
         request = one.renew_during(BackgroundWork(over.wait))
