@@ -96,9 +96,10 @@ def _fitted_settings(session: Session, settings: _Settings, data: DataConfig) ->
 
 
 def pretraining_count(dataset: Dataset, data: DataConfig) -> int:
-    """Return the number of training images: those of the unlabelled split, else of train without held-out images."""
+    """Return the number of training images: those of the unlabelled split, else of train; without held-out images."""
     if "unlabelled" in dataset.counts:
-        return int(dataset.counts["unlabelled"])
+        count = int(dataset.counts["unlabelled"])
+        return count if _has_labels(dataset) else _left(count, data.held_out_share)
     counts = (dataset.class_counts or {}).get("train") or [dataset.counts["train"]]
     return sum(_left(count, data.held_out_share) for count in counts)
 
@@ -112,8 +113,6 @@ def _dataset(session: Session, data: DataConfig, pointer: str, errors: list[Fiel
     dataset = dataset_named(session, data.name)
     if dataset is not None and not dataset.digest and not is_being_read(session, data.name):
         dataset = None  # its names are known, but no worker could read it
-    if dataset is not None and data.held_out_share and not _has_labels(dataset):
-        errors.append(FieldError(f"{pointer}/held_out_share", f"{dataset.name} has no labels to measure; use 0"))
     if dataset is not None and data.held_out_share and dataset.kind == "packed":
         detail = f"{dataset.name} is packed, and only images in memory can be held out; 0 keeps its own test split"
         errors.append(FieldError(f"{pointer}/held_out_share", detail))

@@ -9,27 +9,30 @@ no rule for the network                   the time is unknown until the run repo
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.checks import pretraining_count
 from jobs.devices import of_pool, process_memory
 from jobs.models import Checkpoint, Job
-from jobs.shared_reads import dataset_named, live_workers
+from jobs.shared_reads import dataset_named, live_workers, once
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.memory import SHARE, advice, image_cost, largest_batch, process_bytes
 from wcl_core.limits import num_cores
 from wcl_core.protocol import IMAGES_PER_SECOND
 from wcl_core.recommendation import Machine, usual_speed
+from wcl_core.text import counted
 
 UNKNOWN = "unknown until the first epoch"
+_BUSY = 1.0  # running programs for each core from which a machine counts as busy
 _MAX_RUNS = 200  # the search for a similar run reads so many of the newest succeeded runs
 _MOST_REMEMBERED: Final = 5_000
 _MOST_UNLIKE = 10.0  # ratio of the costs of an image up to which one network's speed says something of another's
@@ -75,8 +78,10 @@ def estimate(
         `like`: None if no similar run has succeeded, else its `job` and `name`, its `images_per_second`, and the
         estimates that follow from it: `seconds` of training, and `disk_bytes` of the kept checkpoints; None where
         unknown.  `time`: `low_seconds` and `high_seconds` of training, the `job` whose speed they follow from, and
-        `text`, the same as a phrase; the first three are None where the time is unknown.
+        `text`, the same as a phrase; the first three are None where the time is unknown.  `busy` says what the other
+        work of the machine costs; None while it has little.
     """
+    machine = machine_of(session, pool)
     runs = _newest_runs(session, pool, gpus)
     expected = _alike(resolve_spec(spec))
     similar = _Run.of(own) if own else next((run for run in runs if run.alike == expected), None)
@@ -88,8 +93,49 @@ def estimate(
         "view_bytes": spec.view_bytes,
         "memory": _memory(session, spec, pool, gpus, images),
         "like": like,
-        "time": _time(session, spec, num_images, similar, runs, machine_of(session, pool)),
+        "time": _with_load(_time(session, spec, num_images, similar, runs, machine), session, machine, pool),
     }
+
+
+def slowdown(session: Session, machine: Machine, pool: str) -> float:
+    """Return how many times as long a training takes beside the other work of a machine; 1 while it has little.
+
+    Only of a machine whose CPU trains; the server's load counts.  The jobs that run in the pool are no other work: a
+    new job waits for their end.
+    """
+    load = _other_load(session, machine, pool)
+    return 1.0 if load < _BUSY * machine.cores else 1 + load / machine.cores
+
+
+def busy(session: Session, machine: Machine, pool: str, seconds: float | None = None) -> list[str]:
+    """Return the note on a busy machine, see `slowdown`.
+
+    Args:
+        seconds: of a training that has the machine for itself; None where unknown.
+    """
+    times = slowdown(session, machine, pool)
+    if times == 1:
+        return []
+    count = f"about {_other_load(session, machine, pool):.0f} other programs share its {counted(machine.cores, 'core')}"
+    longer = "" if seconds is None else f", {' '.join(_rough(seconds * times))}"
+    return [
+        f"this machine is busy now: {count}, and while they do, a training takes up to {times:.0f} times as long"
+        f"{longer}"
+    ]
+
+
+def _other_load(session: Session, machine: Machine, pool: str) -> float:
+    if machine.is_gpu:
+        return 0.0
+    running = select(func.count()).where(Job.pool == pool, Job.status == Status.RUNNING, Job.gpus == 0)
+    jobs = once(session, ("running on the CPU", pool), lambda: session.execute(running).scalar_one())
+    return max(0.0, os.getloadavg()[0] - jobs * machine.cores)
+
+
+def _with_load(time: dict[str, Any], session: Session, machine: Machine, pool: str) -> dict[str, Any]:
+    """Return a time with the note on a busy machine."""
+    notes = busy(session, machine, pool, time["low_seconds"])
+    return time | {"busy": notes[0] if notes else None}
 
 
 def of_job(session: Session, job: Job) -> dict[str, Any] | None:

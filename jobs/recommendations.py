@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 from sqlalchemy.orm import Session
@@ -10,14 +9,12 @@ from sqlalchemy.orm import Session
 from jobs.checks import pretraining_count
 from jobs.datasets import why_unknown
 from jobs.errors import FieldError, Invalid, NotFound
-from jobs.estimates import machine_of, speeds
+from jobs.estimates import busy, machine_of, slowdown, speeds
 from jobs.models import Dataset
 from jobs.shared_reads import dataset_named
-from wcl_core.config import DataConfig
-from wcl_core.recommendation import LENGTHS, Content, Images, Length, Machine, Recommendation, recommend
-from wcl_core.text import counted
+from wcl_core.config import DataConfig, PretrainSpec
+from wcl_core.recommendation import LENGTHS, Content, Images, Length, Recommendation, recommend
 
-_BUSY = 1.0  # running programs for each core from which a machine counts as busy
 _GREY = {"L", "1", "I", "I;16", "LA"}  # modes of Pillow without colours
 
 
@@ -25,6 +22,8 @@ def recommended(
     session: Session, name: str, minutes: float | None = None, content: Content = "photos", pool: str = "default"
 ) -> Recommendation:
     """Return a recipe that fits a dataset and the workers of a pool.
+
+    Minutes that were asked for are kept on a busy machine too: the recipe is for the share of it that is free.
 
     Raises:
         NotFound: there is no such dataset.
@@ -36,22 +35,20 @@ def recommended(
     try:
         machine = machine_of(session, pool)
         speed = speeds(session, pool, int(machine.is_gpu))
-        recipe = recommend(name, _images(row), machine, minutes, content, speed)
-        return replace(recipe, notes=[*recipe.notes, *busy(machine)])
+        times = slowdown(session, machine, pool) if minutes else 1.0
+
+        def slowed(spec: PretrainSpec) -> float | None:
+            usual = speed(spec)
+            return None if usual is None else usual / times
+
+        free = replace(machine, cores=machine.cores / times)
+        recipe = recommend(name, _images(row), free, minutes, content, slowed)
+        notes = busy(session, machine, pool, None if minutes else recipe.seconds)
+        if notes and minutes:
+            notes = [f"{notes[0]}; the recipe counts on that, and takes less time once the machine is idle"]
+        return replace(recipe, notes=[*recipe.notes, *notes])
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
-
-
-def busy(machine: Machine) -> list[str]:
-    """Return the note on the load of a machine whose CPU trains and has other work now; the server's load counts."""
-    load = os.getloadavg()[0]
-    if machine.is_gpu or load < _BUSY * machine.cores:
-        return []
-    times = 1 + load / machine.cores  # as many threads as cores share them with the others
-    return [
-        f"this machine is busy now: about {load:.0f} programs share its {counted(machine.cores, 'core')}, and while "
-        f"they do, a training takes up to {times:.0f} times as long"
-    ]
 
 
 def recommended_lengths(

@@ -29,11 +29,12 @@ from wcl_core.config import held_out_count, method_title, protocol_facts, protoc
 from wcl_core.intervals import Difference, difference, holm, newcombe, one_pair, paired, wilson
 from wcl_core.metrics import metric_facts
 from wcl_core.per_image import Pairs
-from wcl_core.protocol import GAINED, KNN_TOP1, LOST, VIEW_TOP1, VIEW_TOP1_CHANCE
+from wcl_core.protocol import GAINED, KNN_TOP1, LOST, VIEW_TOP1, VIEW_TOP1_CHANCE, VIEW_TOP1_PIXELS
 
 _FEW = 1_000  # test images, below which the intervals hide most differences
 _RECENT = 1_000  # jobs of the dataset, the newest ones, among which other seeds and the twin are searched
 _MOST = 40  # of them that are compared
+_SPREADS = ("repr/rankme", "repr/uniformity")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,25 @@ class Contrast:
             at = f", each at its last measured step: {self.step:,} against {self.other_step:,}"
         finding = headline(self.difference, self.other, self.is_over, self.subject)
         return f"{finding} ({self.difference.method}{at})."
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How widely the features of the monitor batch spread: a monitor of a training beside its untrained network."""
+
+    metric: str
+    value: float
+    untrained: float
+
+    @property
+    def title(self) -> str:
+        """The monitor for people."""
+        return metric_facts(self.metric).title
+
+    @property
+    def text(self) -> str:
+        """Both values, for people."""
+        return f"{self.title} {self.value:.3g}, untrained {self.untrained:.3g}"
 
 
 Finding = Literal["better", "worse", "mixed", "unclear"]
@@ -146,6 +166,9 @@ class Verdict:
         contrasts: over the seeds, and against the twin, where there are any.
         is_random: whether the training began with random weights; else `untrained` is the accuracy of others.
         metric: the name of the accuracy.
+        pixels: the view accuracy of raw pixels; None if it is not measured.
+        is_held_out: whether the training has not seen the images of the view accuracy.
+        spread: of the features, beside the view accuracy.
     """
 
     headline: str
@@ -156,6 +179,9 @@ class Verdict:
     chance: float | None
     contrasts: list[Contrast] = field(default_factory=list)
     is_random: bool = True
+    pixels: float | None = None
+    is_held_out: bool = False
+    spread: list[Spread] = field(default_factory=list)
 
     @property
     def accuracy(self) -> float:
@@ -224,11 +250,30 @@ class Verdict:
         """The headline with its numbers, for people; also what the accuracy is, unless it is that of kNN."""
         before = "untrained" if self.is_random else "before the training"
         chance = "" if self.chance is None else f", {self.chance_title} {self.chance:.1%}"
+        pixels = "" if self.pixels is None else f", raw pixels {self.pixels:.1%}"
         numbers = (
             f"{self.headline}. {self.title} {self.accuracy:.1%} ({self.low:.1%} to {self.high:.1%}), "
-            f"{before} {self.untrained:.1%}{chance}. {self.method}."
+            f"{before} {self.untrained:.1%}{pixels}{chance}. {self.method}."
         )
-        return f"{numbers} {self.about}; it needs no labels." if self.metric == VIEW_TOP1 else numbers
+        return " ".join([numbers, *self.explanation])
+
+    @property
+    def explanation(self) -> list[str]:
+        """Sentences on what the measures without labels mean, and what they do not mean; none for other measures."""
+        if self.metric != VIEW_TOP1:
+            return []
+        images = "The training has not seen these images" if self.is_held_out else "The training has seen these images"
+        sentences = [
+            f"{self.about}; it needs no labels.",
+            f"{images}. It measures invariance to the augmentation, not classes: labels, or the map, show whether "
+            "alike images are near each other.",
+        ]
+        if self.spread:
+            values = "; ".join(each.text for each in self.spread)
+            sentences.append(
+                f"{values}: features that spread have not collapsed; that alone does not make them useful."
+            )
+        return sentences
 
 
 def verdict(session: Session, job: Job) -> Verdict | None:
@@ -246,7 +291,22 @@ def verdict(session: Session, job: Job) -> Verdict | None:
     if is_random:  # the baselines of evaluations began with random weights
         gains += _gains_of_checkpoints(session, job, has_knn=curve is not None)
     contrasts = _contrasts(session, job, sum(counts), is_over) if counts and metric == KNN_TOP1 else []
-    return _judged(gains, counts if curve else None, is_over, contrasts, is_random)
+    judged = _judged(gains, counts if curve else None, is_over, contrasts, is_random)
+    return judged and (_without_labels(session, job, judged) if metric == VIEW_TOP1 else judged)
+
+
+def _without_labels(session: Session, job: Job, judged: Verdict) -> Verdict:
+    """Return a verdict by view accuracy with the other baseline, and how widely the features spread."""
+    latest = job.latest_metrics or {}
+    pixels = untrained_accuracies(session, [job.id], VIEW_TOP1_PIXELS).get(job.id)
+    before = {each: untrained_accuracies(session, [job.id], each).get(job.id) for each in _SPREADS}
+    spread = [
+        Spread(each, float(latest[each]), untrained)
+        for each, untrained in before.items()
+        if untrained is not None and latest.get(each) is not None
+    ]
+    is_held_out = bool(job.spec["data"].get("held_out_share"))
+    return replace(judged, pixels=pixels, is_held_out=is_held_out, spread=spread)
 
 
 def _verdict_of_evaluation(session: Session, job: Job) -> Verdict | None:

@@ -5,15 +5,15 @@ The images of the monitor batch are artifacts of the run: a picture, and its fac
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.models import Attempt, Grouping, Job
+from jobs.models import Attempt, Grouping, Job, Point, Series
 from wcl_core.protocol import COMPONENTS, LARGEST_SHARE, PAIR_PRECISION, PAIR_PRECISION_CHANCE, VIEW_AGREEMENT
 
 # Bounds of noisy weak labels [D], see docs/method.md.
@@ -22,6 +22,7 @@ MIN_VIEW_AGREEMENT = 0.1
 MAX_LARGEST_SHARE = 0.2
 # Neighbours are poor at the start of every run; the share of the epochs before the first judgement.
 _UNJUDGED_SHARE = 0.2
+_REPORTS = 5  # latest ones that a warning has to hold for: each is of one batch
 _ADVICE = (
     "Train the same spec with method simclr and compare: where we measured such labels, WCL was no better than SimCLR."
 )
@@ -63,6 +64,26 @@ def quality(job: Job) -> Quality | None:
         pair_precision_chance=latest.get(PAIR_PRECISION_CHANCE),
         warning=None if is_early else _warning(latest),
     )
+
+
+def lasting_quality(session: Session, job: Job) -> Quality | None:
+    """Return the quality of a job's weak labels, with a warning only if each of the latest reports gives one."""
+    latest = quality(job)
+    if latest is None or latest.warning is None:
+        return latest
+    names = (LARGEST_SHARE, VIEW_AGREEMENT, PAIR_PRECISION, PAIR_PRECISION_CHANCE)
+    statement = (
+        select(Series.name, Point.step, Point.value)
+        .join(Series, Series.id == Point.series_id)
+        .where(Series.job_id == job.id, Series.name.in_(names), Point.attempt == job.attempt)
+        .order_by(Point.step.desc())
+        .limit(_REPORTS * len(names))
+    )
+    reports: dict[int, dict[str, float | None]] = defaultdict(dict)
+    for name, step, value in session.execute(statement):
+        reports[step][name] = value
+    newest = sorted(reports, reverse=True)[:_REPORTS]
+    return latest if all(_warning(reports[step]) for step in newest) else replace(latest, warning=None)
 
 
 def _warning(latest: dict[str, float | None]) -> str | None:

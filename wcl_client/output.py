@@ -23,6 +23,7 @@ from wcl_client.responses import (
     Worker,
 )
 from wcl_client.terminal import Rows, out, status
+from wcl_core.text import capitalised, so_far
 
 _PHASES = {
     "load": "loading the dataset",
@@ -63,6 +64,24 @@ def phase_text(job: Job) -> str | None:
     if progress.get("phase") == "prepare" and (done := progress.get("share")) is not None:
         return f"preparing the dataset {done:.0%}"
     return _PHASES.get(progress.get("phase", ""))
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration as `1:02:03` or `2:03`; a dash if it is unknown."""
+    if seconds is None or seconds < 0:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def time_left(job: Job) -> str | None:
+    """Return the time that a run still takes, by its latest steps; None before the third one and of other jobs."""
+    progress = job.get("progress")
+    if not progress or job["status"] != "running" or progress.get("phase") == "prepare":
+        return None
+    seconds = progress.get("eta_seconds")
+    return None if seconds is None else f"about {duration(seconds)} left"
 
 
 def progress_text(job: Job) -> str:
@@ -116,13 +135,13 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
         ("pending", job.get("pending")),
         ("progress", None if job["status"] == "succeeded" else progress_text(job)),
         ("now", phase_text(job)),
-        ("time", (job.get("expected_time") or {}).get("text")),
+        ("time", time_left(job) or (job.get("expected_time") or {}).get("text")),
         ("verdict", verdict_text(job)),
         ("accuracy", job.get("before_training")),
         *(("compared", each["sentence"]) for each in (job.get("verdict") or {}).get("contrasts", ())),
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
-        *(("warning", f"{each[:1].upper()}{each[1:]}.") for each in job.get("warnings", ())),
+        *(("warning", f"{capitalised(each)}.") for each in job.get("warnings", ())),
     ]
 
 
@@ -130,7 +149,7 @@ def verdict_text(job: Job) -> str | None:
     """Return what a job shows; a job that goes on shows it so far.  None without a verdict."""
     if (sentence := (job.get("verdict") or {}).get("sentence")) is None:
         return None
-    return sentence if job["status"] in TERMINAL else f"So far: {sentence}"
+    return sentence if job["status"] in TERMINAL else so_far(sentence)
 
 
 def metrics_table(job: Job) -> Rows:
@@ -603,7 +622,8 @@ def results_table(job: Job, evaluations: Sequence[Evaluation]) -> Rows:
     table = Rows("result", "trained", "untrained", "pixels", "difference (95 %)", "finding")
     for each in own:
         interval = _points(each["difference"], each["low"], each["high"])
-        accuracies = share(each["accuracy"], 1), share(each["untrained"], 1), ""
+        pixels = job["verdict"].get("pixels") if job.get("verdict") else None
+        accuracies = share(each["accuracy"], 1), share(each["untrained"], 1), share(pixels, 1) if pixels else ""
         table.add(each["title"], *accuracies, interval, _FINDINGS.get(each["finding"], ""))
     epochs = {entry.get("epoch") for entry in evaluations}
     for entry in evaluations:
@@ -626,9 +646,12 @@ def legend(job: Job) -> list[str]:
     sentences: dict[str, str] = {}
     for each in named:
         name = each.get("name", shown[0])
-        if each.get("about") and name.startswith(shown) and not name.endswith(("_gained", "_lost", "_chance")):
+        if each.get("about") and name.startswith(shown) and not name.endswith(_NO_WORDS):
             sentences.setdefault(each["about"], each["title"].partition(" (")[0])
     return [f"{title}: {about[:1].lower()}{about[1:]}." for about, title in sentences.items()]
+
+
+_NO_WORDS = ("_gained", "_lost", "_chance", "_pixels")  # ends of names that need no explanation beside the accuracy
 
 
 def _at_home(measure: Json, evaluations: Sequence[Evaluation]) -> Json:

@@ -22,15 +22,23 @@ def print_plan(plan: Json) -> None:
     out.say("Nothing was submitted. --json prints the whole spec with its defaults.")
 
 
+def time_lines(time: Json | None) -> list[str | Styled]:
+    """Return the expected time of a training, and what a busy machine makes of it; nothing without a time."""
+    if not time:
+        return []
+    busy = time.get("busy")
+    return [f"  time: {time['text']}", *([Styled(f"  {busy}", "yellow")] if busy else [])]
+
+
 def plan_lines(plan: Json) -> list[str | Styled]:
     """Return the steps, the estimate and the warnings of a dry run."""
     lines: list[str | Styled] = []
     if plan.get("total_steps"):
         lines.append(f"  {plan['total_steps']:,} steps, {plan['steps_per_epoch']:,} an epoch")
     estimate = plan.get("estimate") or {}
-    facts = [f"time: {time['text']}"] if (time := estimate.get("time")) else []
+    facts = time_lines(estimate.get("time"))
     if memory := estimate.get("memory"):
         needed, available = output.size(memory["process_bytes"]), output.size(memory["device_bytes"])
-        facts.append(f"memory: about {needed} of {available}")
-    lines += [f"  {fact}" for fact in facts]
+        facts.append(f"  memory: about {needed} of {available}")
+    lines += facts
     return lines + [Styled(f"  warning: {text}", "yellow") for text in plan.get("warnings", ())]

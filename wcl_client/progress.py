@@ -11,23 +11,13 @@ from typing import Any
 
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
-from wcl_client.output import phase_text, share
+from wcl_client.output import phase_text, share, time_left
 from wcl_client.responses import TERMINAL, Job, Json
 from wcl_client.sse import Message
 from wcl_client.terminal import Terminal, status
 
 _REFRESH_SECONDS = 5.0
 _SETTLED = ("measured", "failed")
-_SHOWN_SHARE = 0.02  # of the steps, from which the time left is shown
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration as `1:02:03` or `2:03`; a dash if it is unknown."""
-    if seconds is None or seconds < 0:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @dataclass
@@ -85,10 +75,8 @@ class JobView:
         speed = progress.get("images_per_second") if progress else None
         if speed and self.job["status"] not in TERMINAL:
             facts.append(f"{speed:,.0f} images/s")
-        # Before, the time is that of the preparation, or follows from the first steps, which are slow.
-        is_known = progress and progress.get("phase") != "prepare" and self.fraction >= _SHOWN_SHARE
-        if progress and is_known and self.job["status"] == "running" and progress.get("eta_seconds") is not None:
-            facts.append(f"ETA {duration(progress['eta_seconds'])}")
+        if left := time_left(self.job):
+            facts.append(left)
         return facts
 
 

@@ -29,6 +29,7 @@ from wcl_core.protocol import (
     VIEW_AGREEMENT,
     VIEW_TOP1,
     VIEW_TOP1_CHANCE,
+    VIEW_TOP1_PIXELS,
 )
 
 
@@ -54,6 +55,7 @@ METRICS: Final[dict[str, MetricFacts]] = {
         "View accuracy", "Share of images whose random view is nearest to another view of the same image", True
     ),
     VIEW_TOP1_CHANCE: MetricFacts("View accuracy by chance", "One divided by the number of images", True),
+    VIEW_TOP1_PIXELS: MetricFacts("View accuracy of raw pixels", "The same with pixels as features", True),
     PAIR_PRECISION: MetricFacts(
         "Pair precision",
         "Share of the image pairs in one weak label that are of one class",

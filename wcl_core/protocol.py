@@ -117,6 +117,7 @@ IMAGES_PER_SECOND: Final = "train/images_per_second"
 KNN_TOP1: Final = "eval/knn_top1"
 VIEW_TOP1: Final = "eval/view_top1"  # of images without labels, with its chance: one divided by their number
 VIEW_TOP1_CHANCE: Final = "eval/view_top1_chance"
+VIEW_TOP1_PIXELS: Final = "eval/view_top1_pixels"
 # After the name of an accuracy: the shares of its images that the untrained network had wrong and this one has right,
 # and the other way round.
 GAINED: Final = "_gained"

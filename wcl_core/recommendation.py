@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from wcl_core.config import AugmentConfig, DataConfig, PretrainSpec
-from wcl_core.config.images import proposed_image_size
+from wcl_core.config.images import held_out_count, proposed_image_size
 from wcl_core.config.memory import SHARE, largest_batch, process_bytes
 from wcl_core.text import counted
 
@@ -31,6 +31,8 @@ _MOST_EPOCHS = 1_000
 _SMALLER_SIDES = (192, 160, 128, 96, 64, 48, 32)  # to which images shrink for a short training
 _SMALLEST_HURRIED_BATCH = 32  # to which a batch shrinks for one
 _IN_MEMORY = 2 << 30  # bytes of images that a run keeps on its device
+_FEWEST_TO_HOLD_OUT = 500  # images without labels, from which some of them measure the view accuracy
+_MOST_HELD_OUT = 512  # as many as it measures
 _MANY = 20_000  # images from which a larger network pays off on a GPU
 _CORE_FLOPS, _GPU_FLOPS = 5.5e10, 4e13  # that training reaches, with views and losses
 # Multiplications of a forward pass of one image, with the side of the image, by backbone and stem.
@@ -79,11 +81,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that trains: its memory in bytes, None where unknown, and its CPU cores if it has no GPU."""
+    """The machine that trains: its memory in bytes, None where unknown, and its free CPU cores if it has no GPU."""
 
     is_gpu: bool
     memory: int | None = None
-    cores: int = 2
+    cores: float = 2
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,9 @@ def recommend(
     if content == "photos" and (images.is_grey or plan.spec.data.image_size < 32):
         notes.append("for digits, text or drawings, which may not be mirrored, use the content drawings")
     if images.num_classes < 2:
-        notes.append("without labels no accuracy can be measured; a map shows the neighbours of each image")
+        notes.append("without labels the view accuracy says whether it learns, and a map whether alike images are near")
     return Recommendation(
-        _spec(name, choices, has_labels=images.num_classes > 1),
+        _spec(name, choices),
         choices,
         steps,
         plan.seconds(steps),
@@ -227,7 +229,7 @@ def _plan(
     speed: Callable[[PretrainSpec], float | None],
 ) -> _Plan:
     def spec() -> PretrainSpec:
-        return PretrainSpec.model_validate(_spec(name, [*choices, Choice("epochs", 1, "")], has_labels=False))
+        return PretrainSpec.model_validate(_spec(name, [*choices, Choice("epochs", 1, "")]))
 
     values = {each.field: each.value for each in choices}
     side, batch, parsed = values["data.image_size"], values["batch_size"], spec()
@@ -236,12 +238,13 @@ def _plan(
         choices = [*choices, Choice("micro_batch_size", "auto", reason)]
         parsed = spec()
     by_rule = _speed((values["backbone.name"], values["backbone.stem"]), side, machine)
-    return _Plan(choices, parsed, batch, images.count // batch, speed(parsed) or by_rule)
+    trained_on = images.count - held_out_count(images.count, parsed.data.held_out_share)
+    return _Plan(choices, parsed, batch, trained_on // batch, speed(parsed) or by_rule)
 
 
 def _alternatives(images: Images, machine: Machine, minutes: float) -> Iterator[list[Choice]]:
     """Yield choices of size, network and batch: first those that fit the images best, then cheaper and cheaper ones."""
-    size, unreadable = _size(images, machine), _unreadable(images)
+    size, unreadable = _size(images, machine), [*_unreadable(images), *_held_out(images)]
     network, batch = _network(images, machine, size.value), _batch(images, machine)
     yield [size, *unreadable, *network, batch]
     short = f"1,000 steps would take longer than {counted(minutes, 'minute')}"
@@ -305,6 +308,19 @@ def _unreadable(images: Images) -> list[Choice]:
     return [Choice("data.max_corrupt_share", share, reason)]
 
 
+def _held_out(images: Images) -> list[Choice]:
+    """Return the share of images without labels that only the view accuracy uses; none where few or very many images.
+
+    A run keeps images that are held out in memory, with all others.
+    """
+    share = min(0.1, round(_MOST_HELD_OUT / images.count, 3))
+    most = _IN_MEMORY // (3 * max(_SMALLER_SIDES) ** 2)
+    if images.num_classes > 1 or images.largest is not None or not _FEWEST_TO_HOLD_OUT <= images.count <= most:
+        return []
+    reason = f"{held_out_count(images.count, share):,} images measure whether it learns; they are not trained on"
+    return [Choice("data.held_out_share", share, reason)]
+
+
 def _network(images: Images, machine: Machine, side: int) -> list[Choice]:
     if side < 32:
         reason = "larger networks have no use for images this small; load_backbone of this project loads it"
@@ -316,7 +332,10 @@ def _network(images: Images, machine: Machine, side: int) -> list[Choice]:
         reason = "images below 64 pixels lose too much in the stem of ImageNet"
         return [Choice("backbone.name", "resnet18", _loads(images)), Choice("backbone.stem", "small", reason)]
     name = "resnet50" if machine.is_gpu and images.count >= _MANY else "resnet18"
-    stem = Choice("backbone.stem", "imagenet", "its weights load into torchvision and timm by name")
+    reason = "its weights load into torchvision and timm by name"
+    if side < 64:
+        reason += "; small keeps more of images below 64 pixels, and takes about 15 times as long"
+    stem = Choice("backbone.stem", "imagenet", reason)
     return [Choice("backbone.name", name, _loads(images)), stem]
 
 
@@ -366,8 +385,8 @@ def _augmentation(images: Images, content: Content, side: int) -> list[Choice]:
 _DEFAULTS = AugmentConfig().model_dump()
 
 
-def _spec(name: str, choices: list[Choice], *, has_labels: bool) -> dict[str, Any]:
-    """Return the fields nested, with those that follow from them; kNN accuracy needs labels."""
+def _spec(name: str, choices: list[Choice]) -> dict[str, Any]:
+    """Return the fields nested, with those that follow from them."""
     from wcl_core.config.overlay import with_fields
 
     values = {each.field: each.value for each in choices}
@@ -381,9 +400,8 @@ def _spec(name: str, choices: list[Choice], *, has_labels: bool) -> dict[str, An
         "weak_augmentation_epochs": epochs // 10,
         "checkpoints": {"every_epochs": max(1, epochs // 10), "keep_last": 3},
         "monitor_every_epochs": max(1, epochs // 20),
+        "knn_every_epochs": max(1, epochs // 20),
     }
-    if has_labels:
-        fixed["knn_every_epochs"] = max(1, epochs // 20)
     if tiny:
         fixed |= {"backbone.width": 16, "heads": {"hidden_dim": 128, "output_dim": 64}}
     return with_fields({}, {"data.name": name} | values | fixed)

@@ -53,6 +53,26 @@ def noun_of(number: float, noun: str, plural: str | None = None) -> str:
     return noun if number == 1 else plural or f"{noun}s"
 
 
+def capitalised(text: str) -> str:
+    """Return text as the start of a sentence: with a capital, unless its first word is a field's name or a path.
+
+    >>> capitalised("few steps"), capitalised("batch_size is 64"), capitalised("loss.beta is 9")
+    ('Few steps', 'batch_size is 64', 'loss.beta is 9')
+    """
+    first = text.split(maxsplit=1)[:1]
+    is_name = bool(first) and re.search(r"[_/]|\w\.\w", first[0]) is not None
+    return text if is_name else text[:1].upper() + text[1:]
+
+
+def so_far(sentence: str) -> str:
+    """Return a finding that may still change.
+
+    >>> so_far("No difference shown yet")
+    'So far: no difference shown yet'
+    """
+    return f"So far: {sentence[:1].lower()}{sentence[1:]}"
+
+
 def _escape(match: re.Match[str]) -> str:
     character = match.group()
     code = ord(character)

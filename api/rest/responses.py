@@ -124,12 +124,14 @@ class TrainingTime(Response):
     """The time that a training is expected to take, from its newest checkpoint on, as a range and as a phrase.
 
     `job` is the earlier run of the pool whose speed it follows from; all but the phrase is null where it is unknown.
+    `busy` says what the other work of the machine costs; null while it has little.
     """
 
     low_seconds: float | None
     high_seconds: float | None
     job: str | None
     text: str
+    busy: str | None
 
 
 class WeakLabelQuality(Response):
@@ -224,6 +226,8 @@ class VerdictResponse(Response):
     whether it is shown.  `contrasts` compare over seeds, and with the
     twin: a SimCLR run with the settings of a WCL run, or the other way round.
     `is_random` is false if the training started from weights; then `untrained` is the accuracy of these.
+    Of the view accuracy only: `pixels` is that of raw pixels, null where it is not measured, and `is_held_out` says
+    whether the training has not seen the images.
     """
 
     sentence: str
@@ -242,6 +246,8 @@ class VerdictResponse(Response):
     contrasts: list[ContrastResponse]
     is_random: bool
     metric: str
+    pixels: float | None
+    is_held_out: bool
 
 
 class MeasuredResponse(Response):
@@ -338,7 +344,7 @@ def job_summary(row: Job, tags: Sequence[str]) -> JobSummary:
 def job(session: Session, row: Job, tags: Sequence[str]) -> JobResponse:
     """Return a job with its spec, with the reason why it waits, and with a pending request."""
     deviations = preset_deviations(row.preset, row.spec)
-    quality = weak_labels.quality(row)
+    quality = weak_labels.lasting_quality(session, row)
     beside = _beside_columns(row, tags)
     why, request = waiting.explain(session, row), waiting.pending(session, row)
     judged = _verdict(verdicts.verdict(session, row))

@@ -19,6 +19,7 @@ from jobs.database import database_time
 from jobs.dataset_sources import Added
 from jobs.datasets import DatasetState, Refusal, SheetLayout, Unsettled
 from jobs.models import Dataset, Worker
+from wcl_core.text import capitalised
 
 router = APIRouter(include_in_schema=False)
 
@@ -122,10 +123,10 @@ class DatasetView:
     def remarks(self) -> list[Remark]:
         """The trouble, the files that were left out, and what is odd about the others."""
         report = self.row.report or {}
-        trouble = [Remark(_sentence(self.trouble), is_problem=True)] if self.trouble else []
+        trouble = [Remark(capitalised(self.trouble), is_problem=True)] if self.trouble else []
         left_out = [Remark(f"Left out: {_counted(each)}", True) for each in report.get("left_out", ())]
-        odd = [Remark(_sentence(_counted(each))) for each in report.get("odd", ())]
-        layout = [Remark(_sentence(report["layout"]))] if report.get("layout") else []
+        odd = [Remark(capitalised(_counted(each))) for each in report.get("odd", ())]
+        layout = [Remark(capitalised(report["layout"]))] if report.get("layout") else []
         return [*trouble, *left_out, *odd, *layout]
 
     @property
@@ -148,11 +149,6 @@ class DatasetView:
 
 def _counted(entry: Mapping[str, Any]) -> str:
     return f"{entry['text']} ({entry['count']:,})"
-
-
-def _sentence(text: str) -> str:
-    first = text.split(maxsplit=1)[:1]
-    return text if first and "/" in first[0] else text[:1].upper() + text[1:]  # a path stays as it is
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jobs.models import Job
 from jobs.reasons import Explanation, explain
 from wcl_core.config import method_title
 from wcl_core.metrics import metric_facts
-from wcl_core.text import counted, noun_of, visible_json, visible_lines
+from wcl_core.text import capitalised, counted, noun_of, so_far, visible_json, visible_lines
 
 NOTHING = "–"
 
@@ -198,6 +198,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "whole": whole,
     "epochs": epochs,
     "counted": counted,
+    "capitalised": capitalised,
+    "so_far": so_far,
     "noun": noun_of,
     "clock": clock,
     "json": pretty_json,

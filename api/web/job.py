@@ -35,6 +35,7 @@ from jobs.status import TERMINAL, Status
 from jobs.sweeps import Place
 from jobs.verdicts import Verdict, before_training, verdict
 from jobs.waiting import Waiting, explain, pending
+from jobs.weak_labels import lasting_quality
 from wcl_core.config import PROTOCOLS, protocol_facts
 from wcl_core.export import loading_lines
 from wcl_core.metrics import is_hardware
@@ -81,6 +82,7 @@ class Run:
     note: str | None
     reference: Job | None  # the training that it is compared with
     verdict: Verdict | None
+    noise: str | None
     before_training: str | None  # about an accuracy that is still that of the untrained network
     measures: Measured | None
     expected_time: dict[str, Any] | None
@@ -212,6 +214,7 @@ def run(session: Session, job_id: str) -> Run:
         note=_note(session, job),
         reference=_reference(session, job),
         verdict=verdict(session, job),
+        noise=(labels := lasting_quality(session, job)) and labels.warning,
         before_training=before_training(session, [job]).get(job.id),
         measures=queries.measured_checkpoint(session, job),
         advice=advice_of(session, job),

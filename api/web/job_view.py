@@ -13,8 +13,6 @@ _NO_PROGRESS = dict.fromkeys(
     ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase", "share")
 )
 
-_SHOWN_SHARE = 0.02  # of the steps, from which the time left is shown
-
 
 @dataclass(frozen=True)
 class JobView:
@@ -51,9 +49,8 @@ class JobView:
 
     @property
     def seconds_left(self) -> float | None:
-        """The time that the run still takes; None in the preparation, and after the first, slow steps."""
-        is_early = self.fraction is not None and self.fraction < _SHOWN_SHARE
-        return None if is_early or self.progress["phase"] == "prepare" else self.progress["eta_seconds"]
+        """The time that the run still takes, by its latest steps; None in the preparation and before the third step."""
+        return None if self.progress["phase"] == "prepare" else self.progress["eta_seconds"]
 
     @property
     def phase(self) -> str:

@@ -11,6 +11,7 @@ from sqlalchemy import update
 from jobs import estimates, queries, submission, workers
 from jobs.database import Database, new_id
 from jobs.models import Job
+from jobs.recommendations import recommended
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, new_job, submit
 
@@ -18,8 +19,13 @@ STEPS = 50  # of a finished run
 
 
 @pytest.fixture(autouse=True)
-def _dataset(database: Database) -> None:
+def load(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Add a dataset, and return the load of the machine, of 2 cores, that a test may change."""
     rows.add_dataset(database)
+    load = [0.0]
+    monkeypatch.setattr(estimates.os, "getloadavg", lambda: (load[0], 0.0, 0.0))
+    monkeypatch.setattr(estimates, "num_cores", lambda: 2)
+    return load
 
 
 def estimate(database: Database, **spec: Any) -> Any:
@@ -27,7 +33,13 @@ def estimate(database: Database, **spec: Any) -> Any:
         return submission.plan(session, new_job(spec=spec))["estimate"]
 
 
-UNKNOWN = {"low_seconds": None, "high_seconds": None, "job": None, "text": "unknown until the first epoch"}
+UNKNOWN = {
+    "low_seconds": None,
+    "high_seconds": None,
+    "job": None,
+    "text": "unknown until the first epoch",
+    "busy": None,
+}
 
 
 def finish(database: Database, speed: float, outcome: str = "succeeded", **spec: Any) -> str:
@@ -99,6 +111,35 @@ def test_a_recipe_counts_with_the_speed_that_the_plan_of_its_job_has(database: D
     assert speed == pytest.approx(9 * 1000 / middle)
     with database.read() as session:
         assert estimates.speeds(session, "elsewhere", 0)(new_job().spec) is None
+
+
+def test_a_busy_machine_is_named_with_the_time_that_it_costs(database: Database, load: list[float]) -> None:
+    finish(database, 50.0, batch_size=250)
+    load[0] = 8.0
+    time = estimate(database, batch_size=250, epochs=6)["time"]
+    assert time["busy"] == (
+        "this machine is busy now: about 8 other programs share its 2 cores, and while they do, a training takes up to "
+        f"5 times as long, {5 * time['low_seconds'] / 60:.0f} min"
+    )
+    job_id = submit(database, spec={"batch_size": 250, "epochs": 6})
+    with database.read() as session:
+        expected = estimates.expected_time(session, rows.job(database, job_id))
+        assert expected is not None
+        assert expected["busy"] == time["busy"], "also of a submitted or cloned job"
+    claim(database)
+    assert "about 6 other programs" in estimate(database, batch_size=250)["time"]["busy"], "a job that runs is no other"
+
+
+def test_a_recipe_keeps_its_minutes_on_a_busy_machine(database: Database, load: list[float]) -> None:
+    recipes = []
+    for load[0] in (0.0, 8.0):
+        with database.read() as session:
+            recipes.append(recommended(session, "digits", 8))
+    idle, busy = recipes
+    assert 5 * busy.steps * busy.spec["batch_size"] <= 1.2 * idle.steps * idle.spec["batch_size"]
+    assert busy.seconds <= 8 * 60
+    assert "up to 5 times as long; the recipe counts on that" in busy.notes[-1]
+    assert not any("busy" in note for note in idle.notes)
 
 
 def test_a_short_run_says_nothing_of_another_network(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

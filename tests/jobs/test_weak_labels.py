@@ -78,6 +78,21 @@ def quality_of(database: Database, epoch: float, **values: float | None) -> Qual
     return jobs_weak_labels.quality(rows.job(database, run.job_id))
 
 
+def test_a_warning_needs_several_reports_in_a_row(database: Database) -> None:
+    add_dataset(database)
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.progress(10, epoch=25, total_epochs=50))
+    shown = []
+    for step, agreement in enumerate((0.05, 0.3, *[0.05] * 5, 0.3), start=1):
+        run.deliver(rows.metrics(step, **{"weak/view_agreement": agreement, "weak/largest_share": 0.1}))
+        with database.read() as session:
+            result = jobs_weak_labels.lasting_quality(session, rows.job(database, run.job_id))
+        assert result is not None
+        assert result.view_agreement == agreement
+        shown.append(result.warning is not None)
+    assert shown == [True, False, False, False, False, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("epoch", "values", "warning"),
     [

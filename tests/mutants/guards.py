@@ -456,6 +456,13 @@ GUARDS = (
         ),
     ),
     Guard(
+        "without labels the view accuracy is measured on held-out images",
+        "wcl_core/training/pretrain.py",
+        "return self.dataset.test if self.config.data.held_out_share else self.dataset.pretraining",
+        "return self.dataset.pretraining",
+        ("tests/wcl_core/test_without_labels.py::test_it_trains_and_reports_what_needs_no_labels",),
+    ),
+    Guard(
         "a run that resumes knows which images its untrained network had right",
         "wcl_core/training/run_metrics.py",
         'part("metrics/").get("untrained_correct")',

@@ -39,7 +39,7 @@ def test_check_says_what_a_dataset_would_be(tmp_path: Path) -> None:
         "left out: 1, hidden files and folders",
         "note: 1, classes with a single train image: one",
         "classes (train + test): cat 9 + 2, dog 4 + 1, one 1 + 0",
-        "train at: 8 pixels",
+        "train at: up to 8 pixels",
         "if these folders are no classes, such as years or places: --without-labels",
     ):
         assert part in text, (part, text)

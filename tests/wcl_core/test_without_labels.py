@@ -15,11 +15,12 @@ from tests.wcl_core import small
 from tests.wcl_core.data.test_data import write_image
 from wcl_core import data
 from wcl_core.config import PROTOCOLS, EvaluateSpec, parse_spec
-from wcl_core.data import DataError, ImageData, packing
+from wcl_core.data import ImageData, packing, with_held_out
 from wcl_core.data.cache import Cache
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
-from wcl_core.protocol import MONITOR_BATCH_FACTS, VIEW_TOP1, VIEW_TOP1_CHANCE, MonitorBatchFacts
+from wcl_core.evaluation.view_accuracy import recognised_by_pixels
+from wcl_core.protocol import MONITOR_BATCH_FACTS, VIEW_TOP1, VIEW_TOP1_CHANCE, VIEW_TOP1_PIXELS, MonitorBatchFacts
 from wcl_core.reporter import MemoryReporter, NullReporter
 from wcl_core.training.pretrain import pretrain
 
@@ -56,19 +57,25 @@ def evaluation(protocol: str) -> EvaluateSpec:
 
 def test_it_trains_and_reports_what_needs_no_labels(folder: Path, tmp_path: Path) -> None:
     reporter = MemoryReporter()
-    spec = small.spec(data={"name": "photos", "image_size": 8}, epochs=2, monitor_every_epochs=1)
+    data = {"name": "photos", "image_size": 8, "held_out_share": 0.25}
+    spec = small.spec(data=data, epochs=2, monitor_every_epochs=1)
     assert pretrain(spec, reporter, dataset=load(folder), output_dir=tmp_path) == "succeeded"
     names = names_of(reporter)
     assert {"train/loss", "repr/rankme", "repr/uniformity", "embedding/rankme", "weak/component_share"} <= names
     assert not {name for name in names if "knn" in name or "precision" in name or "ami" in name or "purity" in name}
     views = [(record["step"], record["values"]) for record in reporter.of("metrics") if VIEW_TOP1 in record["values"]]
-    assert [step for step, _ in views] == [0, *(2 * epoch for epoch in range(spec.knn_every_epochs, 2)), 4]
-    assert {values[VIEW_TOP1_CHANCE] for _, values in views} == {1 / IMAGES}
+    assert [step for step, _ in views] == [0, *range(spec.knn_every_epochs, 2), 2]
+    held_out = round(0.25 * IMAGES)
+    assert {values[VIEW_TOP1_CHANCE] for _, values in views} == {1 / held_out}
+    untrained = views[0][1]
+    assert {VIEW_TOP1_PIXELS, "repr/rankme", "repr/uniformity"} <= untrained.keys()
+    split = with_held_out(load(folder), 0.25).test
+    assert untrained[VIEW_TOP1_PIXELS] == recognised_by_pixels(spec, split, torch.device("cpu")).double().mean()
     assert reporter.of("warning") == []
     (kept,) = (each for each in reporter.of("artifact") if each["name"] == MONITOR_BATCH_FACTS)
     facts = MonitorBatchFacts.model_validate_json((tmp_path / kept["path"]).read_bytes())
     assert (len(facts.indices), facts.known_classes, facts.class_names) == (64, None, [])
-    assert reporter.of("started")[0]["total_steps"] == 2 * (IMAGES // 64)
+    assert reporter.of("started")[0]["total_steps"] == 2 * ((IMAGES - held_out) // 64)
 
 
 @pytest.mark.process
@@ -106,8 +113,9 @@ def test_one_class_gives_no_accuracy(tmp_path: Path) -> None:
     assert not {name for name in names_of(reporter) if "knn" in name or "precision" in name or "ami" in name}
     with pytest.raises(ProtocolError, match="linear needs labels"):
         evaluate(evaluation("linear"), MemoryReporter(), data=one)
-    with pytest.raises(DataError, match="no labels to measure"):
-        data.with_held_out(one, 0.2)
+    held = data.with_held_out(one, 0.2)
+    assert len(held.train) + len(held.test) == len(train)
+    assert len(held.pretraining) == len(held.train) < len(train)
 
 
 def test_the_cache_and_packed_files_hold_it(folder: Path, tmp_path: Path) -> None:

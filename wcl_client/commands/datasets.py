@@ -20,6 +20,7 @@ from wcl_client.errors import ConflictError, NotFoundError
 from wcl_client.registration import START_SECONDS, list_datasets, report_lines, state_of, summary
 from wcl_client.responses import Dataset
 from wcl_client.terminal import Styled, bold, err, out, print_json
+from wcl_core.text import counted
 
 app = typer.Typer()
 group = typer.Typer(no_args_is_help=True, help="Add, check, list, show, rename and remove datasets.")
@@ -200,6 +201,7 @@ def _say(row: Dataset, title: str | None = None) -> None:
         more = "" if len(row["classes"]) <= 20 else f", and {len(row['classes']) - 20:,} more"
         out.say(f"  classes (train + test): {', '.join(parts)}{more}")
     if report := row.get("report"):
-        out.say(f"  train at: {proposed_image_size(report['median'])} pixels (data.image_size)")
+        side = counted(proposed_image_size(report["median"]), "pixel")
+        out.say(f"  train at: up to {side} (data.image_size); wcl recommend weighs the time")
     if len(row["classes"]) < 2:
         out.say(f"  {WITHOUT_LABELS.format(name=title or row['name'])}.")

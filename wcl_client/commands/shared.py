@@ -15,7 +15,7 @@ from wcl_client import completion
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
 from wcl_client.output import verdict_text
-from wcl_client.plans import plan_lines
+from wcl_client.plans import plan_lines, time_lines
 from wcl_client.progress import watch
 from wcl_client.responses import Job, JobOptions, Json
 from wcl_client.terminal import Styled, bold, err, out
@@ -176,9 +176,9 @@ def describe_submitted(client: WclClient, jobs: Sequence[Job], facts: Sequence[s
         say_submitted(client.url, first, lines, jobs)
 
 
-def expected_time(job: Job) -> list[str]:
-    """Return the time that a new training is expected to take, as a line; nothing for other jobs."""
-    return [f"  time: {time['text']}"] if (time := job.get("expected_time")) else []
+def expected_time(job: Job) -> list[str | Styled]:
+    """Return the time that a new training is expected to take, as lines; nothing for other jobs."""
+    return time_lines(job.get("expected_time"))
 
 
 def require_success(jobs: list[Job]) -> None:

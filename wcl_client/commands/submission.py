@@ -33,6 +33,7 @@ from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import Rows, bold, err, out, print_json
 from wcl_core.files import write_bytes
 from wcl_core.spec_files import read_specs, spec_files
+from wcl_core.text import capitalised
 
 app = typer.Typer()
 
@@ -180,7 +181,7 @@ def recommend(
     out.say(f"{recipe['steps']:,} steps, about {max(1, round(recipe['seconds'] / 60)):,} min of training{memory}")
     out.say(f"{recipe['hope']}.")
     for note in recipe["notes"]:
-        out.say(f"{note[:1].upper()}{note[1:]}.")
+        out.say(f"{capitalised(note)}.")
     if target is None:
         out.say(f"To use it: wcl recommend {dataset} -o {dataset}.yaml, then wcl submit {dataset}.yaml")
     else:

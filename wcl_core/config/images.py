@@ -23,7 +23,8 @@ class DataConfig(SpecModel):
         le=0.5,
         description=(
             "Share of each class's train images that replace the test split, for choosing hyper-parameters. They are "
-            "not trained on, no classifier learns from them, and the test split itself is not used."
+            "not trained on, no classifier learns from them, and the test split itself is not used. Without labels: "
+            "share of all images that are not trained on, and that the view accuracy is measured on."
         ),
     )
 

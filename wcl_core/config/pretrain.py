@@ -106,7 +106,10 @@ class PretrainSpec(SpecModel):
         default=0,
         ge=0,
         le=100_000,
-        description="Epochs between measurements of eval/knn_top1 on the test split; 0: never.",
+        description=(
+            "Epochs between measurements of eval/knn_top1 on the test split, or without labels of eval/view_top1; 0: "
+            "never."
+        ),
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="`auto`: bfloat16 autocast on a GPU, float32 on a CPU."

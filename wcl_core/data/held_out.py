@@ -16,30 +16,33 @@ def with_held_out(data: ImageData, share: float) -> ImageData:
     """Return the data with a share of each train class moved from the train split to the place of the test split.
 
     The choice of images depends on labels and share only, so all methods and seeds are ranked on the same images. The
-    test split itself and the lists of train images are dropped.
+    test split itself and the lists of train images are dropped.  Without labels a share of all images is moved.
 
     Args:
         data: as loaded, in memory or mapped from the cache of decoded folders; the result is in memory.
         share: in [0, 1); 0 changes nothing.
 
     Raises:
-        DataError: the data has no labels, is mapped from a packed file or does not fit into memory, or a class has no
-            image left in one of the splits.
+        DataError: the data is mapped from a packed file or does not fit into memory, or a class has no image left in
+            one of the splits.
     """
     if share == 0:
         return data
-    if not data.has_labels:
-        raise DataError(f"data.held_out_share is {share:g}, but {data.name} has no labels to measure; use 0")
-    if data.train.is_mapped and not data.train.files:
+    whole = data.shown
+    if whole.is_mapped and not whole.files:
         raise DataError(
             f"data.held_out_share is {share:g}, but {data.name} is packed, and only images in memory can be held out; "
             "use 0"
         )
-    if data.train.is_mapped and not fits_memory(data.train.images.nbytes):
+    if whole.is_mapped and not fits_memory(whole.images.nbytes):
         raise DataError(
             f"data.held_out_share is {share:g}, but the train images of {data.name} do not fit into memory; use 0"
         )
-    is_held = held_out(data.train.labels, share)
+    is_held = held_out(whole.labels, share)
+    if not data.has_labels:
+        rest, held = (_part(whole, side.nonzero().flatten()) for side in (~is_held, is_held))
+        parts = {"train": rest} if whole is data.train else {"unlabelled": rest}
+        return replace(data, test=held, label_lists={}, **parts)
     for side in (is_held, ~is_held):
         absent = data.train.labels[side].bincount(minlength=len(data.classes)).eq(0).nonzero().flatten()
         if len(absent):

@@ -82,8 +82,8 @@ def _measure(
     progress = Progress(reporter, len(spec.protocols) + 1)
     progress.reach(0)
     _check_labels(spec, data)
-    data = with_held_out(data, spec.data.held_out_share)
     if data.has_labels:
+        data = with_held_out(data, spec.data.held_out_share)
         counts = data.train.labels.bincount(minlength=len(data.classes))
         spec = spec.fitted(int(counts.min()), len(data.train), len(data.classes))
     subject = _subject(spec, data, checkpoint_path, device)

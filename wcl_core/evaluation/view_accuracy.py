@@ -5,7 +5,8 @@
 
     the share of the images i whose own b_i is the nearest to a_i by cosine, among all b
 
-The views are those of the training's augmentation, and the same at every measurement.  Chance is 1 / N.
+The views are those of the training's augmentation, and the same at every measurement.  Chance is 1 / N.  The pixels of
+the views themselves are the other baseline, beside the untrained network.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def recognised(backbone: nn.Module, spec: PretrainSpec, split: Split, device: to
         backbone.train(was_training)
     nearest = (first @ second.T).argmax(dim=1)
     return (nearest == torch.arange(len(images), device=device)).cpu()
+
+
+def recognised_by_pixels(spec: PretrainSpec, split: Split, device: torch.device) -> Tensor:
+    """Return which images their raw pixels recognise, (N,) bool; as `recognised`, with pixels as features."""
+    return recognised(nn.Flatten(), spec, split, device)
 
 
 @torch.no_grad()

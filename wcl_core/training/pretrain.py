@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import PretrainSpec, largest_k
-from wcl_core.data import DataError, ImageData, epoch_batches, with_held_out
+from wcl_core.data import DataError, ImageData, Split, epoch_batches, with_held_out
 from wcl_core.data.rows import Rows
 from wcl_core.distributed import SINGLE, Ranks, device_of
 from wcl_core.evaluation.features import network_features
 from wcl_core.evaluation.knn import knn_correct
-from wcl_core.evaluation.view_accuracy import recognised
+from wcl_core.evaluation.view_accuracy import recognised, recognised_by_pixels
 from wcl_core.methods import build_method
 from wcl_core.methods.base import Loss
 from wcl_core.networks.batch_norm import sync_batch_norm
@@ -42,6 +42,7 @@ from wcl_core.protocol import (
     TRAIN_PREFIX,
     VIEW_TOP1,
     VIEW_TOP1_CHANCE,
+    VIEW_TOP1_PIXELS,
     Outcome,
     Request,
 )
@@ -328,6 +329,7 @@ class _Run:
         # At each end of a cosine, as if the run had ended there: a run that continues it has the same state.
         if self.step % config.log_every_steps == 0 or self.step in self.end_steps:
             self._log(rate, loss, self.labels[inputs.index])
+        self.clock.tick(self.step)
         if self.clock.is_due():
             self._progress("train")
 
@@ -383,14 +385,17 @@ class _Run:
         self._progress("evaluate")
         try:
             with self.clock.stopped(), interruptible(_after(_MEASURE_SECONDS, self.reporter.request)):
-                backbone = self._untrained() if is_untrained else self.model.backbone
-                correct = self._measured_images(backbone)
+                model = self._untrained() if is_untrained else self.model
+                correct = self._measured_images(model.backbone)
+                if is_untrained:
+                    baselines = self._baselines(model)
         except Interrupted:
             return False
         values = {self._accuracy: float(correct.double().mean())}
         if self._accuracy == VIEW_TOP1:
             values[VIEW_TOP1_CHANCE] = 1 / len(correct)
         if is_untrained:
+            values |= baselines
             self.metrics.untrained_correct = correct.to(torch.uint8)
         else:
             self.metrics.latest[self._accuracy] = values[self._accuracy]
@@ -406,14 +411,29 @@ class _Run:
         if self._accuracy == KNN_TOP1:
             features = network_features(backbone, self.dataset, self.device)
             return knn_correct(features, self._knn_k, _KNN_TEMPERATURE)
-        return recognised(backbone, self.config, self.dataset.pretraining, self.device)
+        return recognised(backbone, self.config, self._recognised_split, self.device)
 
-    def _untrained(self) -> nn.Module:
-        """Return the backbone before the first step; no global random generator is changed."""
+    @property
+    def _recognised_split(self) -> Split:
+        """The images that the view accuracy is measured on: those that are held out of the training, else its own."""
+        return self.dataset.test if self.config.data.held_out_share else self.dataset.pretraining
+
+    def _baselines(self, untrained: Model) -> dict[str, float]:
+        """Return the view accuracy of raw pixels, without labels, and the monitors of an untrained network."""
+        values = {}
+        if self._accuracy == VIEW_TOP1:
+            correct = recognised_by_pixels(self.config, self._recognised_split, self.device)
+            values[VIEW_TOP1_PIXELS] = float(correct.double().mean())
+        if self.config.monitor_every_epochs:
+            values |= self.monitor_batch.measure(untrained).values
+        return values
+
+    def _untrained(self) -> Model:
+        """Return the network before the first step; no global random generator is changed."""
         if self.step == 0:
-            return self.model.backbone
+            return self.model
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            return self._network().backbone
+            return self._network()
 
     def _keep_monitor_batch(self) -> None:
         """Keep the images of the monitor batch; at every start, because an earlier attempt may have lost them."""
@@ -455,7 +475,8 @@ class _Run:
 
     def _progress(self, phase: Any) -> None:
         speed = self.clock.images_per_second(self.step)
-        eta = (self.total_steps - self.step) * self.config.images_per_step / speed if speed else None
+        images_left = (self.total_steps - self.step) * self.config.images_per_step
+        eta = 0.0 if not images_left else images_left / speed if speed else None
         self.reporter.progress(
             step=self.step,
             total_steps=self.total_steps,

@@ -10,7 +10,9 @@ Hardware            `system/...` of this process and its GPU
 from __future__ import annotations
 
 import os
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,9 @@ from wcl_core.protocol import (
 from wcl_core.training.collapse import CollapseWatch
 
 _PROGRESS_SECONDS = 1.0
+_FEWEST_STEPS = 3  # after which the speed of a process is told; the first one is slow
+_SPAN_SECONDS = 1.0
+_MOST_SPANS = 31  # the latest ones, whose median is the speed
 HARDWARE_SECONDS = 5.0
 _MEBIBYTE = 1 << 20
 
@@ -135,6 +140,9 @@ def weak_label_metrics(y1: Tensor, y2: Tensor, classes: Tensor | None) -> dict[s
 class Clock:
     """Images per second of training; the time while the clock is stopped does not count.
 
+    The speed is that of the latest steps: the median over spans of at least a second, so that it follows a machine that
+    gets slower, and a single pause does not change it.
+
     Args:
         step: the first step of this process.
         batch_size: images of a step.
@@ -143,7 +151,9 @@ class Clock:
     def __init__(self, step: int, batch_size: int) -> None:
         self._batch_size = batch_size
         self._last_progress = 0.0
-        self._window = self._overall = (time.monotonic(), step)
+        self._first = step
+        self._window = self._span = (time.monotonic(), step)
+        self._seconds_per_step: deque[float] = deque(maxlen=_MOST_SPANS)
 
     def is_due(self) -> bool:
         """Return whether progress is due, which is at most once a second."""
@@ -160,7 +170,16 @@ class Clock:
         yield
         lost = time.monotonic() - stopped_at
         self._window = (self._window[0] + lost, self._window[1])
-        self._overall = (self._overall[0] + lost, self._overall[1])
+        self._span = (self._span[0] + lost, self._span[1])
+
+    def tick(self, step: int) -> None:
+        """Count a step that has ended."""
+        now, (since, first) = time.monotonic(), self._span
+        if step == self._first + 1:
+            self._span = (now, step)
+        elif now - since >= _SPAN_SECONDS:
+            self._seconds_per_step.append((now - since) / (step - first))
+            self._span = (now, step)
 
     def window_images_per_second(self, step: int) -> float | None:
         """Return the rate since the last call."""
@@ -168,8 +187,12 @@ class Clock:
         return self._rate(since, step)
 
     def images_per_second(self, step: int) -> float | None:
-        """Return the rate since the start of this process."""
-        return self._rate(self._overall, step)
+        """Return the rate of the latest steps; None before the third step of this process."""
+        if step - self._first < _FEWEST_STEPS:
+            return None
+        if not self._seconds_per_step:
+            return self._rate(self._span, step)
+        return self._batch_size / statistics.median(self._seconds_per_step)
 
     def _rate(self, since: tuple[float, int], step: int) -> float | None:
         elapsed = time.monotonic() - since[0]

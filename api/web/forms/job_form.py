@@ -49,6 +49,7 @@ from jobs.new_job import default_name, kind_of
 from wcl_core.config import Kind, PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.overlay import changes_from, leaves, merged, overlaid
 from wcl_core.presets import described_presets, presets
+from wcl_core.text import counted
 
 router = APIRouter(include_in_schema=False)
 
@@ -87,9 +88,17 @@ class Form(SpecForm):
             return Verdict("paused", "It would wait: no running worker can take it")
         if ((plan.get("estimate") or {}).get("memory") or {}).get("warning"):
             return Verdict("warning", "It does not fit into the memory")
-        if plan["warnings"]:
+        if self.warnings:
             return Verdict("warning", "It would hardly learn")
         return Verdict("succeeded", "Ready to submit")
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings of the dry run; a proposal says itself, beside the choice, where it is a trial."""
+        plan = self.plan or {}
+        few = f"{counted(plan.get('total_steps', 0), 'step')} in all"
+        is_proposal = self.recipe is not None and self.spec_request == self.recipe.proposal.spec
+        return [text for text in plan["warnings"] if not (is_proposal and text.startswith(few))]
 
     @property
     def seconds(self) -> float | None:

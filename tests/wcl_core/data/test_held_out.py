@@ -57,6 +57,17 @@ def test_packed_data_and_classes_of_one_image_cannot_be_held_out(data: ImageData
         with_held_out(dataclasses.replace(data, train=alone), SHARE)
 
 
+def test_without_labels_a_share_of_all_images_is_held_out(data: ImageData) -> None:
+    images = dataclasses.replace(data.train, labels=torch.full_like(data.train.labels, -1))
+    none = dataclasses.replace(images, images=images.images[:0], labels=images.labels[:0])
+    without = dataclasses.replace(data, train=none, test=none, classes=(), unlabelled=images)
+    changed = with_held_out(without, SHARE)
+    count = round(SHARE * len(images))
+    assert (len(changed.test), len(changed.pretraining)) == (count, len(images) - count)
+    both = torch.cat((changed.test.images, changed.pretraining.images)).flatten(1).double().sum(dim=1)
+    assert torch.equal(both.sort().values, images.images.flatten(1).double().sum(dim=1).sort().values)
+
+
 @pytest.mark.slow
 def test_training_and_evaluation_do_not_use_the_test_split(data: ImageData, tmp_path: Path) -> None:
     """With another test split in its place every byte and number stays the same."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.wcl_core import small
 from wcl_core.data import Split
 from wcl_core.evaluation import view_accuracy as module
-from wcl_core.evaluation.view_accuracy import recognised
+from wcl_core.evaluation.view_accuracy import recognised, recognised_by_pixels
 from wcl_core.images.augment import random_view
 from wcl_core.methods.heads import normalise
 from wcl_core.stop import Interrupted, interruptible
@@ -66,6 +66,14 @@ def test_it_is_the_share_of_images_whose_other_view_is_nearest() -> None:
 def test_features_that_say_nothing_have_chance() -> None:
     hits = recognised(Constant(), small.spec(), split(40), CPU)
     assert (int(hits.sum()), len(hits)) == (1, 40)
+
+
+def test_raw_pixels_recognise_views_that_do_not_change_them() -> None:
+    still = {"jitter_probability": 0.0, "flip_probability": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
+    spec = small.spec(augmentation={"scale_min": 1.0, **still})
+    assert recognised_by_pixels(spec, split(40), CPU).all()
+    one = replace(split(40), images=torch.zeros_like(split(40).images))
+    assert int(recognised_by_pixels(spec, one, CPU).sum()) == 1, "equal images: chance"
 
 
 def test_a_request_ends_it() -> None:

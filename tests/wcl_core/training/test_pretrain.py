@@ -540,17 +540,36 @@ def test_progress_starts_at_the_first_step_and_ends_at_the_last(tmp_path: Path) 
     assert reporter.records[0] == started
 
 
+def test_the_speed_is_that_of_the_latest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    patch_clock(monkeypatch, run_metrics, monotonic=lambda: now[0])
+    clock = run_metrics.Clock(step=10, batch_size=8)
+
+    def steps(*seconds: float) -> float | None:
+        for each in seconds:
+            now[0] += each
+            step[0] += 1
+            clock.tick(step[0])
+        return clock.images_per_second(step[0])
+
+    step = [10]
+    assert steps(9, 0.5) is None, "two steps say little"
+    assert steps(0.25) == pytest.approx(8 * 2 / 0.75), "the first step is slow, and does not count"
+    assert steps(*[2] * 6) == pytest.approx(4)
+    with clock.stopped():
+        now[0] += 1_000
+    assert steps(2, 60, 2) == pytest.approx(4), "neither a measurement nor a pause changes it"
+    assert steps(*[8] * 40) == pytest.approx(1), "a machine that gets slower does"
+
+
 def test_the_clock_counts_training_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     patch_clock(monkeypatch, run_metrics, monotonic=lambda: now[0])
     clock = run_metrics.Clock(step=10, batch_size=8)
-    assert clock.images_per_second(10) is None
     now[0] += 2
-    assert clock.images_per_second(20) == pytest.approx(40)
     with clock.stopped():
         now[0] += 1000
     now[0] += 3
-    assert clock.images_per_second(20) == pytest.approx(16)
     assert clock.window_images_per_second(20) == pytest.approx(16)
     now[0] += 1
     assert clock.window_images_per_second(21) == pytest.approx(8)
