@@ -214,7 +214,7 @@ def run(session: Session, job_id: str) -> Run:
         note=_note(session, job),
         reference=_reference(session, job),
         verdict=verdict(session, job),
-        noise=(labels := lasting_quality(session, job)) and labels.warning,
+        noise=None if (labels := lasting_quality(session, job)) is None else labels.warning,
         before_training=before_training(session, [job]).get(job.id),
         measures=queries.measured_checkpoint(session, job),
         advice=advice_of(session, job),

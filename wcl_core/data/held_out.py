@@ -41,8 +41,9 @@ def with_held_out(data: ImageData, share: float) -> ImageData:
     is_held = held_out(whole.labels, share)
     if not data.has_labels:
         rest, held = (_part(whole, side.nonzero().flatten()) for side in (~is_held, is_held))
-        parts = {"train": rest} if whole is data.train else {"unlabelled": rest}
-        return replace(data, test=held, label_lists={}, **parts)
+        if data.unlabelled is None:
+            return replace(data, train=rest, test=held, label_lists={})
+        return replace(data, unlabelled=rest, test=held)
     for side in (is_held, ~is_held):
         absent = data.train.labels[side].bincount(minlength=len(data.classes)).eq(0).nonzero().flatten()
         if len(absent):
