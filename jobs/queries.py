@@ -247,6 +247,8 @@ class Measured:
     def sentence(self) -> str:
         """Which checkpoint it is, and whether its training goes on, without a full stop."""
         text = f"the checkpoint of epoch {self.epoch:,} of {self.epochs:,} (step {self.step:,}) of {self.job_name}"
+        if self.job_status == Status.PAUSED:
+            return f"{text}, which is paused"
         return text if self.job_status in TERMINAL else f"{text}, which goes on"
 
 

@@ -151,6 +151,8 @@ def checkpoint_sentence(checkpoint: Checkpoint, job: Job) -> str:
     text = (
         f"the checkpoint of epoch {checkpoint['epoch']:,} of {epochs:,} (step {checkpoint['step']:,}) of {job['name']}"
     )
+    if job["status"] == "paused":
+        return f"{text}, which is paused"
     return text if job["ended_at"] else f"{text}, which goes on"
 
 

@@ -214,7 +214,7 @@ def test_a_run_begins_with_its_answer(visitor: Visitor, site: Site) -> None:
 
     run.report({"type": "metrics", "step": 40, "values": {"eval/knn_top1": 0.875, "repr/std": 0.9}})
     run.checkpoint(50)
-    headline = "So far: Better than the untrained network by 37.5 ± 6.2 points"
+    headline = "So far: better than the untrained network by 37.5 ± 6.2 points"
     expect(result.get_by_role("heading", name=headline)).to_be_visible()
     expect(result).to_contain_text("load_backbone")
     result.get_by_text("Use on new images").click()
