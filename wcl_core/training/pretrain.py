@@ -425,7 +425,8 @@ class _Run:
             correct = recognised_by_pixels(self.config, self._recognised_split, self.device)
             values[VIEW_TOP1_PIXELS] = float(correct.double().mean())
         if self.config.monitor_every_epochs:
-            values |= self.monitor_batch.measure(untrained).values
+            measured = self.monitor_batch.measure(untrained).values  # its weak labels are none of the training
+            values |= {name: value for name, value in measured.items() if not name.startswith("weak/")}
         return values
 
     def _untrained(self) -> Model:
