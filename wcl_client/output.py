@@ -622,8 +622,8 @@ def results_table(job: Job, evaluations: Sequence[Evaluation]) -> Rows:
     table = Rows("result", "trained", "untrained", "pixels", "difference (95 %)", "finding")
     for each in own:
         interval = _points(each["difference"], each["low"], each["high"])
-        pixels = job["verdict"].get("pixels") if job.get("verdict") else None
-        accuracies = share(each["accuracy"], 1), share(each["untrained"], 1), share(pixels, 1) if pixels else ""
+        pixels = (job.get("verdict") or {}).get("pixels")
+        accuracies = share(each["accuracy"], 1), share(each["untrained"], 1), "" if pixels is None else share(pixels, 1)
         table.add(each["title"], *accuracies, interval, _FINDINGS.get(each["finding"], ""))
     epochs = {entry.get("epoch") for entry in evaluations}
     for entry in evaluations:
