@@ -2297,7 +2297,7 @@ GUARDS = (
     Guard(
         "the form says ready only of a job that can learn",
         "api/web/forms/job_form.py",
-        'if plan["warnings"]:',
+        "if self.warnings:",
         "if False:",
         ("tests/api/web/test_job_form.py::test_the_form_says_what_cannot_run_or_learn",),
     ),
