@@ -344,6 +344,7 @@ class Webhook(TypedDict):
     tag: str | None
     job_name: str | None
     kind: str | None
+    owner_id: str | None
     own_jobs: bool
     enabled: bool
     disabled_reason: str | None

@@ -23,7 +23,7 @@ Format = Literal["standard", "slack", "discord", "ntfy"]
 _Url = Annotated[str, Field(min_length=1, max_length=2_000)]
 _Events = Annotated[list[Event], Field(max_length=7)]
 _Part = Annotated[str, Field(min_length=1, max_length=64)]
-_Kind = Literal["pretrain", "evaluate"]
+JobKind = Literal["pretrain", "evaluate"]
 _Minutes = Annotated[int, Field(ge=1, le=10_080)]
 
 
@@ -43,8 +43,9 @@ _Rules = Annotated[list[RuleBody], Field(max_length=20)]
 class WebhookBody(BaseModel):
     """A webhook to create.
 
-    `tag`, `job_name` (a part of the name) and `kind` limit the jobs.  `stalled_minutes` is the time without a report
-    after which `job.stalled` is sent.
+    `tag`, `job_name` (a part of the name), `kind` and `by` (the name or id of a key, whose jobs they are) limit the
+    jobs.  Only a key with `admin` may name another key.  `stalled_minutes` is the time without a report after which
+    `job.stalled` is sent.
     """
 
     model_config = ConfigDict(
@@ -62,7 +63,8 @@ class WebhookBody(BaseModel):
     stalled_minutes: _Minutes = 10
     tag: _Part | None = None
     job_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    kind: _Kind | None = None
+    kind: JobKind | None = None
+    by: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
 class WebhookChange(BaseModel):
@@ -77,7 +79,7 @@ class WebhookChange(BaseModel):
     stalled_minutes: _Minutes | None = None
     tag: _Part | None = None
     job_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    kind: _Kind | None = None
+    kind: JobKind | None = None
     enabled: bool | None = None
 
 
@@ -85,7 +87,7 @@ class WebhookResponse(Response):
     """A webhook without its secret.
 
     `url` leaves out the parts that are secrets of the receiver: the query, and for Slack, Discord and ntfy the path.
-    `own_jobs` is true if the webhook is for the jobs of the key that created it.
+    `owner_id` is the key whose jobs the webhook is for, null for all; `own_jobs` is true if that key created it.
     """
 
     id: str
@@ -98,6 +100,7 @@ class WebhookResponse(Response):
     tag: str | None
     job_name: str | None
     kind: str | None
+    owner_id: str | None
     own_jobs: bool
     enabled: bool
     disabled_reason: str | None
@@ -143,7 +146,7 @@ def response_facts(row: Webhook) -> dict[str, Any]:
     return {
         "url": subscriptions.shown_url(row.url, row.format),
         "rules": row.rules or [],
-        "own_jobs": row.owner_id is not None,
+        "own_jobs": row.owner_id is not None and row.owner_id == row.created_by,
         "enabled": row.disabled_at is None,
     }
 

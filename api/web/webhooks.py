@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Annotated, Any, Final, Literal, get_args
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
+from sqlalchemy import select
 
 from api.http.auth import Owner, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
-from api.rest.webhooks import Event, Format, WebhookBody, fields_of
+from api.rest.webhooks import Event, Format, JobKind, WebhookBody, fields_of
 from api.web.forms.fields import body_of
 from api.web.render import page
+from jobs import keys, usage
 from jobs.database import Database, database_time
-from jobs.models import Webhook
+from jobs.models import Key, Webhook
 from jobs.webhooks import subscriptions
+from wcl_core.protocol import (
+    EMBEDDING_DEVIATION,
+    EMBEDDING_RANKME,
+    KNN_TOP1,
+    LARGEST_SHARE,
+    LEARNING_RATE,
+    TRAIN_LOSS,
+    VIEW_TOP1,
+)
 
 router = APIRouter(include_in_schema=False)
 
 _DELIVERIES: Final = 50
+_RULES_OF_FORM: Final = 3
+# Metrics of most trainings, as proposals: a rule may name any other one.
+_METRICS: Final = (TRAIN_LOSS, KNN_TOP1, VIEW_TOP1, EMBEDDING_DEVIATION, EMBEDDING_RANKME, LARGEST_SHARE, LEARNING_RATE)
 Verb = Literal["test", "enable", "disable", "remove"]
 
 
@@ -45,10 +60,33 @@ def create(
     url: Annotated[str, Form()] = "",
     form: Annotated[str, Form(alias="format")] = "standard",
     events: Annotated[list[str], Form(max_length=20)] = [],  # noqa: B006 (FastAPI copies it)
+    rule_metric: Annotated[list[str], Form(max_length=20)] = [],  # noqa: B006 (FastAPI copies it)
+    rule_direction: Annotated[list[str], Form(max_length=20)] = [],  # noqa: B006 (FastAPI copies it)
+    rule_value: Annotated[list[str], Form(max_length=20)] = [],  # noqa: B006 (FastAPI copies it)
+    stalled_minutes: Annotated[str, Form()] = "10",
     tag: Annotated[str, Form()] = "",
+    job_name: Annotated[str, Form()] = "",
+    kind: Annotated[str, Form()] = "",
+    by: Annotated[str, Form()] = "",
 ) -> Response:
     """Create a webhook and show its secret once; a form that is sent again creates nothing."""
-    values = {"name": name.strip(), "url": url.strip(), "format": form, "events": events, "tag": tag.strip() or None}
+    rules = zip_longest(rule_metric, rule_direction, rule_value, fillvalue="")
+    values = {
+        "name": name.strip(),
+        "url": url.strip(),
+        "format": form,
+        "events": events,
+        "rules": [
+            {"metric": metric.strip(), "direction": direction, "value": value.strip()}
+            for metric, direction, value in rules
+            if metric.strip() or value.strip()
+        ],
+        "stalled_minutes": stalled_minutes.strip(),
+        "tag": tag.strip() or None,
+        "job_name": job_name.strip() or None,
+        "kind": kind or None,
+        "by": by or None,
+    }
     body = body_of(WebhookBody, values)
 
     row = submission.create(
@@ -88,6 +126,8 @@ def _page(
     with database.read() as session:
         rows = subscriptions.all_of(session, submitter)
         log = subscriptions.deliveries(session, chosen, _DELIVERIES) if any(row.id == chosen for row in rows) else []
+        owners = usage.names_of(session)
+        choices = session.execute(select(Key.id, Key.name).where(*keys.is_active()).order_by(Key.name)).all()
         now = database_time(session)
     context: dict[str, Any] = {
         "webhooks": rows,
@@ -98,5 +138,10 @@ def _page(
         "formats": get_args(Format),
         "chosen_events": WebhookBody.model_fields["events"].default,
         "shown_url": subscriptions.shown_url,
+        "owners": owners,
+        "key_choices": choices if "admin" in submitter.scopes else [],
+        "kinds": get_args(JobKind),
+        "metrics": _METRICS,
+        "max_rules": _RULES_OF_FORM,
     }
     return page(request, "webhooks.html", **context, now=now)

@@ -1,6 +1,7 @@
 """The webhooks themselves, and the log of their deliveries.
 
-A key with `admin` manages all webhooks.  Another key manages its own ones, and they are for its own jobs.
+A key with `admin` manages all webhooks, and chooses whose jobs each is for.  Another key manages its own ones, and they
+are for its own jobs.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import activity
+from jobs import activity, queries
 from jobs.database import new_id, now_ms
 from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.keys import Principal
@@ -27,13 +28,16 @@ STATES = ("pending", "delivered", "failed")
 _DISABLED_BY_USER = "disabled by a user"
 
 
-def create(session: Session, principal: Principal, settings: Settings, **fields: Any) -> tuple[Webhook, str]:
+def create(
+    session: Session, principal: Principal, settings: Settings, *, by: str | None = None, **fields: Any
+) -> tuple[Webhook, str]:
     """Create a webhook.
 
     Args:
         session: a writing transaction.
         principal: the key that creates it; without `admin`, the webhook is for the jobs of this key.
         settings: that allow addresses.
+        by: name or id of the key whose jobs the webhook is for; None for all, without `admin` for the own ones.
         **fields: of the row.
 
     Returns:
@@ -47,13 +51,27 @@ def create(session: Session, principal: Principal, settings: Settings, **fields:
     if session.execute(select(func.count()).select_from(Webhook)).scalar_one() >= MOST:
         raise Conflict(f"there are {MOST} webhooks, the most of a service; remove one")
     secret = messages.new_secret()
-    owner = None if "admin" in principal.scopes else principal.key_id
+    owner = _owner(session, principal, by)
     row = Webhook(id=new_id(), created_by=principal.key_id, owner_id=owner, secret=secret, **fields)
     session.add(row)
     session.flush()
     session.refresh(row)
     activity.note(session, "webhook.create", row.id, row.name)
     return row, secret
+
+
+def _owner(session: Session, principal: Principal, by: str | None) -> str | None:
+    """Return the id of the key whose jobs a webhook is for; None for the jobs of all keys."""
+    is_admin = "admin" in principal.scopes
+    if by is None:
+        return None if is_admin else principal.key_id
+    # Another key's name is no news for a key without `admin`: both cases have one text.
+    owner = queries.key_of(session, by)
+    if not is_admin and owner != principal.key_id:
+        raise Invalid([FieldError("/by", "expected this key, or none: only an administrator's key may name another")])
+    if owner is None:
+        queries.check_owner_filter(session, by, "/by")
+    return owner
 
 
 def change(session: Session, principal: Principal, settings: Settings, webhook_id: str, **fields: Any) -> Webhook:
@@ -101,7 +119,9 @@ def _check(fields: dict[str, Any], settings: Settings) -> None:
 
 def visible(principal: Principal) -> ColumnElement[bool]:
     """Return the condition of webhooks that a key manages."""
-    return Webhook.id.is_not(None) if "admin" in principal.scopes else Webhook.owner_id == principal.key_id
+    if "admin" in principal.scopes:
+        return Webhook.id.is_not(None)
+    return and_(Webhook.owner_id == principal.key_id, Webhook.created_by == principal.key_id)
 
 
 def all_of(session: Session, principal: Principal) -> Sequence[Webhook]:

@@ -76,7 +76,14 @@ def answer(path: str, text: Callable[[], str]) -> Any:
 def webhook(text: Callable[[], str]) -> dict[str, Any]:
     rule = {"metric": text(), "direction": "above", "value": 1.0}
     row = {"id": ID, "name": text(), "url": text(), "format": text(), "events": [text()], "rules": [rule]}
-    filters = {"stalled_minutes": 10, "tag": text(), "job_name": text(), "kind": None, "own_jobs": False}
+    filters = {
+        "stalled_minutes": 10,
+        "tag": text(),
+        "job_name": text(),
+        "kind": None,
+        "owner_id": None,
+        "own_jobs": False,
+    }
     state = {"enabled": False, "disabled_reason": text(), "created_by": None, "created_at": TIME}
     return row | filters | state | {"secret": text()}
 

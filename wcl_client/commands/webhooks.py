@@ -71,6 +71,10 @@ def add(
     tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
     query: Annotated[str | None, typer.Option("--query", "-q", help="Only jobs whose name contains this text.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind: pretrain or evaluate.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Only jobs of the key with this name or id; another key than yours needs `admin`."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a webhook, and print the secret of its signatures.
@@ -85,7 +89,7 @@ def add(
         "stalled_minutes": stalled_minutes,
     }
     chosen = events if events is not None else [] if rules else None
-    optional = {"events": chosen, "tag": tag, "job_name": query, "kind": kind}
+    optional = {"events": chosen, "tag": tag, "job_name": query, "kind": kind, "by": by}
     body |= {field: value for field, value in optional.items() if value is not None}
     with WclClient.connect() as client:
         row = client.add_webhook(body)

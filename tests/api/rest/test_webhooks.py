@@ -189,6 +189,57 @@ def test_the_page_creates_tests_and_removes_a_webhook(small: Served) -> None:
         assert browser.post("/webhooks", data=form | {"key": "b"} | wrong, headers=own).status_code == 422
 
 
+def test_an_administrator_chooses_whose_jobs_a_webhook_is_for(small: Served) -> None:
+    admin, member = small.client(), small.client("read", "submit")
+    member_id = create(member)["owner_id"]
+    hook = create(admin, by=member_id)
+
+    assert (hook["owner_id"], hook["own_jobs"]) == (member_id, False)
+    assert create(member, by=member_id)["own_jobs"]
+    assert_problem(admin.post("/v1/webhooks", json=BODY | {"by": "absent"}), 422, "/by")
+    admin_id = hook["created_by"]
+    refused = [member.post("/v1/webhooks", json=BODY | {"by": by}) for by in (admin_id, "absent")]
+    for response in refused:
+        assert_problem(response, 422, "/by")
+    assert refused[0].json()["errors"] == refused[1].json()["errors"]  # no answer tells which keys there are
+    assert_problem(member.get(f"/v1/webhooks/{hook['id']}"), 404)  # it is the administrator's
+
+
+def test_the_page_makes_rules_and_filters(small: Served) -> None:
+    browser, own = small.browser(), {"Origin": small.url}
+    form: dict[str, Any] = {
+        "name": "lines",
+        "url": "https://hooks.example/hook",
+        "rule_metric": ["train/loss", "", " eval/knn_top1 "],
+        "rule_direction": ["above", "above", "below"],
+        "rule_value": ["5", "", "0.25"],
+        "stalled_minutes": "30",
+        "tag": "paper",
+        "job_name": "abl<i>",
+        "kind": "pretrain",
+    }
+    assert browser.post("/webhooks", data=form | {"key": "a"}, headers=own).status_code == 200
+    hook = next(each for each in small.client().get("/v1/webhooks").json()["items"] if each["name"] == "lines")
+    assert hook["events"] == []
+    assert hook["rules"] == [
+        {"metric": "train/loss", "direction": "above", "value": 5.0},
+        {"metric": "eval/knn_top1", "direction": "below", "value": 0.25},
+    ]
+    assert (hook["stalled_minutes"], hook["tag"], hook["job_name"], hook["kind"]) == (30, "paper", "abl<i>", "pretrain")
+    page = browser.get("/webhooks").text
+    assert "train/loss above 5, eval/knn_top1 below 0.25" in page
+    assert "pretrain jobs, with tag paper, whose name contains “abl&lt;i&gt;”" in page
+    for wrong in (
+        {"rule_value": ["much", "", "1"]},
+        {"rule_value": ["inf", "", "1"]},
+        {"rule_metric": ["", "", "x"]},
+        {"rule_direction": ["over", "above", "below"]},
+        {"stalled_minutes": "soon"},
+        {"kind": "walk"},
+    ):
+        assert browser.post("/webhooks", data=form | {"key": "b"} | wrong, headers=own).status_code == 422
+
+
 def test_the_page_of_another_key_has_its_own_webhooks_only(small: Served) -> None:
     webhook = small.client("submit").post("/v1/webhooks", json=BODY).json()
     other = small.browser("read", "submit")
