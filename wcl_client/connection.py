@@ -18,7 +18,7 @@ import httpx
 from wcl_client.address import checked_key, checked_url, find_address
 from wcl_client.errors import ForeignServer, InvalidAddress, InvalidError, NotFoundError, Unreachable, api_error
 from wcl_client.responses import Json
-from wcl_client.sse import Message, parse
+from wcl_client.sse import Message, Parser
 from wcl_core.text import Secret
 
 T = TypeVar("T")
@@ -201,7 +201,9 @@ class Connection:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise ForeignServer(f"{self.url} sent no stream of events; expected a WCL server there")
             Answers.url = self.url
-            yield from parse(response.iter_lines())
+            parser = Parser()
+            for line in response.iter_lines():
+                yield from parser.feed(line)
 
 
 def _parts(file: Path, size: int, on_bytes: Callable[[int, int], None] | None) -> Iterator[bytes]:

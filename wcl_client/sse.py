@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,22 +31,25 @@ class _Draft:
         return Message(self.event, decoded, self.id)
 
 
-def parse(lines: Iterable[str]) -> Iterator[Message | None]:
-    """Yield the messages in a stream's lines, and None for each comment (the server's heartbeat)."""
-    draft = _Draft()
-    for line in lines:
+class Parser:
+    """The state between the lines of a stream."""
+
+    def __init__(self) -> None:
+        self._draft = _Draft()
+
+    def feed(self, line: str) -> list[Message | None]:
+        """Return the message that a line completes, or None for a comment (the server's heartbeat); else nothing."""
         if not line:
-            if draft.data:
-                yield draft.message()
-            draft = _Draft()
-        elif line.startswith(":"):
-            yield None
-        else:
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if name == "data":
-                draft.data.append(value)
-            elif name == "event":
-                draft.event = value
-            elif name == "id":
-                draft.id = value
+            draft, self._draft = self._draft, _Draft()
+            return [draft.message()] if draft.data else []
+        if line.startswith(":"):
+            return [None]
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            self._draft.data.append(value)
+        elif name == "event":
+            self._draft.event = value
+        elif name == "id":
+            self._draft.id = value
+        return []

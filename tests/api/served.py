@@ -24,7 +24,7 @@ from jobs.database import Database
 from jobs.settings import Settings
 from tests.jobs import rows
 from tests.waiting import PATIENCE, eventually
-from wcl_client.sse import Message, parse
+from wcl_client.sse import Message, Parser
 
 T = TypeVar("T")
 ALL = ("read", "submit", "admin")
@@ -125,7 +125,8 @@ def listening(client: httpx.Client, address: str, last_id: str | None = None) ->
     with client.stream("GET", address, headers=headers) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["content-type"].startswith("text/event-stream")
-        yield parse(response.iter_lines())
+        parser = Parser()
+        yield (message for line in response.iter_lines() for message in parser.feed(line))
 
 
 def messages(stream: Iterator[Message | None]) -> Iterator[Message]:

@@ -34,20 +34,25 @@ from wcl_client.output import duration, phase_text
 from wcl_client.progress import JobView
 from wcl_client.responses import Evaluation, Job, Progress
 from wcl_client.specfile import apply_overrides
-from wcl_client.sse import Message, parse
+from wcl_client.sse import Message, Parser
 from wcl_client.terminal import Terminal, out
 from wcl_core.spec_files import SpecFileError, read_spec, read_specs, spec_files
 from wcl_core.text import Secret
 
 
+def parsed(lines: list[str]) -> list[Message | None]:
+    parser = Parser()
+    return [message for line in lines for message in parser.feed(line)]
+
+
 def test_an_sse_message_has_event_id_and_json_data() -> None:
     lines = ["id: 3.1.7", "event: progress", 'data: {"step": 5}', "", ": heartbeat", "", "data: a", "data: b", ""]
 
-    assert list(parse(lines)) == [Message("progress", {"step": 5}, "3.1.7"), None, Message("message", "a\nb", None)]
+    assert parsed(lines) == [Message("progress", {"step": 5}, "3.1.7"), None, Message("message", "a\nb", None)]
 
 
 def test_an_incomplete_sse_message_is_dropped() -> None:
-    assert list(parse(["event: progress", 'data: {"step": 5}'])) == []
+    assert parsed(["event: progress", 'data: {"step": 5}']) == []
 
 
 def test_a_metric_of_zero_is_shown_and_one_without_a_value_is_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -17,6 +18,7 @@ import pytest
 import wcl_client.download
 from tests.waiting import patch_clock
 from wcl_client.api import WclClient
+from wcl_client.async_client import AsyncWclClient
 from wcl_client.errors import NotFoundError, TransferError
 
 pytestmark = pytest.mark.server
@@ -119,6 +121,22 @@ def test_a_broken_connection_is_resumed_by_range(file_server: FileServer, target
 
     assert target.read_bytes() == BODY
     assert file_server.ranges == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_the_asynchronous_client_resumes_and_checks_a_download(file_server: FileServer, target: Path) -> None:
+    async def fetched() -> None:
+        async with AsyncWclClient(file_server.url) as wcl:
+            assert (await wcl.download("some-id", target)).size == len(BODY)
+            file_server.body = BODY[::-1]
+            with pytest.raises(TransferError, match="sha256"):
+                await wcl.download("some-id", target.with_name("other"))
+
+    file_server.breaks_after = [100_000]
+    asyncio.run(fetched())
+
+    assert target.read_bytes() == BODY
+    assert file_server.ranges == [None, "bytes=100000-", None]
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
 def test_a_later_call_continues_an_interrupted_download(file_server: FileServer, target: Path) -> None:
