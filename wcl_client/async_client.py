@@ -457,13 +457,10 @@ class AsyncWclClient(AsyncSweepClient):
         kind: JobKind,
         spec: Mapping[str, Any] | None = None,
         *,
-        preset: str | None = None,
         seeds: Sequence[int] | None = None,
-        pool: str | None = None,
-        gpus: int | None = None,
+        **options: Unpack[JobOptions],
     ) -> Json:
         """Return the plan of a submission without submitting it (dry run)."""
-        options: JobOptions = {"preset": preset, "pool": pool, "gpus": gpus}
         body = _job_body(kind, spec, options) | ({} if seeds is None else {"seeds": list(seeds)})
         return await self._json(Json, "POST", "/v1/jobs", json=body, params={"dry_run": "true"})
 
@@ -545,7 +542,8 @@ class AsyncWclClient(AsyncSweepClient):
 
         Args:
             job_id: the finished training.
-            epochs: number of epochs more, before which the learning rate starts again.
+            epochs: number of epochs more, before which the learning rate starts again; None for the number that the
+                page proposes: those that it lacks to 1,000 steps, else as many as it had.
             data: another dataset, for a run of its own from the weights of the job.
             idempotency_key: as for `submit`.
         """
