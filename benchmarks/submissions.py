@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the servers that the tests start
 
 import httpx
+import numpy as np
 import psutil
 from celery import Celery
 from measure.report import save_results, setting
@@ -47,11 +47,17 @@ def main() -> None:
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcl-submissions-"))
         house = stack.enter_context(theatre(Path(name)))
         rounds = _measured(stack.enter_context(house.stage("submissions")), house.redis_url, options)
-    table = ["| | a second | against the peer | ms of the server's CPU each |", "|---|---|---|---|"]
+    table = [
+        "| | a second | against the peer | ms of the server's CPU each | p99 of a request, ms |",
+        "|---|---|---|---|---|",
+    ]
     for row in (_PEER, _SINGLE, _PARALLEL, _BATCH):
         ratios = [each[row][0] / each[_PEER][0] for each in rounds]
         cpu = "-" if row == _PEER else f"{median(each[row][1] for each in rounds):.2f}"
-        table.append(f"| {row} | {_shown([each[row][0] for each in rounds])} | {_shown(ratios, 2)} | {cpu} |")
+        slowest = "-" if row == _PEER else _shown([each[row][2] for each in rounds])
+        table.append(
+            f"| {row} | {_shown([each[row][0] for each in rounds])} | {_shown(ratios, 2)} | {cpu} | {slowest} |"
+        )
     facts = setting() | {"rounds": rounds, "jobs": options.jobs, "singles": options.singles}
     load = f"Load average {facts['load_average'][0]} on {facts['cores']} cores; medians, and the range in brackets."
     print("\n".join([*table, "", load]))
@@ -63,8 +69,8 @@ def _shown(values: list[float], digits: int = 0) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def _measured(stage: Stage, redis_url: str, options: argparse.Namespace) -> list[dict[str, tuple[float, float]]]:
-    """Return (rate, milliseconds of the server's CPU for each) of each row in each round."""
+def _measured(stage: Stage, redis_url: str, options: argparse.Namespace) -> list[dict[str, tuple[float, ...]]]:
+    """Return rate, milliseconds of the server's CPU for each, and p99 of a request, of each row in each round."""
     server = stage.server("server").start()
     environment = server.start_as.environment
     data_dir = Path(environment["WCL_DATA_DIR"])
@@ -82,9 +88,15 @@ def _measured(stage: Stage, redis_url: str, options: argparse.Namespace) -> list
     body: dict[str, Any] = {"kind": "pretrain", "spec": spec(0, epochs=1, step_ms=1)}
     batch = {"jobs": [body | {"spec": spec(seed, epochs=1, step_ms=1)} for seed in range(options.jobs)]}
     with httpx.Client(base_url=url, headers=headers, timeout=300, trust_env=False) as client:
+        seconds_of: list[float] = []
+
+        def send(path: str, content: dict[str, Any]) -> None:
+            began = time.monotonic()
+            client.post(path, json=content).raise_for_status()
+            seconds_of.append(time.monotonic() - began)
 
         def post(_number: int) -> None:
-            client.post("/v1/jobs", json=body).raise_for_status()
+            send("/v1/jobs", body)
 
         def parallel() -> None:
             with ThreadPoolExecutor(_CLIENTS) as pool:
@@ -94,18 +106,21 @@ def _measured(stage: Stage, redis_url: str, options: argparse.Namespace) -> list
             _PEER: (lambda: [peer.delay(job) for job in batch["jobs"]], options.jobs),
             _SINGLE: (lambda: [post(number) for number in range(options.singles)], options.singles),
             _PARALLEL: (parallel, options.singles),
-            _BATCH: (lambda: client.post("/v1/jobs:batch", json=batch).raise_for_status(), options.jobs),
+            _BATCH: (lambda: send("/v1/jobs:batch", batch), options.jobs),
         }
         rounds = []
         for _ in range(options.rounds + 1):
-            times: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+            times: dict[str, tuple[float, ...]] = {}
             for name, (act, count) in rows.items():
+                seconds_of.clear()
                 before, began = _cpu_seconds(server.pid), time.monotonic()
                 act()
                 seconds = time.monotonic() - began
-                times[name] = count / seconds, 1000 * (_cpu_seconds(server.pid) - before) / count
-            rounds.append(dict(times))
-            print({name: f"{rate:.0f}/s, {cpu:.2f} ms" for name, (rate, cpu) in times.items()}, flush=True)
+                cpu = 1000 * (_cpu_seconds(server.pid) - before) / count
+                slow = 1000 * float(np.percentile(seconds_of or [0.0], 99))
+                times[name] = count / seconds, cpu, slow
+            rounds.append(times)
+            print({name: f"{rate:.0f}/s, {cpu:.2f} ms" for name, (rate, cpu, _) in times.items()}, flush=True)
     return rounds[1:]  # the first one warms up
 
 

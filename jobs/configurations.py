@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from jobs import seed_groups
@@ -76,10 +77,17 @@ class Measure:
 
 
 def measured(
-    session: Session, configurations: Sequence[Configuration]
+    session: Session, configurations: Sequence[Configuration], *only: ColumnElement[bool]
 ) -> Iterator[tuple[Configuration, Measure, Result]]:
-    """Yield every number that was measured on the jobs of each configuration, over their seeds."""
-    results = seed_groups.results_of(session, [sorted(each.jobs, key=lambda job: job.id) for each in configurations])
+    """Yield every number that was measured on the jobs of each configuration, over their seeds.
+
+    Args:
+        session: a reading transaction.
+        configurations: those that are compared.
+        only: conditions for evaluations; by default all count.
+    """
+    groups = [sorted(each.jobs, key=lambda job: job.id) for each in configurations]
+    results = seed_groups.results_of(session, groups, *only)
     for configuration, of_one in zip(configurations, results, strict=True):
         for result in of_one:
             yield configuration, _measure(configuration, result), result

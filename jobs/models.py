@@ -444,6 +444,7 @@ class Evaluation(Hideable, Base):
             "seed",
             "metric",
         ),
+        Index("ix_evaluations_dataset", "dataset_digest", "protocol"),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     # The checkpoint's sha256, or the digest of the features' spec.
@@ -468,6 +469,7 @@ class JobEvaluation(Base):
     """A link from a job to an evaluation that it measured; a value measured twice is stored once and linked twice."""
 
     __tablename__ = "job_evaluations"
+    __table_args__ = (Index("ix_job_evaluations_evaluation", "evaluation_id"),)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
 

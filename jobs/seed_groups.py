@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from jobs.checkpoints import BEST_METRIC
@@ -91,10 +91,16 @@ def results(session: Session, jobs: Sequence[Job]) -> list[Result]:
     return results_of(session, [jobs])[0]
 
 
-def results_of(session: Session, groups: Sequence[Sequence[Job]]) -> list[list[Result]]:
-    """Return the results of each group; the number of statements does not depend on the number of jobs."""
+def results_of(session: Session, groups: Sequence[Sequence[Job]], *only: ColumnElement[bool]) -> list[list[Result]]:
+    """Return the results of each group; the number of statements does not depend on the number of jobs.
+
+    Args:
+        session: a reading transaction.
+        groups: each oldest first.
+        only: conditions for evaluations; by default all count.
+    """
     newest = [{int(job.spec["seed"]): job for job in jobs} for jobs in groups]  # a newer job replaces an older one
-    measurements = _measurements(session, [job for by_seed in newest for job in by_seed.values()])
+    measurements = _measurements(session, [job for by_seed in newest for job in by_seed.values()], *only)
     return [_results(by_seed, measurements) for by_seed in newest]
 
 
@@ -121,24 +127,25 @@ def _results(by_seed: dict[int, Job], measurements: dict[str, list[_Measurement]
     return [_result(key, measured) for key, measured in table.items()]
 
 
-def _measurements(session: Session, jobs: Sequence[Job]) -> dict[str, list[_Measurement]]:
+def _measurements(session: Session, jobs: Sequence[Job], *only: ColumnElement[bool]) -> dict[str, list[_Measurement]]:
     """Return the measurements by job: an evaluation job's own ones, and those of a training job's checkpoints."""
     by_job: dict[str, list[_Measurement]] = {job.id: [] for job in jobs}
+    measuring_ids = [job.id for job in jobs if job.kind == "evaluate"]
     own = (
         select(JobEvaluation.job_id, Evaluation)
         .join(Evaluation, Evaluation.id == JobEvaluation.evaluation_id)
-        .where(JobEvaluation.job_id.in_([job.id for job in jobs if job.kind == "evaluate"]))
+        .where(JobEvaluation.job_id.in_(measuring_ids), *only)
         .order_by(Evaluation.id)
     )
-    for job_id, evaluation in session.execute(own):
+    for job_id, evaluation in session.execute(own) if measuring_ids else ():
         by_job[job_id].append(_Measurement(evaluation))
     trained = [job.id for job in jobs if job.kind != "evaluate"]
-    ancestors = _measuring_jobs(session, trained)
+    ancestors = _measuring_jobs(session, trained, *only)
     of_checkpoints = (
         select(Evaluation, Checkpoint.epoch, Checkpoint.job_id, JobEvaluation.job_id)
         .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
         .join(JobEvaluation, JobEvaluation.evaluation_id == Evaluation.id)
-        .where(Checkpoint.job_id.in_(trained))
+        .where(Checkpoint.job_id.in_(trained), *only)
         .order_by(Evaluation.id)
     )
     for evaluation, epoch, job_id, measuring_id in session.execute(of_checkpoints):
@@ -148,32 +155,33 @@ def _measurements(session: Session, jobs: Sequence[Job]) -> dict[str, list[_Meas
     return by_job
 
 
-def _measuring_jobs(session: Session, trained_ids: Sequence[str]) -> dict[str, Job]:
+def _measuring_jobs(session: Session, trained_ids: Sequence[str], *only: ColumnElement[bool]) -> dict[str, Any]:
     """Return the jobs that have measured checkpoints of training jobs, with all their ancestors, by id."""
     measuring = (
         select(JobEvaluation.job_id.label("id"))
         .join(Evaluation, Evaluation.id == JobEvaluation.evaluation_id)
         .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
-        .where(Checkpoint.job_id.in_(trained_ids))
+        .where(Checkpoint.job_id.in_(trained_ids), *only)
         .cte(recursive=True)
     )
     is_copy = Job.kind == "evaluate", Job.parent_id.is_not(None)
     parents = select(Job.parent_id).join(measuring, Job.id == measuring.c.id).where(*is_copy)
     ancestors = measuring.union(parents)
-    statement = select(Job).where(Job.id.in_(select(ancestors.c.id)))
-    return {job.id: job for job in session.execute(statement).scalars()}
+    features = Job.spec["features"].as_json().label("features")
+    statement = select(Job.id, Job.kind, Job.parent_id, Job.origin, features)
+    return {row.id: row for row in session.execute(statement.where(Job.id.in_(select(ancestors.c.id))))}
 
 
-def _measures_the_best(jobs: dict[str, Job], measuring_id: str, trained_id: str) -> bool:
+def _measures_the_best(jobs: dict[str, Any], measuring_id: str, trained_id: str) -> bool:
     """Return whether a job is a planned evaluation of the best checkpoint, or a copy of one with its checkpoint."""
     measuring = jobs[measuring_id]
-    planned: Job | None = measuring
+    planned = measuring
     while planned is not None and planned.kind == "evaluate" and planned.parent_id != trained_id:
         planned = jobs.get(planned.parent_id) if planned.parent_id else None
     return (
         planned is not None
         and BEST_ORIGIN.fullmatch(planned.origin or "") is not None
-        and planned.spec["features"] == measuring.spec["features"]
+        and bool(planned.features == measuring.features)
     )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, load_only
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
@@ -19,14 +19,15 @@ from api.rest.csv_files import file, inert
 from api.web.published import Reference, references
 from api.web.render import page
 from jobs.configurations import Configuration, Measure, configurations_of, measured
-from jobs.database import database_time
+from jobs.database import database_time, now_ms
 from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
 from jobs.seed_groups import Result
 from wcl_core.config import protocol_facts, protocol_place
 
 router = APIRouter(include_in_schema=False)
 
-MAX_JOBS = 300
+MAX_JOBS = 5_000  # measured ones of a tab, the newest; a statement names each
+PAGE_SIZE = 100  # entries of each board
 COLUMNS: Final = (
     *("dataset", "digest", "protocol", "version", "metric", "settings", "checkpoint", "kind", "name", "setup"),
     *("mean", "low_95", "high_95", "seeds", "job_ids"),
@@ -68,12 +69,25 @@ class Entry:
 
 @dataclass(frozen=True)
 class Board:
-    """Entries of one measure, best first; `low` and `high` are the ends of the axis."""
+    """Entries of one measure, best first; `low` and `high` are the ends of the axis.
+
+    The page shows those from the number `start` on.
+    """
 
     measure: Measure
     entries: list[Entry]
     low: float
     high: float
+    start: int = 0
+
+    @property
+    def shown(self) -> list[Entry]:
+        return self.entries[self.start : self.start + PAGE_SIZE]
+
+    @property
+    def num_before(self) -> int:
+        """The number of configurations before those that are shown."""
+        return sum(entry.configuration is not None for entry in self.entries[: self.start])
 
     def place(self, value: float) -> float:
         """Return the position of a value on the axis, in percent."""
@@ -87,27 +101,43 @@ class Leaderboard:
     boards: list[Board]
     num_left_out: int  # configurations that were measured at another epoch only
     now: int
+    start: int = 0
+
+    @property
+    def previous(self) -> int | None:
+        """The number of the first entry of the page before; None on the first page."""
+        return max(0, self.start - PAGE_SIZE) if self.start else None
+
+    @property
+    def following(self) -> int | None:
+        """The number of the first entry of the page after; None on the last page."""
+        after = self.start + PAGE_SIZE
+        return after if any(len(board.entries) > after for board in self.boards) else None
 
 
-def leaderboard(session: Session, dataset: str, protocol: str) -> Leaderboard:
+def leaderboard(session: Session, dataset: str, protocol: str, start: int = 0) -> Leaderboard:
     """Return the boards of a dataset and protocol, or of the first ones if those have no evaluations."""
-    tabs = _tabs(session)
+    tabs, now = _tabs(session)
     of_dataset = [tab for tab in tabs if tab.dataset == dataset]
     exact = [tab for tab in of_dataset if tab.protocol == protocol]
     chosen = next(iter(exact or of_dataset or tabs), None)
     boards, num_left_out = ([], 0) if chosen is None else _boards(session, chosen)
-    return Leaderboard(tabs, chosen, boards, num_left_out, database_time(session))
+    shown = [replace(board, start=start) for board in boards]
+    return Leaderboard(tabs, chosen, shown, num_left_out, now or database_time(session), start)
 
 
-def _tabs(session: Session) -> list[Tab]:
-    statement = (
-        select(Dataset.name, Evaluation.dataset_digest, Evaluation.protocol)
-        .join(Dataset, Dataset.digest == Evaluation.dataset_digest)
-        .distinct()
-        .order_by(Dataset.name, Evaluation.protocol)
-    )
-    tabs = [Tab(*row) for row in session.execute(statement)]
-    return sorted(tabs, key=lambda tab: (tab.dataset, protocol_place(tab.protocol)))
+def _tabs(session: Session) -> tuple[list[Tab], int]:
+    """Return the datasets and protocols with evaluations, and the time of the database if there are some."""
+    first = select(func.min(Evaluation.protocol)).where(Evaluation.dataset_digest == Dataset.digest)
+    pairs = select(Dataset.name, Dataset.digest, first.scalar_subquery().label("protocol")).cte(recursive=True)
+    # Each step reads the next protocol of a dataset from an index.
+    of_dataset = Evaluation.dataset_digest == pairs.c.digest, Evaluation.protocol > pairs.c.protocol
+    later = select(func.min(Evaluation.protocol)).where(*of_dataset).correlate(pairs)
+    following = select(pairs.c.name, pairs.c.digest, later.scalar_subquery()).where(pairs.c.protocol.is_not(None))
+    pairs = pairs.union_all(following)
+    rows = session.execute(select(pairs, now_ms().label("now")).where(pairs.c.protocol.is_not(None))).all()
+    tabs = [Tab(name, digest, protocol) for name, digest, protocol, _ in rows]
+    return sorted(tabs, key=lambda tab: (tab.dataset, protocol_place(tab.protocol))), rows[0].now if rows else 0
 
 
 def _boards(session: Session, tab: Tab) -> tuple[list[Board], int]:
@@ -115,20 +145,16 @@ def _boards(session: Session, tab: Tab) -> tuple[list[Board], int]:
 
     The number is of configurations that no board lists: they were measured at another epoch only.
     """
-    ids = (
-        select(Checkpoint.job_id)
-        .join(Evaluation, Evaluation.features_digest == Checkpoint.sha256)
-        .where(Evaluation.dataset_digest == tab.digest, Evaluation.protocol == tab.protocol)
-    )
+    of_tab = Evaluation.dataset_digest == tab.digest, Evaluation.protocol == tab.protocol
+    ids = select(Checkpoint.job_id).join(Evaluation, Evaluation.features_digest == Checkpoint.sha256).where(*of_tab)
     statement = select(Job).where(Job.kind == "pretrain", Job.id.in_(ids)).order_by(Job.id.desc()).limit(MAX_JOBS)
-    newest = list(session.execute(statement).scalars())
+    columns = load_only(Job.id, Job.kind, Job.name, Job.dataset_digest, Job.spec, raiseload=True)
+    newest = list(session.execute(statement.options(columns)).scalars())
     table: dict[Measure, list[Entry]] = {}
     every, listed = set(), set()
-    for configuration, measure, result in measured(session, configurations_of(newest)):
-        is_of_tab = (measure.dataset_digest, measure.protocol) == (tab.digest, tab.protocol)
-        if is_of_tab:
-            every.add(configuration.number)
-        if is_of_tab and not measure.rule.startswith("epoch "):  # of the last or of a selected checkpoint
+    for configuration, measure, result in measured(session, configurations_of(newest), *of_tab):
+        every.add(configuration.number)
+        if not measure.rule.startswith("epoch "):  # of the last or of a selected checkpoint
             listed.add(configuration.number)
             table.setdefault(measure, []).append(Entry(result.mean, configuration, result))
     baselines = _baselines(session, tab)
@@ -193,10 +219,11 @@ def leaderboard_page(
     database: TheDatabase,
     dataset: Annotated[str, Query(max_length=64)] = "",
     protocol: Annotated[str, Query(max_length=64)] = "",
+    start: Annotated[int, Query(ge=0, le=MAX_JOBS * 10)] = 0,
 ) -> Response:
-    """Return the leaderboard of a dataset and a protocol."""
+    """Return the leaderboard of a dataset and a protocol, from an entry on."""
     with database.read() as session:
-        view = leaderboard(session, dataset, protocol)
+        view = leaderboard(session, dataset, protocol, start)
     return page(request, "leaderboard.html", leaderboard=view, now=view.now)
 
 

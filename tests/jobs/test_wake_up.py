@@ -7,15 +7,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 
 from jobs import transitions, wake_up, workers
 from jobs.database import Database, Signal, new_id, now_ms
-from jobs.models import Job
+from jobs.models import Job, Worker
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
 from tests.jobs import rows
@@ -212,3 +213,26 @@ def test_without_a_broker_no_wake_up_is_sent(database: Database, tmp_path: Path)
     add_worker(database)
 
     wake_up.send_where_needed(database, Settings(data_dir=tmp_path))
+
+
+def test_the_queue_is_read_only_where_a_worker_has_room(database: Database, settings: Settings) -> None:
+    rows.add_dataset(database)
+    add_worker(database, is_busy=True)
+    add_worker(database, "other")
+    for _ in range(2):
+        submit(database)
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        statements.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    wake_up.send_where_needed(database, settings)
+    of_pool = [text for text in statements if "jobs.pool IN" in text]
+    database.write(lambda session: session.execute(update(Worker).values(cordoned_at=1)))
+    statements.clear()
+    wake_up.send_where_needed(database, settings)
+    event.remove(database.engine, "before_cursor_execute", note)
+
+    assert len(of_pool) == 1, "the queue of the pool with an idle worker alone"
+    assert [text for text in statements if "FROM jobs" in text] == []
