@@ -872,6 +872,26 @@ class AsyncWclClient(AsyncSweepClient):
         """Revoke a link at once."""
         await self._response("DELETE", f"/v1/shares/{part(share_id)}")
 
+    # ---- saved views of the list of jobs
+
+    async def views(self) -> list[Json]:
+        """Return the saved views of this key, and those that others share, by name."""
+        return await self._items(Json, "/v1/views")
+
+    async def save_view(self, name: str, query: str = "", *, shared: bool = False) -> Json:
+        """Save filters, group and order of the list of jobs under a name.
+
+        Args:
+            name: a view of this key with the same name is replaced.
+            query: of the address of the page of jobs, such as `status=running&group=method`.
+            shared: whether other keys see it, too.
+        """
+        return await self._json(Json, "POST", "/v1/views", json={"name": name, "query": query, "shared": shared})
+
+    async def remove_view(self, view_id: str) -> None:
+        """Remove a saved view."""
+        await self._response("DELETE", f"/v1/views/{part(view_id)}")
+
     # ---- keys; they need an administrator's key
 
     async def keys(self) -> KeyList:
