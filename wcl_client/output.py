@@ -136,6 +136,7 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
         ("progress", None if job["status"] == "succeeded" else progress_text(job)),
         ("now", phase_text(job)),
         ("time", time_left(job) or (job.get("expected_time") or {}).get("text")),
+        ("busy", (job.get("expected_time") or {}).get("busy")),
         ("verdict", verdict_text(job)),
         ("accuracy", job.get("before_training")),
         *(("compared", each["sentence"]) for each in (job.get("verdict") or {}).get("contrasts", ())),

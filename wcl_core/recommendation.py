@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from wcl_core.config import AugmentConfig, DataConfig, PretrainSpec
@@ -33,6 +33,7 @@ _SMALLEST_HURRIED_BATCH = 32  # to which a batch shrinks for one
 _IN_MEMORY = 2 << 30  # bytes of images that a run keeps on its device
 _FEWEST_TO_HOLD_OUT = 500  # images without labels, from which some of them measure the view accuracy
 _MOST_HELD_OUT = 512  # as many as it measures
+_STEM = "its weights load into torchvision and timm by name"
 _MANY = 20_000  # images from which a larger network pays off on a GPU
 _CORE_FLOPS, _GPU_FLOPS = 5.5e10, 4e13  # that training reaches, with views and losses
 # Multiplications of a forward pass of one image, with the side of the image, by backbone and stem.
@@ -255,6 +256,9 @@ def _alternatives(images: Images, machine: Machine, minutes: float) -> Iterator[
             yield [size, *unreadable, *network, batch]
         for side in [side for side in sizes if side < size.value and (stage != "resnet50" or side >= 128)]:
             size = Choice("data.image_size", side, f"with larger images, {short}")
+            if side < 64 and network[-1].reason == _STEM:
+                reason = f"{_STEM}; small keeps more of images below 64 pixels, and takes about 15 times as long"
+                network = [*network[:-1], replace(network[-1], reason=reason)]
             yield [size, *unreadable, *network, batch]
     while batch.value > _SMALLEST_HURRIED_BATCH:
         batch = Choice("batch_size", batch.value // 2, f"with a larger batch, {short}")
@@ -332,10 +336,7 @@ def _network(images: Images, machine: Machine, side: int) -> list[Choice]:
         reason = "images below 64 pixels lose too much in the stem of ImageNet"
         return [Choice("backbone.name", "resnet18", _loads(images)), Choice("backbone.stem", "small", reason)]
     name = "resnet50" if machine.is_gpu and images.count >= _MANY else "resnet18"
-    reason = "its weights load into torchvision and timm by name"
-    if side < 64:
-        reason += "; small keeps more of images below 64 pixels, and takes about 15 times as long"
-    stem = Choice("backbone.stem", "imagenet", reason)
+    stem = Choice("backbone.stem", "imagenet", _STEM)
     return [Choice("backbone.name", name, _loads(images)), stem]
 
 
