@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "create-key":
             scopes = options.scopes.split(",")
             secret = database.acting_for(activity.OPERATOR).write(
-                lambda session: keys.create(session, options.name, scopes, options.expires)[1]
+                lambda session: keys.create(session, options.name, scopes, options.expires, project=options.project)[1]
             )
             write_line(secret)
             with database.read() as session:
@@ -201,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         default=",".join(keys.MEMBER),
         help=f"a comma-separated list of {', '.join(keys.SCOPES)}; default: {','.join(keys.MEMBER)}",
     )
+    key.add_argument("--project", metavar="NAME", help="its project; by default all of them with admin, else `default`")
     key.add_argument("--expires", type=_days, metavar="TIME", help="when it expires, such as 90d; default: never")
     commands.add_parser(
         "audit", help="replay the events of all jobs and compare them with the rows; exits with 1 on a finding"

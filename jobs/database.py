@@ -56,7 +56,9 @@ _BUSY_TIMEOUT_MS = 5_000
 _MAX_TRIES = 8
 _DEFAULT_CONNECTIONS = 5
 _CONNECTION_WAIT_SECONDS = 10.0
+DEFAULT_PROJECT = "00000000-0000-7000-8000-000000000001"
 _ACTOR = "actor"  # in `Session.info`
+_PROJECT = "project"  # in `Session.info`
 _WAL_SAFE_FROM = (3, 51, 3)
 # A network that drops packets would block a thread for hours; the URL can override these.
 _POSTGRES_CONNECTION = {
@@ -223,6 +225,23 @@ def actor_of(session: Session) -> object:
     return session.info.get(_ACTOR)
 
 
+def project_of(session: Session) -> str | None:
+    """Return the id of the project whose rows this session sees; None if it sees those of all (jobs.models)."""
+    project: str | None = session.info.get(_PROJECT)
+    return project
+
+
+@contextmanager
+def within(session: Session, project_id: str | None) -> Iterator[None]:
+    """Let a session see the rows of another project for some statements; None: of all projects."""
+    before = session.info.get(_PROJECT)
+    session.info[_PROJECT] = project_id
+    try:
+        yield
+    finally:
+        session.info[_PROJECT] = before
+
+
 class Database:
     """Short reads and retried writes over one engine.
 
@@ -242,7 +261,10 @@ class Database:
         self._actor: object = None
 
     def acting_for(self, actor: object) -> Database:
-        """Return this database for the requests of one actor: `actor_of` of its sessions returns the actor."""
+        """Return this database for the requests of one actor: `actor_of` of its sessions returns the actor.
+
+        The sessions see the rows of the actor's project only, if it has an attribute `project_id` that names one.
+        """
         database = copy.copy(self)
         database._actor = actor
         return database
@@ -290,7 +312,7 @@ class Database:
 
     def _session(self, connection: Connection) -> JobsSession:
         """Return a session that commits or ends the transaction of a connection."""
-        info = {_ACTOR: self._actor}
+        info = {_ACTOR: self._actor, _PROJECT: getattr(self._actor, "project_id", None)}
         return JobsSession(connection, expire_on_commit=False, join_transaction_mode="control_fully", info=info)
 
     def on(self, signal: Signal, act: Callable[[], None]) -> None:

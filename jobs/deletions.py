@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Integer, Select, Update, and_, cast, func,
 from sqlalchemy.orm import Session
 
 from jobs import access, activity, checkpoints, listing, needs, transitions
-from jobs.database import database_time, new_id, now_ms
+from jobs.database import database_time, new_id, now_ms, within
 from jobs.errors import Conflict, NotFound
 from jobs.events import record
 from jobs.keys import Principal
@@ -271,7 +271,8 @@ def _extent(session: Session, family: _Family) -> Extent:
     result.num_pinned = sum(pinned for _, pinned, _ in files.values())
     result.size = sum(size for _, _, size in files.values())
     only = select(func.count()).select_from(Evaluation).where(Evaluation.id.in_(_linked(ids)), ~_is_shared(ids))
-    result.num_results = session.execute(only).scalar_one()
+    with within(session, None):  # a job of another project may have measured the same value
+        result.num_results = session.execute(only).scalar_one()
     result.continued_by = _continued_by(session, ids)
     sweep_ids = {job.sweep_id for job in members if job.sweep_id}
     lists = select(Sweep.id, Sweep.name).where(Sweep.id.in_(sweep_ids)).order_by(Sweep.id)
@@ -327,6 +328,7 @@ def _record(session: Session, family: _Family, by: Principal) -> None:
         session.add(
             Deletion(
                 id=new_id(),
+                project_id=job.project_id,
                 job_id=job.id,
                 root_id=root_of[job.id],
                 job_name=job.name,
@@ -354,7 +356,8 @@ def _hide(session: Session, ids: Sequence[str]) -> None:
     # The lock comes first: a run that measures the same value now holds the row until it has linked it.
     session.execute(select(Evaluation.id).where(Evaluation.id.in_(_linked(ids))).with_for_update()).all()
     values = update(Evaluation).where(Evaluation.id.in_(_linked(ids)), ~_is_shared(ids))
-    _change(session, values.values(hidden_at=now_ms()))
+    with within(session, None):  # also jobs of other projects that have measured the value
+        _change(session, values.values(hidden_at=now_ms()))
     _change(session, update(Job).where(Job.id.in_(ids)).values(hidden_at=now_ms(), updated_at=now_ms()))
 
 

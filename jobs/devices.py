@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, exists, literal, or_, select
 from sqlalchemy.orm import Session
 
+from jobs.database import within
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Worker
 from jobs.shared_reads import live_workers, newest_worker
 
@@ -167,8 +168,9 @@ def in_use(session: Session, uuids: Collection[str]) -> set[str]:
 def free_of(session: Session, workers: Sequence[Worker]) -> dict[str, Free]:
     """Return the free part of each worker by its id; a worker of an older version runs one attempt at a time."""
     devices = {worker.id: working(of_worker(worker)) for worker in workers}
-    used = in_use(session, [uuid for uuids in devices.values() for uuid in uuids])
-    attempts, busy = _open_attempts(session)
+    with within(session, None):  # a device is free if no project uses it
+        used = in_use(session, [uuid for uuids in devices.values() for uuid in uuids])
+        attempts, busy = _open_attempts(session)
     result = {}
     for worker in workers:
         if worker.cpu_slots is None:

@@ -24,9 +24,9 @@ from sqlalchemy import ColumnElement, Select, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs import activity
+from jobs import activity, projects
 from jobs.access import Principal as Principal
-from jobs.database import Database, database_time, new_id, now_ms
+from jobs.database import DEFAULT_PROJECT, Database, database_time, new_id, now_ms, project_of, within
 from jobs.errors import Conflict, FieldError, Forbidden, Invalid, existing
 from jobs.models import Key, SignInToken
 from jobs.settings import ScopeName
@@ -63,6 +63,7 @@ def create(
     days: int | None = None,
     form_key: str | None = None,
     limits: Mapping[str, int | None] | None = None,
+    project: str | None = None,
 ) -> tuple[Key, str]:
     """Create a key of 256 random bits.
 
@@ -73,12 +74,15 @@ def create(
         days: until it expires; None for a key that does not expire.
         form_key: of the form that creates it (`was_sent`).
         limits: as of `change`.
+        project: its name, or `projects.ALL`; None for that of the transaction, and where there is none for all if the
+            scopes have `admin`, else the default one.
 
     Returns:
         (its row, the secret, which is not stored).
 
     Raises:
         Invalid: a scope is unknown, or there is none; or name, days or limits cannot be one.
+        NotFound: there is no such project.
     """
     if not 0 < len(name) <= 200 or visible(name) != name:
         raise Invalid([FieldError("/name", "expected 1 to 200 characters, without control characters")])
@@ -92,6 +96,7 @@ def create(
         scopes=sorted(set(scopes), key=SCOPES.index),
         expires_at=_expiry(session, days),
         form_key=form_key or None,
+        project_id=projects.of_new_key(session, project, scopes),
     )
     _set_limits(key, limits or {})
     session.add(key)
@@ -99,6 +104,7 @@ def create(
     session.refresh(key)
     set_limits = {each: limit for each, limit in (limits or {}).items() if limit is not None}
     facts: dict[str, Any] = {"scopes": key.scopes, "expires": _day(key.expires_at), "limits": set_limits or None}
+    facts["project"] = project
     activity.note(session, "key.create", key.id, name, **facts)
     return key, secret
 
@@ -108,25 +114,32 @@ def was_sent(session: Session, form_key: str) -> bool:
     return session.execute(select(Key.id).where(Key.form_key == form_key)).first() is not None
 
 
-def change(session: Session, key_id: str, limits: Mapping[str, int | None]) -> Key:
-    """Change limits of a key (jobs.limits).
+def change(session: Session, key_id: str, limits: Mapping[str, int | None], project: str | None = None) -> Key:
+    """Change limits of a key (jobs.limits), or move it to another project; its jobs stay where they are.
 
     Args:
         session: a writing transaction.
         key_id: of the key.
         limits: of `LIMITS`, by name; None for that of the service.
+        project: its name, or `projects.ALL`; None leaves the key where it is.
 
     Raises:
-        NotFound: there is no such key.
-        Conflict: it is revoked.
+        NotFound: there is no such key, or no such project.
+        Forbidden: the transaction may not give access to all projects.
+        Conflict: it is revoked, or the last active key with `admin` in all projects would move into one.
         Invalid: a limit is out of range.
     """
     key = existing(session.get(Key, key_id, with_for_update=True), f"key {key_id}")
     if key.revoked_at is not None:
         raise Conflict(f"the key {key.name} is revoked; create another one")
     _set_limits(key, limits)
+    if project is not None:
+        project_id = projects.of_new_key(session, project, key.scopes)
+        if project_id is not None and [each.id for each in _administrators(session, is_locking=True)] == [key_id]:
+            raise Conflict(f"{key.name} is the last key with `admin` for all projects; create another one first")
+        key.project_id = project_id
     session.flush()
-    activity.note(session, "key.change", key_id, key.name, limits=dict(limits))
+    activity.note(session, "key.change", key_id, key.name, limits=dict(limits) or None, project=project)
     return key
 
 
@@ -231,8 +244,11 @@ def _keep_person(session: Session, user: str, scopes: list[str]) -> None:
     key = session.execute(_of_person(user).with_for_update()).scalar_one_or_none()
     if key is not None:
         key.scopes = scopes
+        if "admin" not in scopes and key.project_id is None:  # the person is no administrator any more
+            key.project_id = DEFAULT_PROJECT
         return
-    key = Key(id=new_id(), name=user, hash=_hash(_new_secret()), scopes=scopes, proxy_user=user)
+    project_id = projects.of_new_key(session, None, scopes)
+    key = Key(id=new_id(), name=user, hash=_hash(_new_secret()), scopes=scopes, proxy_user=user, project_id=project_id)
     session.add(key)
     session.flush()
     activity.note(session, "key.create", key.id, user, by=_as_principal(key), scopes=scopes, signed_in_by="a proxy")
@@ -265,18 +281,23 @@ def revoke(session: Session, key_id: str, *, last_administrator: bool = False) -
 
 
 def _administrators(session: Session, *, is_locking: bool = False) -> list[Any]:
-    """Return (id, name, scopes, expires_at) of the active keys with `admin`, without people whom a proxy signs in.
+    """Return (id, name, scopes, expires_at) of the active keys with `admin` in all projects.
+
+    People whom a proxy signs in are not among them.
 
     Locking them lets two administrators who revoke each other's key take turns.
     """
-    own = (*is_active(), Key.proxy_user.is_(None))
+    own = (*is_active(), Key.proxy_user.is_(None), Key.project_id.is_(None))
     active = select(Key.id, Key.name, Key.scopes, Key.expires_at).where(*own).order_by(Key.id)
-    rows = session.execute(active.with_for_update(key_share=True) if is_locking else active)
+    with within(session, None):
+        rows = session.execute(active.with_for_update(key_share=True) if is_locking else active)
     return [row for row in rows if "admin" in row.scopes]
 
 
 def notice(session: Session) -> str | None:
     """Return what operators should know about the keys with `admin`: that there is none, or that all of them expire."""
+    if project_of(session) is not None:  # that is for those who manage the service
+        return None
     administrators = _administrators(session)
     command = f"`python -m jobs create-key NAME --scopes {','.join(ADMINISTRATOR)}` on the server's machine"
     if not administrators:
@@ -301,16 +322,17 @@ def has_keys(session: Session) -> bool:
 
 
 def ended(session: Session, principals: Collection[Principal]) -> set[Principal]:
-    """Return those whose key is revoked, expired or rotated since, or whose browser session is over."""
+    """Return those whose key is revoked, expired, rotated or moved to another project, or whose session is over."""
     ids, hashes = {each.key_id for each in principals}, {each.session for each in principals if each.session}
-    active = select(Key.id, Key.rotated_at).where(Key.id.in_(ids), *is_active())
-    keys = {(key_id, rotated_at) for key_id, rotated_at in session.execute(active)}
+    active = select(Key.id, Key.rotated_at, Key.project_id).where(Key.id.in_(ids), *is_active())
+    keys = {tuple(row) for row in session.execute(active)}
     open_sessions = select(SignInToken.hash).where(SignInToken.hash.in_(hashes), SignInToken.expires_at > now_ms())
     sessions = set(session.execute(open_sessions).scalars()) if hashes else set()
     return {
         each
         for each in principals
-        if (each.key_id, each.rotated_at) not in keys or (each.session and each.session not in sessions)
+        if (each.key_id, each.rotated_at, each.project_id) not in keys
+        or (each.session and each.session not in sessions)
     }
 
 
@@ -411,7 +433,14 @@ def _principal(session: Session, *where: ColumnElement[bool]) -> Principal | Non
 
 
 def _as_principal(key: Key) -> Principal:
-    return Principal(key.id, key.name, frozenset(key.scopes), expires_at=key.expires_at, rotated_at=key.rotated_at)
+    return Principal(
+        key.id,
+        key.name,
+        frozenset(key.scopes),
+        expires_at=key.expires_at,
+        rotated_at=key.rotated_at,
+        project_id=key.project_id,
+    )
 
 
 def _new_secret() -> str:

@@ -24,6 +24,7 @@ Policy, DeviceUse
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
@@ -42,20 +43,21 @@ from sqlalchemy import (
     UniqueConstraint,
     desc,
     event,
+    exists,
     false,
     text,
 )
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, mapped_column, with_loader_criteria
+from sqlalchemy.sql.base import ExecutableOption
 
-from jobs.database import JobsSession, now_ms, queue_place
+from jobs.database import DEFAULT_PROJECT, JobsSession, now_ms, project_of, queue_place
 from wcl_core.config import completed_spec, stored_spec
 from wcl_core.protocol import storable
 
 TRAINING, EMBEDDINGS = "training", "embeddings"  # kinds of checkpoint files; no run starts from embeddings
 LIVE_STATES = ("idle", "busy")  # of a worker; the others are stopped and lost
 SUCCESS, CHECKPOINT = "success", "checkpoint"  # what a dependency requires of the needed job
-DEFAULT_PROJECT = "00000000-0000-7000-8000-000000000001"
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -130,7 +132,66 @@ def _leave_out_hidden(state: ORMExecuteState) -> None:
         state.statement = state.statement.options(_IS_VISIBLE)
 
 
+class InProject:
+    """Rows of one project: a session that acts for a key of another project does not see them (`project_of`).
+
+    The same holds for the rows of `OfJob` and of the other classes of `_in_project`, by what they belong to.
+    """
+
+    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
+
+
+class OfJob:
+    """Rows of a job, by their `job_id`; they are in the project of the job."""
+
+    job_id: Mapped[str] = mapped_column(_Id)
+
+
+@event.listens_for(JobsSession, "do_orm_execute")
+def _confine(state: ORMExecuteState) -> None:
+    """Restrict each statement to the project of its session, so that no query can forget to."""
+    if not state.is_insert and (project := project_of(state.session)) is not None:
+        state.statement = state.statement.options(*_in_project(project))
+
+
+@functools.lru_cache(maxsize=256)
+def _in_project(project: str) -> tuple[ExecutableOption, ...]:
+    # Tables and not classes: the conditions of the classes would apply inside of these, too.
+    jobs, webhooks, links, keys = (
+        model.__table__.alias(f"{model.__tablename__}_in_project") for model in (Job, Webhook, JobEvaluation, Key)
+    )
+    return (
+        with_loader_criteria(InProject, lambda model: model.project_id == project, include_aliases=True),
+        with_loader_criteria(
+            OfJob,
+            lambda model: exists().where(jobs.c.id == model.job_id, jobs.c.project_id == project),
+            include_aliases=True,
+        ),
+        with_loader_criteria(
+            WebhookDelivery,
+            lambda model: exists().where(webhooks.c.id == model.webhook_id, webhooks.c.project_id == project),
+            include_aliases=True,
+        ),
+        with_loader_criteria(
+            Evaluation,
+            lambda model: exists().where(
+                links.c.evaluation_id == model.id, jobs.c.id == links.c.job_id, jobs.c.project_id == project
+            ),
+            include_aliases=True,
+        ),
+        with_loader_criteria(
+            DeviceUse,
+            lambda model: exists().where(keys.c.id == model.owner_id, keys.c.project_id == project),
+            include_aliases=True,
+        ),
+        with_loader_criteria(Key, lambda model: model.project_id == project, include_aliases=True),
+        with_loader_criteria(Project, lambda model: model.id == project, include_aliases=True),
+    )
+
+
 class Project(Base):
+    """A group of keys, and what they have submitted."""
+
     __tablename__ = "projects"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(_String(200), unique=True)
@@ -146,7 +207,7 @@ _STARRED = text("starred_at IS NOT NULL")
 _REFERENCE = text("reference_at IS NOT NULL")
 
 
-class Job(Hideable, Base):
+class Job(InProject, Hideable, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_claim", "status", "pool", desc("priority"), "queue_place"),
@@ -165,7 +226,6 @@ class Job(Hideable, Base):
         Index("ix_jobs_starred", "id", sqlite_where=_STARRED, postgresql_where=_STARRED),
     )
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
     created_by: Mapped[str | None] = mapped_column(_Id)
     request_id: Mapped[str | None] = mapped_column(_String(64))  # of the submission (jobs.logs)
     kind: Mapped[str] = mapped_column(_String(32))
@@ -213,12 +273,13 @@ class Job(Hideable, Base):
     thinned_at: Mapped[int | None]  # since then its long curves have fewer points (jobs.expiry)
 
 
-class Deletion(Base):
+class Deletion(InProject, Base):
     """The record that a user deleted a job; it stays when every other row of the job is removed."""
 
     __tablename__ = "deletions"
     __table_args__ = (Index("ix_deletions_job", "job_id"), Index("ix_deletions_root", "root_id"))
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT)
     job_id: Mapped[str] = mapped_column(_Id)  # no foreign key: the row goes
     root_id: Mapped[str] = mapped_column(_Id)  # the job that the user deleted: this one, or the one that it evaluates
     job_name: Mapped[str] = mapped_column(_String(200))
@@ -250,7 +311,7 @@ class Activity(Base):
     details: Mapped[dict[str, Any] | None]
 
 
-class Attempt(Base):
+class Attempt(OfJob, Base):
     __tablename__ = "attempts"
     __table_args__ = (Index("ix_attempts_ended", "ended_at"),)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
@@ -273,7 +334,7 @@ class Attempt(Base):
     drain_requested_at: Mapped[int | None]
 
 
-class AttemptNode(Base):
+class AttemptNode(OfJob, Base):
     """A worker of an attempt on several nodes; the first one renews the attempt, each other one its own row."""
 
     __tablename__ = "attempt_nodes"
@@ -291,7 +352,7 @@ class AttemptNode(Base):
     ended_at: Mapped[int | None]  # its ranks have ended well; it needs no renewal
 
 
-class AttemptDevice(Base):
+class AttemptDevice(OfJob, Base):
     """A device of an attempt; no two attempts use one device at a time."""
 
     __tablename__ = "attempt_devices"
@@ -313,7 +374,7 @@ class AttemptDevice(Base):
     released_at: Mapped[int | None]  # the end of the attempt; None while it uses the device
 
 
-class Event(Base):
+class Event(OfJob, Base):
     __tablename__ = "events"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -322,7 +383,7 @@ class Event(Base):
     data: Mapped[dict[str, Any]]
 
 
-class Series(Base):
+class Series(OfJob, Base):
     __tablename__ = "series"
     __table_args__ = (UniqueConstraint("job_id", "name"),)
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
@@ -354,7 +415,7 @@ class Rollup(Base):
     last: Mapped[float]
 
 
-class Log(Base):
+class Log(OfJob, Base):
     __tablename__ = "logs"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -364,7 +425,7 @@ class Log(Base):
     at: Mapped[int] = mapped_column(default=now_ms())
 
 
-class Checkpoint(Hideable, Base):
+class Checkpoint(OfJob, Hideable, Base):
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "attempt", "step"), Index("ix_checkpoints_sha256", "sha256"))
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
@@ -406,7 +467,7 @@ class Weights(Base):
     created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
-class Artifact(Base):
+class Artifact(OfJob, Base):
     """A small file for display; a later file of the same name replaces it."""
 
     __tablename__ = "artifacts"
@@ -422,7 +483,7 @@ class Artifact(Base):
     created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
-class Grouping(Base):
+class Grouping(OfJob, Base):
     __tablename__ = "groupings"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -465,7 +526,7 @@ class Evaluation(Hideable, Base):
     created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
-class JobEvaluation(Base):
+class JobEvaluation(OfJob, Base):
     """A link from a job to an evaluation that it measured; a value measured twice is stored once and linked twice."""
 
     __tablename__ = "job_evaluations"
@@ -602,6 +663,8 @@ class Key(Base):
     max_submissions: Mapped[int | None] = mapped_column(Integer)  # a minute
     form_key: Mapped[str | None] = mapped_column(_String(200))  # of the form that created it
     proxy_user: Mapped[str | None] = mapped_column(_String(200))  # the person whom a proxy signs in
+    # None: all projects.  A key that a server of an older version adds is in the default one.
+    project_id: Mapped[str | None] = mapped_column(_String(36).evaluates_none(), server_default=DEFAULT_PROJECT)
 
 
 class DeviceUse(Base):
@@ -644,11 +707,12 @@ class SignInToken(Base):
     expires_at: Mapped[int]
 
 
-class Share(Base):
+class Share(InProject, Base):
     """A link that shows jobs without a key (jobs.shares); only the hash of its secret is stored."""
 
     __tablename__ = "shares"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT)
     hash: Mapped[str] = mapped_column(_String(64), unique=True)
     form_key: Mapped[str | None] = mapped_column(_String(200), unique=True)  # of the form that created it
     created_by: Mapped[str] = mapped_column(ForeignKey("keys.id"))
@@ -659,7 +723,7 @@ class Share(Base):
     revoked_by_name: Mapped[str | None] = mapped_column(_String(200))
 
 
-class ShareJob(Base):
+class ShareJob(OfJob, Base):
     """A job that a link shows."""
 
     __tablename__ = "share_jobs"
@@ -668,12 +732,13 @@ class ShareJob(Base):
     place: Mapped[int] = mapped_column(Integer)
 
 
-class SavedView(Base):
+class SavedView(InProject, Base):
     """A named view of the list of jobs: filters, group and order (jobs.views)."""
 
     __tablename__ = "saved_views"
     __table_args__ = (UniqueConstraint("created_by", "name"),)
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT)
     created_by: Mapped[str] = mapped_column(ForeignKey("keys.id"))
     created_by_name: Mapped[str] = mapped_column(_String(200))  # of the key, at that time
     name: Mapped[str] = mapped_column(_String(100))
@@ -692,27 +757,26 @@ class IdempotencyKey(Base):
     created_at: Mapped[int] = mapped_column(default=now_ms())
 
 
-class Dependency(Base):
+class Dependency(OfJob, Base):
     __tablename__ = "dependencies"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     needs_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     until: Mapped[str] = mapped_column(_String(16), server_default=text(f"'{SUCCESS}'"))
 
 
-class Tag(Base):
+class Tag(OfJob, Base):
     __tablename__ = "tags"
     __table_args__ = (Index("ix_tags_tag", "tag"),)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     tag: Mapped[str] = mapped_column(_String(64), primary_key=True)
 
 
-class Sweep(Base):
+class Sweep(InProject, Base):
     """A search over fields of a training spec; its next step follows from its jobs (jobs.sweeps)."""
 
     __tablename__ = "sweeps"
     __table_args__ = (Index("ix_sweeps_status", "status"),)
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
     created_by: Mapped[str | None] = mapped_column(_Id)
     name: Mapped[str] = mapped_column(_String(200))
     search: Mapped[str] = mapped_column(_String(16))
@@ -745,12 +809,11 @@ class SweepTrial(Base):
     settings: Mapped[dict[str, Any]]  # values by the dotted names of fields
 
 
-class Webhook(Base):
+class Webhook(InProject, Base):
     """A receiver of messages about jobs (jobs.webhooks); no response but that of its creation holds the secret."""
 
     __tablename__ = "webhooks"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
-    project_id: Mapped[str] = mapped_column(_Id, default=DEFAULT_PROJECT)
     created_by: Mapped[str | None] = mapped_column(_Id)
     name: Mapped[str] = mapped_column(_String(200))
     url: Mapped[str] = mapped_column(_Text)

@@ -6,13 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session, make_transient_to_detached
 
 from jobs import access, activity, logs
-from jobs.database import Signal, add_rows, new_id, queue_places, signal
+from jobs.database import DEFAULT_PROJECT, Signal, add_rows, new_id, project_of, queue_places, signal
 from jobs.datasets import pinned_digest
-from jobs.models import CHECKPOINT, DEFAULT_PROJECT, SUCCESS, Activity, Dataset, Dependency, Event, Job, Tag
+from jobs.models import (
+    CHECKPOINT,
+    SEES_HIDDEN,
+    SUCCESS,
+    Activity,
+    Checkpoint,
+    Dataset,
+    Dependency,
+    Event,
+    Job,
+    Sweep,
+    Tag,
+)
 from jobs.status import Status
 from wcl_core.config import Kind, PretrainSpec, Spec, resolve_spec, version_of
 
@@ -150,6 +162,7 @@ def _values(session: Session, checked: Checked) -> dict[str, Any]:
     spec = resolve_spec(new.spec)
     return {name: getattr(new, name) for name in _COPIED} | {
         "id": new_id(),
+        "project_id": _project(session, new),
         "name": new.name or default_name(new.spec),
         "status": status,
         "spec_version": version_of(spec),
@@ -160,6 +173,23 @@ def _values(session: Session, checked: Checked) -> dict[str, Any]:
         "event_seq": 1,
         "request_id": logs.request_id(),
     }
+
+
+def _project(session: Session, new: NewJob) -> str:
+    """Return the project of a new job: that of the transaction, else that of the sweep, job or checkpoint behind it."""
+    if (own := project_of(session)) is not None:
+        return own
+    if new.sweep_id is not None:
+        origin = select(Sweep.project_id).where(Sweep.id == new.sweep_id)
+    elif new.parent_id is not None:
+        origin = select(Job.project_id).where(Job.id == new.parent_id)
+    elif new.resume_checkpoint_id is not None:
+        origin = select(Job.project_id).join(Checkpoint, Checkpoint.job_id == Job.id)
+        origin = origin.where(Checkpoint.id == new.resume_checkpoint_id)
+    else:
+        return DEFAULT_PROJECT
+    project_id: str | None = session.execute(origin, execution_options=SEES_HIDDEN).scalar_one_or_none()
+    return project_id or DEFAULT_PROJECT
 
 
 def nodes_of(spec: Spec) -> int:

@@ -38,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from jobs import policies
-from jobs.database import now_ms
+from jobs.database import now_ms, within
 from jobs.eligibility import NEEDS, Needs, is_due
 from jobs.models import SEES_HIDDEN, Attempt, DeviceUse, Job, Key, Policy
 from jobs.shared_reads import once
@@ -375,7 +375,8 @@ def job_queue(session: Session, *, is_fresh: bool = False) -> Queue:
     """Return the queue as it is at the first call within the transaction, or now if `is_fresh`."""
     queue: Queue | None = session.info.get(_QUEUE)
     if queue is None or is_fresh:
-        queue = session.info[_QUEUE] = _read(session)
+        with within(session, None):  # the devices are shared by all projects
+            queue = session.info[_QUEUE] = _read(session)
     return queue
 
 

@@ -26,7 +26,8 @@ def set_reference(session: Session, job_id: str, is_reference: bool) -> None:
         raise Conflict("only a training can be the reference, and this job is an evaluation")
     if is_reference:
         others = (Job.dataset_name == job.dataset_name, Job.reference_at.is_not(None), Job.id != job_id)
-        session.execute(update(Job).where(*others).values(reference_at=None))
+        own = Job.project_id == job.project_id  # each project has a reference of its own
+        session.execute(update(Job).where(own, *others).values(reference_at=None))
     values = {"reference_at": now_ms() if is_reference else None, "updated_at": now_ms()}
     session.execute(update(Job).where(Job.id == job_id).values(values))
     record(session, job_id, "changed", {"reference": is_reference})

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, select, true, update
+from sqlalchemy import ColumnElement, and_, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from jobs import activity
 from jobs.comparisons import comparison
-from jobs.database import database_time, new_id, now_ms
+from jobs.database import database_time, new_id, now_ms, within
 from jobs.errors import FieldError, Forbidden, Invalid, NotFound
 from jobs.events import record
 from jobs.keys import Principal, is_active
@@ -65,7 +65,8 @@ def create(
 
     Raises:
         NotFound: there is no such job.
-        Invalid: there is no job, or these are too many for a comparison; or the number of days is out of range.
+        Invalid: there is no job, or these are too many for a comparison, or of several projects; or the number of days
+            is out of range.
     """
     job_ids = list(dict.fromkeys(job_ids))
     if not job_ids:
@@ -75,9 +76,13 @@ def create(
     if form_key and session.execute(select(Share.id).where(Share.form_key == form_key)).first() is not None:
         return None
     comparison(session, job_ids)  # what the link shows
+    project_ids = set(session.execute(select(Job.project_id).where(Job.id.in_(job_ids))).scalars())
+    if len(project_ids) > 1:
+        raise Invalid([FieldError("/jobs", "expected jobs of one project; create a link for each")])
     secret = _PREFIX + secrets.token_urlsafe(32)
     share = Share(
         id=new_id(),
+        project_id=project_ids.pop(),
         hash=_hash(secret),
         form_key=form_key or None,
         created_by=by.key_id,
@@ -94,19 +99,34 @@ def create(
     return share, secret
 
 
-def find(session: Session, secret: str) -> list[str] | None:
-    """Return the ids of the jobs that a link shows; None if it is unknown, expired or revoked, or shows no job."""
-    is_open = (Share.revoked_at.is_(None), Share.expires_at > now_ms(), *is_active())
+@dataclass(frozen=True)
+class Visitor:
+    """Whoever opens a link: a transaction that acts for a visitor sees the link's project only (`acting_for`)."""
+
+    project_id: str
+
+
+def find(session: Session, secret: str) -> tuple[Visitor, list[str]] | None:
+    """Return the visitor of a link and the ids of its jobs; None for a link that does not work or shows no job."""
+    is_open = (Share.revoked_at.is_(None), Share.expires_at > now_ms(), *_has_key())
     owned = select(Share.id).join(Key, Key.id == Share.created_by).where(Share.hash == _hash(secret), *is_open)
-    shown = select(Job.id).join(ShareJob, ShareJob.job_id == Job.id).where(ShareJob.share_id.in_(owned))
-    return list(session.execute(shown.order_by(ShareJob.place)).scalars()) or None
+    shown = select(Job.id, Job.project_id).join(ShareJob, ShareJob.job_id == Job.id)
+    rows = session.execute(shown.where(ShareJob.share_id.in_(owned)).order_by(ShareJob.place)).all()
+    return (Visitor(rows[0].project_id), [row.id for row in rows]) if rows else None
+
+
+def _has_key() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of links whose key grants access, and still to the project of the link."""
+    return *is_active(), or_(Key.project_id.is_(None), Key.project_id == Share.project_id)
 
 
 def links(session: Session, by: Principal) -> list[Link]:
     """Return the newest 1,000 links that a key manages: its own ones, and for an administrator all."""
-    has_key = and_(*is_active()).label("has_key")
+    has_key = and_(*_has_key()).label("has_key")
     statement = select(Share, has_key).join(Key, Key.id == Share.created_by).where(_is_managed(by))
-    rows = session.execute(statement.order_by(Share.id.desc()).limit(1_000)).all()
+    is_seen = true() if by.project_id is None else Share.project_id == by.project_id
+    with within(session, None):  # a key of all projects may have created one
+        rows = session.execute(statement.where(is_seen).order_by(Share.id.desc()).limit(1_000)).all()
     named = select(ShareJob.share_id, Job.id, Job.name).join(Job, Job.id == ShareJob.job_id).order_by(ShareJob.place)
     jobs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for share_id, job_id, name in session.execute(named.where(ShareJob.share_id.in_([row.Share.id for row in rows]))):

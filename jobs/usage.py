@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, load_only
 
 from jobs.attempts import AttemptRef
 from jobs.checkpoints import is_good, users
-from jobs.database import database_time, insert
+from jobs.database import database_time, insert, project_of, within
 from jobs.models import SEES_HIDDEN, Artifact, Attempt, Checkpoint, DeviceUse, Job, Key
 
 DAY_MS = 86_400_000
@@ -104,6 +104,9 @@ def monthly(session: Session, month: str | None = None) -> list[Usage]:
             usage.cpu_ms += 0 if attempt.gpus else milliseconds * devices
             usage.jobs += int(place == 0 and attempt.number == 1)
             usage.attempts += int(place == 0)
+    if (project := project_of(session)) is not None:  # as the stored use: that of the keys of the project
+        own = set(session.execute(select(Key.id).where(Key.project_id == project)).scalars())
+        result = {place: usage for place, usage in result.items() if usage.owner_id in own}
     names = names_of(session)
     for usage in result.values():
         usage.owner = names.get(usage.owner_id, "")
@@ -114,7 +117,8 @@ def monthly(session: Session, month: str | None = None) -> list[Usage]:
 
 def names_of(session: Session) -> dict[str, str]:
     """Return the names of all keys by id."""
-    return {row.id: row.name for row in session.execute(select(Key.id, Key.name))}
+    with within(session, None):  # keys of all projects submit jobs, too
+        return {row.id: row.name for row in session.execute(select(Key.id, Key.name))}
 
 
 def _month(day: int) -> str:

@@ -43,6 +43,7 @@ def save(session: Session, by: Principal, name: str, query: str, *, is_shared: b
         raise Invalid([FieldError("/name", f"this key has {MAX_VIEWS} views; remove one first")])
     if row is None:
         row = SavedView(id=new_id(), created_by=by.key_id, created_by_name=by.name, name=name)
+        row.project_id = access.new_project(session)
         session.add(row)
     row.query, row.is_shared = query, is_shared
     session.flush()

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 from jobs import access, activity, needs
 from jobs.checked_files import BadFile
 from jobs.checkpoints import is_good
-from jobs.database import Database
+from jobs.database import Database, within
 from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.models import Checkpoint, Job, Weights
 from jobs.status import Reason, Status
@@ -187,10 +187,11 @@ def _resume_waiting(session: Session, sha256: str) -> None:
 
     needs_it = (Job.status_reason == Reason.MISSING_CHECKPOINT, Job.spec["weights"].as_string() == sha256)
     paused = select(Job.id).where(Job.status == Status.PAUSED, *needs_it).order_by(Job.id)
-    for job_id in session.execute(paused).scalars().all():
-        message = "its weights are imported again"
-        before = frozenset({Status.PAUSED})
-        move(session, job_id, before, Status.QUEUED, "resumed", message=message, not_before=None)
+    with within(session, None):  # all projects share imported weights
+        for job_id in session.execute(paused).scalars().all():
+            message = "its weights are imported again"
+            before = frozenset({Status.PAUSED})
+            move(session, job_id, before, Status.QUEUED, "resumed", message=message, not_before=None)
 
 
 def add(session: Session, row: Weights) -> Weights:
@@ -279,8 +280,11 @@ def remove_row(session: Session, sha256: str) -> None:
     """Remove the row alone; otherwise as `remove`."""
     row = session.get(Weights, sha256, with_for_update=True)
     row = existing(row, f"imported weights with the digest {sha256[:100]}")
-    access.check_owner(session, row.created_by, f"the weights {row.name}")
+    access.check_owner_of_shared(session, row.created_by, f"the weights {row.name}")
     if users := needs.of_files(session, [sha256]):
         raise Conflict(f"{users[0].user} needs the weights; cancel it, or wait for its end")
+    with within(session, None):
+        if needs.of_files(session, [sha256]):
+            raise Conflict("an unfinished job or sweep of another project needs the weights; try again later")
     session.execute(delete(Weights).where(Weights.sha256 == sha256))
     activity.note(session, "weights.remove", sha256, row.name)

@@ -273,13 +273,17 @@ def workers_table(workers: Sequence[Worker]) -> Rows:
 
 
 def keys_table(keys: Sequence[Key]) -> Rows:
-    """Return a table with a row for each key."""
-    table = Rows("id", "name", "scopes", "limits", "expires", "last used", "created", cut=("name", "limits"))
+    """Return a table with a row for each key; it names projects if there is more than the default one."""
+    has_projects = any(key.get("project") not in (None, "default") for key in keys)
+    columns = ("id", "name", *(("project",) if has_projects else ()), "scopes", "limits", "expires", "last used")
+    table = Rows(*columns, "created", cut=("name", "limits"))
     for key in keys:
         used = f"{age(key['last_used_at'])} ago" if key["last_used_at"] else "never"
         created = f"{age(key['created_at'])} ago"
         limits = key_limits(key).removeprefix("limits of the service")
-        table.add(key["id"][-12:], key["name"], ", ".join(key["scopes"]), limits, expiry(key), used, created)
+        project = (key.get("project") or "all",) if has_projects else ()
+        scopes = ", ".join(key["scopes"])
+        table.add(key["id"][-12:], key["name"], *project, scopes, limits, expiry(key), used, created)
     return table
 
 

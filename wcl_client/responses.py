@@ -316,6 +316,7 @@ class Key(TypedDict):
     max_submissions: int | None
     is_active: bool
     proxy_user: NotRequired[str | None]
+    project: NotRequired[str | None]  # null for a key of all projects; absent: of an older server
 
 
 class NewKey(Key):

@@ -1,8 +1,8 @@
 """Authentication and authorisation: a Bearer key, else the person whom a proxy has signed in, else a session cookie.
 
 The middleware (api.http.middleware) refuses requests without either one, except for the public paths below.  Each route
-declares the scope that it needs by a parameter: `Reader`, `Submitter`, `Owner`, `Admin` or `AnyKey`; `classification`
-finds routes that do not.
+declares the scope that it needs by a parameter: `Reader`, `Submitter`, `Owner`, `Admin`, `ServiceAdmin` or `AnyKey`;
+`classification` finds routes that do not.
 """
 
 from __future__ import annotations
@@ -156,11 +156,18 @@ class Scope:
         name: of the scope.
         is_owner: whether the route changes an object that only its owner and an administrator may change; `jobs.access`
             checks that where the object is read.
+        is_service: whether the route is about what all projects share; a key of one project may not use it.
     """
 
-    def __init__(self, name: str, is_owner: bool = False) -> None:
+    def __init__(self, name: str, is_owner: bool = False, is_service: bool = False) -> None:
         self.name = name
         self.is_owner = is_owner
+        self.is_service = is_service
+
+    @property
+    def need(self) -> str:
+        """The name of what a request needs, for `classification`."""
+        return f"{self.name} of all projects" if self.is_service else self.name
 
     async def __call__(self, request: Request) -> Principal:
         principal = current_principal(request)
@@ -173,6 +180,8 @@ class Scope:
         """Raise `Forbidden` for a key without the scope."""
         if self.name != ANY_SCOPE and self.name not in principal.scopes:
             raise Forbidden(f"the key {principal.name!r} has no scope {self.name!r}")
+        if self.is_service and principal.project_id is not None:
+            raise Forbidden(f"the key {principal.name!r} is of one project; this needs {self.name!r} for all projects")
 
 
 read, submit, admin = Depends(Scope("read")), Depends(Scope("submit")), Depends(Scope("admin"))
@@ -180,7 +189,8 @@ AnyKey = Annotated[Principal, Depends(Scope(ANY_SCOPE))]
 Reader = Annotated[Principal, read]
 Submitter = Annotated[Principal, submit]
 Owner = Annotated[Principal, Depends(Scope("submit", is_owner=True))]
-Admin = Annotated[Principal, admin]
+Admin = Annotated[Principal, admin]  # of the key's own project, or of all
+ServiceAdmin = Annotated[Principal, Depends(Scope("admin", is_service=True))]
 
 
 def classification(app: FastAPI) -> dict[str, str]:
@@ -206,7 +216,7 @@ def owners_routes(app: FastAPI) -> set[str]:
 
 
 def _scope_of(dependant: Dependant | None) -> str:
-    return " ".join(scope.name for scope in _scopes_of(dependant))
+    return " ".join(scope.need for scope in _scopes_of(dependant))
 
 
 def _scopes_of(dependant: Dependant | None) -> list[Scope]:

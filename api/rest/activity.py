@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import AwareDatetime
 
-from api.http.auth import Admin
+from api.http.auth import ServiceAdmin
 from api.http.dependencies import TheDatabase
 from api.rest.responses import Json, Response, Time
 from jobs import activity
@@ -42,7 +42,7 @@ class ActivityPage(Response):
 
 @router.get("")
 def list_activity(
-    principal: Admin,
+    principal: ServiceAdmin,
     database: TheDatabase,
     actor: Annotated[str | None, Query(description="Name or id of a person or key.", max_length=200)] = None,
     action: Annotated[str | None, Query(description="An action, or its first part: job, key.", max_length=64)] = None,

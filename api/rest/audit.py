@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from api.http.auth import Admin
+from api.http.auth import ServiceAdmin
 from api.http.dependencies import HeavySlot, TheDatabase, TheStorage
 from api.http.problems import Unready
 from api.rest.responses import Response
@@ -33,7 +33,7 @@ class Audit(Response):
 
 
 @router.get("")
-def audit_all(principal: Admin, database: TheDatabase, storage: TheStorage, slot: HeavySlot) -> Audit:
+def audit_all(principal: ServiceAdmin, database: TheDatabase, storage: TheStorage, slot: HeavySlot) -> Audit:
     """Replay the events of all jobs, and compare the results with the stored state and the folders of the storage."""
     try:
         return Audit.of(audit.audit(database, storage))

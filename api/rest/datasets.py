@@ -9,7 +9,7 @@ from fastapi import Response as HttpResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http import files
-from api.http.auth import Admin, Reader, Submitter
+from api.http.auth import Reader, ServiceAdmin, Submitter
 from api.http.dependencies import TheDatabase
 from api.rest import responses
 from api.rest.responses import DatasetResponse, RefusedDataset, Response
@@ -97,20 +97,20 @@ def list_datasets(principal: Reader, database: TheDatabase) -> Datasets:
 
 
 @router.post("", status_code=202)
-def add(body: NewDataset, principal: Admin, database: TheDatabase) -> AddedDataset:
+def add(body: NewDataset, principal: ServiceAdmin, database: TheDatabase) -> AddedDataset:
     """Add a dataset, which every worker reads that has its path; the service remembers it."""
     arguments = (body.name, body.path, body.labels, principal.key_id)
     return AddedDataset.of(database.write(lambda session: dataset_sources.add(session, *arguments)))
 
 
 @router.patch("/{name}")
-def rename(name: str, body: NewName, principal: Admin, database: TheDatabase) -> AddedDataset:
+def rename(name: str, body: NewName, principal: ServiceAdmin, database: TheDatabase) -> AddedDataset:
     """Rename a dataset that was added; jobs that have ended keep the old name."""
     return AddedDataset.of(database.write(lambda session: dataset_sources.rename(session, name, body.name)))
 
 
 @router.delete("/{name}", status_code=204)
-def remove(name: str, principal: Admin, database: TheDatabase) -> None:
+def remove(name: str, principal: ServiceAdmin, database: TheDatabase) -> None:
     """Remove a dataset that was added; its files stay."""
     database.write(lambda session: dataset_sources.remove(session, name))
 

@@ -13,7 +13,7 @@ from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheKeyCreation
 from api.rest.job_bodies import Name
 from api.rest.responses import Response, Time
-from jobs import keys
+from jobs import keys, projects
 from jobs.database import Database, database_time
 from jobs.models import Key
 from jobs.settings import ScopeName, Settings
@@ -26,6 +26,11 @@ DaysOrNever = Annotated[
 
 
 LimitOrDefault = Annotated[int | None, Field(ge=1, le=keys.MAX_LIMIT)]
+
+
+ProjectName = Annotated[
+    str, Field(max_length=64, description="Name of a project; `*` for all projects, which a key of all may give.")
+]
 
 
 class _Limits(BaseModel):
@@ -44,9 +49,14 @@ class _Limits(BaseModel):
 
 
 class LimitsBody(_Limits):
-    """Limits to change; those that the body does not name stay."""
+    """Limits to change, and the project to move the key to; what the body does not name stays.
+
+    The key's jobs stay in the project that they were submitted in.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"max_waiting": 200, "max_devices": 4}]})
+
+    project: ProjectName | None = None
 
 
 class KeyBody(_Limits):
@@ -59,6 +69,7 @@ class KeyBody(_Limits):
     name: Name
     scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=4)] = list(keys.MEMBER)
     days: DaysOrNever = None
+    project: ProjectName | None = None
 
 
 class RotateBody(BaseModel):
@@ -74,7 +85,7 @@ class KeyResponse(Response):
 
     `expires_at` is null for a key that does not expire; `rotated_at` says when it got its present secret, if that is
     not its first one.  A limit of null is that of the service.  `proxy_user` names the person whom a proxy signs in;
-    the row owns what the person submits.
+    the row owns what the person submits.  `project` names its project; null for a key of all projects.
     """
 
     id: str
@@ -90,6 +101,7 @@ class KeyResponse(Response):
     max_submissions: int | None
     is_active: bool
     proxy_user: str | None
+    project: str | None
 
 
 class NewKey(KeyResponse):
@@ -123,7 +135,11 @@ def list_keys(principal: Admin, database: TheDatabase) -> Keys:
     """List all keys, without their secrets."""
     with database.read() as session:
         now = database_time(session)
-        items = [KeyResponse.of(row, is_active=keys.grants_access(row, now)) for row in keys.list_keys(session)]
+        names = projects.by_id(session)
+        items = [
+            KeyResponse.of(row, is_active=keys.grants_access(row, now), project=names.get(row.project_id or ""))
+            for row in keys.list_keys(session)
+        ]
         return Keys(items=items, notice=keys.notice(session))
 
 
@@ -140,22 +156,23 @@ def create_key(body: KeyBody, principal: Admin, database: TheDatabase, creation:
     secrets: list[str] = []
 
     def create(session: Session) -> Key:
-        row, secret = keys.create(session, body.name, body.scopes, body.days, limits=body.limits)
+        row, secret = keys.create(session, body.name, body.scopes, body.days, limits=body.limits, project=body.project)
         secrets.append(secret)  # of the last one, if the transaction is repeated
         return row
 
     row = creation.create(body.model_dump(), Key, create, count=0)
     with database.read() as session:
-        is_active = keys.grants_access(row, database_time(session))
-    return CreatedKey.of(row, key=None if creation.is_replay else secrets[-1], is_active=is_active)
+        facts = {"is_active": keys.grants_access(row, database_time(session)), "project": _project(session, row)}
+    return CreatedKey.of(row, key=None if creation.is_replay else secrets[-1], **facts)
 
 
 @router.patch("/keys/{key_id}")
 def change_key(key_id: str, body: LimitsBody, principal: Admin, database: TheDatabase) -> KeyResponse:
-    """Change limits of a key; they hold at once, also for its waiting jobs."""
-    row = database.write(lambda session: keys.change(session, key_id, body.limits))
+    """Change limits of a key, which hold at once, also for its waiting jobs; or move it to another project."""
+    row = database.write(lambda session: keys.change(session, key_id, body.limits, body.project))
     with database.read() as session:
-        return KeyResponse.of(row, is_active=keys.grants_access(row, database_time(session)))
+        is_active = keys.grants_access(row, database_time(session))
+        return KeyResponse.of(row, is_active=is_active, project=_project(session, row))
 
 
 @router.post("/keys/{key_id}/rotate")
@@ -168,7 +185,12 @@ def rotate_key(
     """
     days: keys.Days = body.days if body is not None and body.model_fields_set else "keep"
     row, secret = rotate(database, settings, key_id, days)
-    return NewKey.of(row, key=secret, is_active=True)
+    with database.read() as session:
+        return NewKey.of(row, key=secret, is_active=True, project=_project(session, row))
+
+
+def _project(session: Session, row: Key) -> str | None:
+    return projects.by_id(session).get(row.project_id or "")
 
 
 def rotate(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastapi import APIRouter
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.http.auth import Admin, Reader
+from api.http.auth import Reader, ServiceAdmin
 from api.http.dependencies import TheDatabase
 from api.rest.responses import Response, WorkerResponse
 from jobs import devices, queries, workers
-from jobs.models import Worker
+from jobs.models import Job, Worker
 
 router = APIRouter(prefix="/v1/workers")
 
@@ -30,7 +31,7 @@ def list_workers(principal: Reader, database: TheDatabase) -> Workers:
 
 
 @router.post("/{worker_id}/drain", tags=["operations"])
-def drain(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResponse:
+def drain(worker_id: str, principal: ServiceAdmin, database: TheDatabase) -> WorkerResponse:
     """Drain a worker: it saves its job, returns the job to the queue, takes no other job, and ends.
 
     The drain does not count as a failure of the job.  A second request changes nothing.
@@ -39,22 +40,25 @@ def drain(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResp
 
 
 @router.post("/{worker_id}/cordon", tags=["operations"])
-def cordon(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResponse:
+def cordon(worker_id: str, principal: ServiceAdmin, database: TheDatabase) -> WorkerResponse:
     """Cordon a worker: its jobs go on, and it takes no other one until it is uncordoned, also after a restart."""
     return database.write(lambda session: _responses(session, [workers.cordon(session, worker_id, True)])[0])
 
 
 @router.post("/{worker_id}/uncordon", tags=["operations"])
-def uncordon(worker_id: str, principal: Admin, database: TheDatabase) -> WorkerResponse:
+def uncordon(worker_id: str, principal: ServiceAdmin, database: TheDatabase) -> WorkerResponse:
     """Let a cordoned worker take jobs again.  A second request changes nothing."""
     return database.write(lambda session: _responses(session, [workers.cordon(session, worker_id, False)])[0])
 
 
 def _responses(session: Session, rows: Sequence[Worker]) -> list[WorkerResponse]:
     jobs, on_cpu = devices.users(session, rows), devices.cpu_users(session, rows)
+    ids = {row.job_id for row in rows if row.job_id}
+    seen = set(session.execute(select(Job.id).where(Job.id.in_(ids))).scalars()) if ids else set()
     return [
         WorkerResponse.of(
             row,
+            job_id=row.job_id if row.job_id in seen else None,
             devices=[each.as_json() | {"job_id": jobs.get(each.uuid)} for each in devices.of_worker(row)],
             cpu_job_ids=on_cpu.get(row.id, []),
         )

@@ -88,11 +88,17 @@ class JobPoll:
 
 
 class JobFeed(Feed):
-    """Changes of one job, until it has ended and all of them were sent."""
+    """Changes of one job, until it has ended and all of them were sent.
 
-    def __init__(self, job_id: str) -> None:
+    Args:
+        job_id: the job.
+        project_id: that of the viewers; None for those who see all projects.
+    """
+
+    def __init__(self, job_id: str, project_id: str | None = None) -> None:
         super().__init__()
         self.job_id = job_id
+        self.project_id = project_id
         self.is_over = False
         self._is_deleted = False
         self._mark: Mark | None = None
@@ -226,10 +232,14 @@ class ListFeed(Feed):
     """Hints about which of the newest and of the running jobs and sweeps changed; viewers then fetch the list again.
 
     A slow viewer gets all changes since its last hint at once, so no queue can grow.
+
+    Args:
+        project_id: that of the viewers; None for those who see all projects.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, project_id: str | None = None) -> None:
         super().__init__()
+        self.project_id = project_id
         self.error: Exception | None = None  # the error of the first read, if it failed
         self._version = 0
         self._states: dict[_Listed, Any] = {}

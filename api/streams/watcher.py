@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from api.streams.feeds import Feed, JobFeed, JobPoll, ListFeed
 from jobs import changes, keys
-from jobs.database import Database, is_outage
+from jobs.database import Database, is_outage, within
 from jobs.fault_log import FaultLog
 from jobs.keys import Principal
 
@@ -39,7 +39,7 @@ class _Poll:
     ended: set[Principal]
     gone: list[JobFeed]  # of jobs that are deleted
     jobs: list[tuple[JobFeed, JobPoll]]
-    states: dict[tuple[str, str], object] | None
+    states: list[tuple[ListFeed, dict[tuple[str, str], object]]]
 
 
 class Watcher:
@@ -48,8 +48,8 @@ class Watcher:
     def __init__(self, database: Database, stopping: threading.Event) -> None:
         self._database = database
         self._stopping = stopping
-        self._jobs: dict[str, JobFeed] = {}
-        self._list: ListFeed | None = None
+        self._jobs: dict[tuple[str, str | None], JobFeed] = {}  # by job and project of the viewers
+        self._lists: dict[str | None, ListFeed] = {}  # by project of the viewers
         self._viewers: Counter[Feed] = Counter()
         self._principals: Counter[Principal] = Counter()
         self._ended: set[Principal] = set()
@@ -72,19 +72,21 @@ class Watcher:
     @contextmanager
     def job(self, job_id: str, principal: Principal) -> Iterator[JobFeed]:
         """Return the feed of a job, and keep it while it has a viewer."""
-        feed = self._jobs.get(job_id)
+        place = (job_id, principal.project_id)
+        feed = self._jobs.get(place)
         if feed is None or feed.is_over or feed.is_closed:  # over: changes after the end start another feed
-            feed = self._jobs[job_id] = JobFeed(job_id)
+            feed = self._jobs[place] = JobFeed(*place)
         with self._viewed(feed, principal):
             yield feed
 
     @contextmanager
     def list(self, principal: Principal) -> Iterator[ListFeed]:
         """Return the feed of the lists, and keep it while it has a viewer."""
-        if self._list is None or self._list.is_closed:
-            self._list = ListFeed()
-        with self._viewed(self._list, principal):
-            yield self._list
+        feed = self._lists.get(principal.project_id)
+        if feed is None or feed.is_closed:
+            feed = self._lists[principal.project_id] = ListFeed(principal.project_id)
+        with self._viewed(feed, principal):
+            yield feed
 
     @contextmanager
     def _viewed(self, feed: Feed, principal: Principal) -> Iterator[None]:
@@ -109,10 +111,10 @@ class Watcher:
             self._ended.discard(principal)
         if feed in self._viewers:
             return
-        if isinstance(feed, JobFeed) and self._jobs.get(feed.job_id) is feed:
-            del self._jobs[feed.job_id]
-        elif feed is self._list:
-            self._list = None
+        if isinstance(feed, JobFeed) and self._jobs.get((feed.job_id, feed.project_id)) is feed:
+            del self._jobs[feed.job_id, feed.project_id]
+        elif isinstance(feed, ListFeed) and self._lists.get(feed.project_id) is feed:
+            del self._lists[feed.project_id]
 
     async def read_on_thread(self, read: Callable[[Session], T]) -> T | None:
         """Read on a thread; return None, after a pause, if the database does not respond."""
@@ -153,7 +155,7 @@ class Watcher:
         """Poll once; return whether there is more to read at once."""
         principals = set(self._principals)
         feeds = [feed for feed in self._jobs.values() if not feed.is_over]
-        lists = self._list
+        lists = list(self._lists.values())
         reading = asyncio.create_task(
             anyio.to_thread.run_sync(
                 self._read, lambda session: _poll(session, principals, feeds, lists), abandon_on_cancel=True
@@ -164,21 +166,22 @@ class Watcher:
                 reading.cancel()
                 return False
         try:
-            has_more = self._publish(reading.result(), lists)
+            has_more = self._publish(reading.result())
         except Exception as error:
             if not is_outage(error):
                 raise
             self._faults.failed(error)
-            if lists is not None and not lists.is_ready:
-                lists.error = error
-                lists.close()
+            for each in lists:
+                if not each.is_ready:
+                    each.error = error
+                    each.close()
             return False
         self._faults.succeeded()
         return has_more
 
-    def _publish(self, result: _Poll, lists: ListFeed | None) -> bool:
-        if result.states is not None and lists is not None:
-            lists.publish(result.states)
+    def _publish(self, result: _Poll) -> bool:
+        for lists, states in result.states:
+            lists.publish(states)
         has_more = [feed.publish(poll) for feed, poll in result.jobs]
         for gone in result.gone:
             gone.end()
@@ -189,12 +192,20 @@ class Watcher:
         return any(has_more)
 
 
-def _poll(session: Session, principals: set[Principal], feeds: Sequence[JobFeed], lists: ListFeed | None) -> _Poll:
+def _poll(session: Session, principals: set[Principal], feeds: Sequence[JobFeed], lists: Sequence[ListFeed]) -> _Poll:
     marks = changes.marks(session, [feed.job_id for feed in feeds]) if feeds else {}
-    polls = [(feed, feed.read(session, marks[feed.job_id])) for feed in feeds if feed.job_id in marks]
+    polls = []
+    for feed in feeds:
+        if feed.job_id in marks:
+            with within(session, feed.project_id):  # what else the messages name
+                polls.append((feed, feed.read(session, marks[feed.job_id])))
+    states = []
+    for each in lists:
+        with within(session, each.project_id):
+            states.append((each, each.read(session)))
     return _Poll(
         gone=[feed for feed in feeds if feed.job_id not in marks],
         ended=keys.ended(session, principals),
         jobs=[(feed, poll) for feed, poll in polls if poll is not None],
-        states=lists.read(session) if lists is not None else None,
+        states=states,
     )

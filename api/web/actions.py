@@ -14,7 +14,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
 
-from api.http.auth import Admin, Owner, Submitter
+from api.http.auth import Owner, ServiceAdmin, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
 from api.rest.datasets import NewDataset
@@ -140,7 +140,7 @@ def pin(checkpoint_id: str, pin: Pin, submitter: Owner, database: TheDatabase) -
 
 @router.post("/datasets")
 def add_dataset(
-    admin: Admin,
+    admin: ServiceAdmin,
     database: TheDatabase,
     settings: TheSettings,
     name: Annotated[str, Form()] = "",
@@ -158,7 +158,7 @@ def add_dataset(
 
 
 @router.post("/datasets/{name}/remove")
-def remove_dataset(name: str, admin: Admin, database: TheDatabase) -> Response:
+def remove_dataset(name: str, admin: ServiceAdmin, database: TheDatabase) -> Response:
     """Remove a dataset that was added; its files stay; redirect to the list."""
     database.write(lambda session: dataset_sources.remove(session, name))
     return _see("/datasets")

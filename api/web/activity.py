@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from api.http.auth import Admin
+from api.http.auth import ServiceAdmin
 from api.http.dependencies import TheDatabase
 from api.web.format import words
 from api.web.render import page
@@ -24,7 +24,7 @@ _Text = Annotated[str, Query(max_length=200)]
 @router.get("/activity")
 def activity_page(
     request: Request,
-    admin: Admin,
+    admin: ServiceAdmin,
     database: TheDatabase,
     actor: _Text = "",
     action: _Text = "",

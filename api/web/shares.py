@@ -87,10 +87,11 @@ def _shares_page(request: Request, submitter: Submitter, database: Database, **m
 
 @dataclass(frozen=True)
 class Shared:
-    """The secret of a link that works, and the ids of its jobs."""
+    """The secret of a link that works, the ids of its jobs, and the database that shows the link's project only."""
 
     secret: str
     job_ids: list[str]
+    database: Database
 
 
 async def _shared(request: Request, secret: str) -> Shared:
@@ -101,14 +102,15 @@ async def _shared(request: Request, secret: str) -> Shared:
         TooMany: the client has sent too many wrong secrets.
     """
     database, is_allowed = cast(Database, request.app.state.database), request.app.state.settings.shared_links
-    job_ids = await run_in_threadpool(_jobs_of, database, secret) if is_allowed else None
-    if job_ids is None:
+    shown = await run_in_threadpool(_shown, database, secret) if is_allowed else None
+    if shown is None:
         request.app.state.failures.note(request)
         raise NotFound("this link does not exist, is expired or is revoked; ask its author for a new one")
-    return Shared(secret, job_ids)
+    visitor, job_ids = shown
+    return Shared(secret, job_ids, database.acting_for(visitor))
 
 
-def _jobs_of(database: Database, secret: str) -> list[str] | None:
+def _shown(database: Database, secret: str) -> tuple[shares.Visitor, list[str]] | None:
     with database.read() as session:
         return shares.find(session, secret)
 
@@ -117,9 +119,9 @@ TheShared = Annotated[Shared, Depends(_shared)]
 
 
 @router.get("/shared/{secret}")
-def shared_page(request: Request, shared: TheShared, database: TheDatabase) -> Response:
+def shared_page(request: Request, shared: TheShared) -> Response:
     """Return what a link shows: names, states, settings, notes, evaluations and curves of its jobs."""
-    with database.read() as session:
+    with shared.database.read() as session:
         compared = comparison(session, shared.job_ids, with_reference=False)
         now = database_time(session)
     metrics = sorted({name for job in compared.jobs for name in job.latest_metrics or {} if not is_hardware(name)})
@@ -132,7 +134,6 @@ def shared_page(request: Request, shared: TheShared, database: TheDatabase) -> R
 def shared_metrics(
     job_id: str,
     shared: TheShared,
-    database: TheDatabase,
     max_points: Annotated[int, Query(ge=1, le=_MAX_POINTS)] = _MAX_POINTS,
     from_step: Annotated[int, Query(ge=0, le=curves.LAST_STEP)] = 0,
     to_step: Annotated[int, Query(ge=0, le=curves.LAST_STEP)] = curves.LAST_STEP,
@@ -141,7 +142,7 @@ def shared_metrics(
     """Return the curves of a job of the link, without those of its hardware; as `/v1/jobs/{job_id}/metrics`."""
     if job_id not in shared.job_ids:
         raise NotFound(f"this link does not show a job {job_id}")
-    with database.read() as session:
+    with shared.database.read() as session:
         by_name = curves.metrics(session, job_id, None, max_points, from_step, to_step)
         samples = step_times(session, job_id, first=from_step, last=to_step) if times else []
     series = [responses.series(name, points) for name, points in by_name.items() if not is_hardware(name)]
@@ -149,11 +150,11 @@ def shared_metrics(
 
 
 @router.get("/shared/{secret}/curve.svg")
-def shared_picture(shared: TheShared, database: TheDatabase, name: Annotated[str, Query(max_length=100)]) -> Response:
+def shared_picture(shared: TheShared, name: Annotated[str, Query(max_length=100)]) -> Response:
     """Return one metric of the link's jobs as a picture, for browsers without scripts."""
     if is_hardware(name):
         raise NotFound(f"this link does not show {name}")
-    with database.read() as session:
+    with shared.database.read() as session:
         points = max(1, _MAX_POINTS // len(shared.job_ids))
         lines = [
             (curves.metrics(session, job.id, [name], points).get(name, []), each.number)

@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.http.auth import Admin, Reader
+from api.http.auth import Reader, ServiceAdmin
 from api.http.dependencies import TheDatabase
 from api.web.job_view import JobView
 from api.web.render import page
@@ -155,21 +155,21 @@ def workers_page(request: Request, reader: Reader, database: TheDatabase) -> Res
 
 
 @router.post("/workers/{worker_id}/drain")
-def drain(worker_id: str, admin: Admin, database: TheDatabase) -> Response:
+def drain(worker_id: str, admin: ServiceAdmin, database: TheDatabase) -> Response:
     """Drain a worker, from a browser without scripts; redirect to the workers."""
     database.write(lambda session: job_workers.drain(session, worker_id))
     return RedirectResponse(f"/workers#worker-{worker_id}", status_code=303)
 
 
 @router.post("/workers/{worker_id}/cordon")
-def cordon(worker_id: str, admin: Admin, database: TheDatabase) -> Response:
+def cordon(worker_id: str, admin: ServiceAdmin, database: TheDatabase) -> Response:
     """Cordon a worker; redirect to the workers."""
     database.write(lambda session: job_workers.cordon(session, worker_id, True))
     return RedirectResponse(f"/workers#worker-{worker_id}", status_code=303)
 
 
 @router.post("/workers/{worker_id}/uncordon")
-def uncordon(worker_id: str, admin: Admin, database: TheDatabase) -> Response:
+def uncordon(worker_id: str, admin: ServiceAdmin, database: TheDatabase) -> Response:
     """Let a cordoned worker take jobs again; redirect to the workers."""
     database.write(lambda session: job_workers.cordon(session, worker_id, False))
     return RedirectResponse(f"/workers#worker-{worker_id}", status_code=303)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from jobs import activity, submission
+from jobs import access, activity, submission
 from jobs.checks import check
 from jobs.database import new_id
 from jobs.datasets import hold, pinned_digest
@@ -129,6 +129,7 @@ def submit(session: Session, new: NewSweep, design: Design) -> Sweep:
     dataset, gpus = _checked(session, design)
     sweep = Sweep(
         id=new_id(),
+        project_id=access.new_project(session),
         created_by=new.created_by,
         name=new.name,
         search=new.search,

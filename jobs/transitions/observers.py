@@ -6,8 +6,9 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
 from jobs import preemption
+from jobs.database import DEFAULT_PROJECT
 from jobs.eligibility import WorkerFacts, fits_worker, is_held, is_lost, is_met, takes_jobs
-from jobs.models import DEFAULT_PROJECT, Dependency, Job, Project, Worker
+from jobs.models import Dependency, Job, Project, Worker
 from jobs.status import Reason, Status
 from jobs.transitions.requests import request
 from jobs.transitions.status_change import move

@@ -167,19 +167,21 @@ class _Facts:
     message: str | None
     attempt: int
     created_by: str | None
+    project_id: str
     tags: tuple[str, ...]
 
     @classmethod
     def read(cls, session: Session, job_id: str) -> _Facts:
         columns = (Job.name, Job.kind, Job.status, Job.status_reason, Job.status_message, Job.attempt, Job.created_by)
-        row = session.execute(select(*columns).where(Job.id == job_id)).one()
+        row = session.execute(select(*columns, Job.project_id).where(Job.id == job_id)).one()
         tags = session.execute(select(Tag.tag).where(Tag.job_id == job_id).order_by(Tag.tag)).scalars()
         return cls(job_id, *row, tags=tuple(tags))
 
     def concern(self, webhook: Webhook) -> bool:
         """Return whether the webhook's filter takes the job."""
         return (
-            webhook.owner_id in (None, self.created_by)
+            webhook.project_id == self.project_id
+            and webhook.owner_id in (None, self.created_by)
             and webhook.kind in (None, self.kind)
             and (webhook.tag is None or webhook.tag in self.tags)
             and (webhook.job_name is None or webhook.job_name.casefold() in self.name.casefold())

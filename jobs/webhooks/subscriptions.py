@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import ColumnElement, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import activity, queries
+from jobs import access, activity, queries
 from jobs.database import new_id, now_ms
 from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.keys import Principal
@@ -53,6 +53,7 @@ def create(
     secret = messages.new_secret()
     owner = _owner(session, principal, by)
     row = Webhook(id=new_id(), created_by=principal.key_id, owner_id=owner, secret=secret, **fields)
+    row.project_id = access.new_project(session)
     session.add(row)
     session.flush()
     session.refresh(row)

@@ -70,11 +70,14 @@ class Member:
 
     client: httpx.Client
     key_id: str
+    project_id: str | None = None
 
     @classmethod
-    def of(cls, served: Served, name: str, *scopes: str) -> Member:
-        row, secret = served.database.write(lambda session: keys.create(session, name, scopes or ("read", "submit")))
-        return cls(served.bare({"Authorization": f"Bearer {secret}"}), row.id)
+    def of(cls, served: Served, name: str, *scopes: str, project: str | None = None) -> Member:
+        """Return the client of a new key, in the default project unless another one is named."""
+        create = partial(keys.create, name=name, scopes=scopes or ("read", "submit"), project=project)
+        row, secret = served.database.write(create)
+        return cls(served.bare({"Authorization": f"Bearer {secret}"}), row.id, row.project_id)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class World:
 
     def ended(self, outcome: str = "succeeded", *verbs: str) -> str:
         """Return a job of the owner that has ended with a checkpoint."""
-        run = Run(self.database, rows.running(self.database, created_by=self.owner.key_id, priority=next(_NUMBERS)))
+        facts = {"created_by": self.owner.key_id, "priority": next(_NUMBERS)}
+        rows.submit(self.database.acting_for(self.owner), **facts)  # in the owner's project
+        run = Run(self.database, rows.claim(self.database))
         run.deliver(rows.started(), rows.metrics(1, loss=1.0))
         self.served.checkpoint(native_checkpoint(), run)
         run.end(outcome, reason="internal_error" if outcome == "failed" else None)
@@ -275,6 +280,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "PATCH /v1/keys/{key_id}", lambda world: Request("PATCH", f"/v1/keys/{world.key()}", limits)
     yield "DELETE /v1/keys/{key_id}", lambda world: Request("DELETE", f"/v1/keys/{world.key()}", {})
     yield "POST /v1/keys/{key_id}/rotate", lambda world: Request("POST", f"/v1/keys/{world.key()}/rotate", {})
+    yield "POST /v1/projects", lambda _: Request("POST", "/v1/projects", {"json": {"name": f"p{next(_NUMBERS)}"}})
     yield "POST /v1/sign-in-links", lambda _: Request("POST", "/v1/sign-in-links", {})
     yield "POST /v1/shares", lambda world: Request("POST", "/v1/shares", {"json": {"jobs": [world.job()]}})
     yield "DELETE /v1/shares/{share_id}", lambda world: Request("DELETE", f"/v1/shares/{world.share()}", {})

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from jobs import keys
-from jobs.database import Database, new_id, now_ms
+from jobs.database import DEFAULT_PROJECT, Database, new_id, now_ms
 from jobs.errors import Conflict, Invalid, NotFound
 from jobs.keys import Principal
 from jobs.models import Key, SignInToken
@@ -47,7 +47,9 @@ def signed_in(database: Database, key_id: str) -> str:
 def test_a_key_is_found_by_its_secret_alone(database: Database) -> None:
     key_id, secret = create(database, "submit", "read", "read")
 
-    assert find(database, secret) == Principal(key_id, "colleague", frozenset({"read", "submit"}))
+    assert find(database, secret) == Principal(
+        key_id, "colleague", frozenset({"read", "submit"}), project_id=DEFAULT_PROJECT
+    )
     for wrong in ("", "wcl_", secret + "x", secret[:-1], secret.upper(), hashlib.sha256(secret.encode()).hexdigest()):
         assert find(database, wrong) is None
 
@@ -94,7 +96,8 @@ def test_a_revoked_key_is_refused_at_once(database: Database) -> None:
     with database.read() as session:
         assert [key.revoked_at is not None for key in keys.list_keys(session)] == [False, True]
         assert keys.has_keys(session)
-        owners = [Principal(key, "colleague", frozenset()) for key in (key_id, keys.list_keys(session)[0].id)]
+        others = (key_id, keys.list_keys(session)[0].id)
+        owners = [Principal(key, "colleague", frozenset(), project_id=DEFAULT_PROJECT) for key in others]
         assert keys.ended(session, owners) == {owners[0]}
 
 

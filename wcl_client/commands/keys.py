@@ -27,6 +27,9 @@ _Devices = Annotated[
     str | None,
     typer.Option("--max-devices", metavar="N", help="Most devices that its jobs use at once, or `default`."),
 ]
+_Project = Annotated[
+    str | None, typer.Option("--project", metavar="NAME", help="The project that the key is in; `*` for all.")
+]
 _Submissions = Annotated[
     str | None, typer.Option("--max-submissions", metavar="N", help="Most jobs submitted a minute, or `default`.")
 ]
@@ -60,6 +63,7 @@ def create(
     max_waiting: _Waiting = None,
     max_devices: _Devices = None,
     max_submissions: _Submissions = None,
+    project: _Project = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a key, and print its secret; no other command prints it."""
@@ -68,7 +72,7 @@ def create(
         raise typer.BadParameter(f"--scopes: no scope {wrong[0]!r}; expected some of {', '.join(_SCOPES)}")
     days, limits = _days(expires), _limits(max_waiting, max_devices, max_submissions)
     with WclClient.connect() as client:
-        _print_secret(client.create_key(name, chosen, days=days, limits=limits), as_json)
+        _print_secret(client.create_key(name, chosen, days=days, limits=limits, project=project), as_json)
 
 
 @group.command()
@@ -77,18 +81,20 @@ def change(
     max_waiting: _Waiting = None,
     max_devices: _Devices = None,
     max_submissions: _Submissions = None,
+    project: _Project = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change limits of a key; `default` is that of the service.
+    """Change limits of a key, or move it to another project; `default` is the limit of the service.
 
-    They hold at once, also for its waiting jobs.
+    Limits hold at once, also for its waiting jobs. Its jobs stay in the project that they were submitted in.
     """
     limits = _limits(max_waiting, max_devices, max_submissions)
-    if not limits:
-        raise typer.BadParameter("expected at least one of --max-waiting, --max-devices, --max-submissions")
+    if not limits and project is None:
+        raise typer.BadParameter("expected at least one of --max-waiting, --max-devices, --max-submissions, --project")
     with WclClient.connect() as client:
-        key = client.change_key(find_key(client, reference)["id"], limits)
-    print_json(key) if as_json else out.say(f"{key['name']}: {output.key_limits(key)}")
+        key = client.change_key(find_key(client, reference)["id"], limits, project)
+    moved = "" if project is None else f"; project {key.get('project') or 'all'}"
+    print_json(key) if as_json else out.say(f"{key['name']}: {output.key_limits(key)}{moved}")
 
 
 @group.command()

@@ -1,0 +1,227 @@
+"""Projects: every route against a key of another project, for which the things of the first one are absent."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from api.http.auth import classification
+from jobs import projects
+from jobs.models import Base, Job, Sweep
+from tests.api.http.test_access import OF_SERVICE
+from tests.api.http.test_ownership import OF_MANY
+from tests.api.route_cases import CASES, JOB, Member, World
+from tests.api.served import ALL, Served, assert_problem, listening, messages
+
+MARK = "onlyofalpha"  # in every name of the project
+# What all projects share, and what an id in the address does not name.
+SHARED = ("/datasets/", "/weights/", "/workers/", "/presets")
+# Rows that refused requests may add or change: the uses of keys, and nothing of a project.
+UNCOUNTED = {"keys", "activities", "workers", "datasets", "dataset_sources", "weights", "sign_in_tokens", "projects"}
+
+
+def _world(served: Served) -> World:
+    """Return a world whose owner is in the project alpha; its administrator is in alpha as well."""
+    served.database.write(lambda session: projects.create(session, "alpha"))
+    served.database.write(lambda session: projects.create(session, "beta"))
+    owner = Member.of(served, MARK, project="alpha")
+    return World(served, owner, Member.of(served, f"{MARK}-admin", *ALL, project="alpha").client)
+
+
+def _rows(served: Served) -> dict[str, list[Any]]:
+    """Return all rows, but for those that any request may change."""
+    with served.database.engine.connect() as connection:
+        return {
+            table.name: connection.execute(table.select()).all()
+            for table in Base.metadata.sorted_tables
+            if table.name not in UNCOUNTED
+        }
+
+
+def test_no_route_changes_a_thing_of_another_project(small: Served) -> None:
+    """A member of the default project and an administrator of beta send the requests that alpha's owner may."""
+    world, needs = _world(small), classification(small.app)
+    service = World(small, world.owner, small.client())
+    others = {
+        "member": Member.of(small, "ben").client,
+        "administrator": Member.of(small, "cleo", *ALL, project="beta").client,
+    }
+    for route, case in CASES.items():
+        is_shared = any(part in route for part in SHARED) or needs[route] == OF_SERVICE
+        request = case(service if is_shared else world)
+        if (
+            "{" not in route.replace("{verb}", "")
+            and route not in OF_MANY
+            and "job" not in request.arguments.get("data", {})
+        ) or (is_shared and needs[route] == "submit"):
+            continue  # it makes a new thing, of the client's own project
+        before = _rows(small)
+        for name, client in others.items():
+            answer = request.send(client)
+            where = (route, name, answer.status_code, answer.text[:300])
+            if is_shared or (name == "member" and needs[route] == "admin"):
+                assert answer.status_code == 403, where
+            elif route in OF_MANY and " /v1/" in route:
+                assert [each["reason"] for each in answer.json()["refused"]] == ["there is no such job"], where
+            else:
+                assert answer.status_code in (404, 409 if route in OF_MANY or "/jobs/" in route else 404), where
+            assert MARK not in answer.text, where
+        assert _rows(small) == before, route
+
+
+def test_no_address_with_an_id_of_another_project_shows_anything(shown: tuple[Served, dict[str, str]]) -> None:
+    served, ids = shown
+    readers = [Member.of(served, "dora").client, Member.of(served, "emil", *ALL, project="beta").client]
+    own = Member.of(served, f"{MARK}-reader", *ALL, project="alpha").client
+    num_shown = 0
+    for route in classification(served.app):
+        method, path = route.split(" ", 1)
+        names = re.findall(r"\{(\w+)\}", path)
+        if method != "GET" or not set(names) & ids.keys() or "{secret}" in path:
+            continue
+        address = path.format(**{name: ids.get(name, "map") for name in names}) + (
+            "?name=loss" if "curve.svg" in path else ""
+        )
+        if not path.endswith("stream"):
+            num_shown += own.get(address).status_code == 200
+        for reader in readers:
+            assert reader.get(address).status_code == 404, address
+    assert num_shown > 15
+    for name in ("job", "left", "jobs", "ids", "source", "baseline", "continue", "group"):
+        for address in (
+            "/compare",
+            "/compare/curve.svg",
+            "/v1/compare",
+            "/v1/compare.csv",
+            "/v1/metrics.csv",
+            "/submit",
+            "/shares",
+            "/delete",
+            "/sweeps/new",
+        ):
+            assert MARK not in readers[0].get(address, params={name: ids["job_id"], "name": "loss"}).text, (
+                address,
+                name,
+            )
+    for needs_it in ({"after": [ids["job_id"]]}, {"resume_from": ids["checkpoint_id"]}):
+        answer = readers[0].post("/v1/jobs", json=JOB | needs_it)
+        assert answer.status_code in (404, 422), answer.text
+        assert MARK not in answer.text
+
+
+def test_no_list_and_no_number_has_a_thing_of_another_project(shown: tuple[Served, dict[str, str]]) -> None:
+    served, ids = shown
+    readers = [Member.of(served, "finn").client, Member.of(served, "gina", *ALL, project="beta").client]
+    own = Member.of(served, f"{MARK}-lister", *ALL, project="alpha").client
+    secrets, num_shown = [MARK, *(ids[name] for name in ids if name not in ("group_id",))], 0
+    for route in classification(served.app):
+        method, path = route.split(" ", 1)
+        if (
+            method != "GET"
+            or "{" in path
+            or path.endswith("stream")
+            or path in ("/sign-in", "/healthz", "/readyz", "/docs", "/openapi.json")
+        ):
+            continue
+        for query in ("", "?archived=all&group=method", f"?by={MARK}", f"?q={MARK[:5]}"):
+            num_shown += any(each in own.get(path + query).text for each in secrets)
+            for reader in readers:
+                answer = reader.get(path + query)
+                text = answer.text.replace(f"by={MARK}", "").replace(f'"{MARK}"', "")
+                assert not [
+                    each for each in secrets if each in text.replace(MARK, "") or (not query and each in text)
+                ], path + query
+    assert num_shown > 20
+    metrics = readers[0].get("/metrics").text
+    assert 'wcl_jobs{status="queued"} 0' in metrics or "succeeded" in metrics
+
+
+@pytest.fixture
+def shown(small: Served) -> tuple[Served, dict[str, str]]:
+    """Yield a server with a thing of each kind in alpha, and their ids by the names of the routes."""
+    world = _world(small)
+    webhook_id, delivery_id = world.delivery()
+    evaluated = world.evaluated()
+    world.deleted()
+    ids = {
+        "job_id": evaluated,
+        "checkpoint_id": world.checkpoint_of(evaluated),
+        "sweep_id": world.sweep(),
+        "webhook_id": webhook_id,
+        "delivery_id": delivery_id,
+        "view_id": world.view(),
+        "share_id": world.share(),
+        "key_id": world.owner.key_id,
+    }
+    for table in (Job, Sweep):
+        small.database.write(lambda session, table=table: session.execute(update(table).values(name=MARK)))  # type: ignore[misc]
+    return small, ids
+
+
+def test_streams_have_the_changes_of_their_project_only(small: Served) -> None:
+    world, other = _world(small), Member.of(small, "ben")
+    assert_problem(other.client.get(f"/v1/jobs/{world.job()}/stream"), 404)
+    with listening(other.client, "/v1/stream") as stream:
+        world.job()
+        own = other.client.post("/v1/jobs", json=JOB).json()["id"]
+        first = next(messages(stream))
+    assert first.data["changed"] == [own]
+
+
+def test_what_follows_from_a_thing_is_in_its_project(small: Served) -> None:
+    """An administrator of all projects who copies or evaluates a job of alpha leaves the result in alpha."""
+    world, admin = _world(small), small.client()
+    ended = world.ended()
+    clone = admin.post(f"/v1/jobs/{ended}/clone").json()["id"]
+    below = admin.post(f"/v1/checkpoints/{world.checkpoint_of(ended)}/evaluate", json={"protocols": ["linear"]}).json()
+
+    assert {world.owner.client.get(f"/v1/jobs/{each}").status_code for each in (clone, below["id"])} == {200}
+    assert admin.get("/v1/projects").json()["items"] != world.owner.client.get("/v1/projects").json()["items"]
+
+
+def test_a_key_that_moves_sees_the_other_project_at_once(small: Served) -> None:
+    world, admin = _world(small), small.client()
+    job_id = world.job()
+    link = small.bare().get(world.owner.client.post("/v1/shares", json={"jobs": [job_id]}).json()["url"])
+    assert link.status_code == 200
+
+    moved = admin.patch(f"/v1/keys/{world.owner.key_id}", json={"project": "beta"})
+
+    assert moved.json()["project"] == "beta"
+    assert_problem(world.owner.client.get(f"/v1/jobs/{job_id}"), 404)
+    assert small.bare().get(str(link.url)).status_code == 404
+    assert_problem(world.admin.patch(f"/v1/keys/{world.owner.key_id}", json={"project": "alpha"}), 404)
+
+
+def test_an_administrator_of_a_project_makes_keys_of_this_project_only(small: Served) -> None:
+    world = _world(small)
+
+    assert world.admin.post("/v1/keys", json={"name": "new"}).json()["project"] == "alpha"
+    assert_problem(world.admin.post("/v1/keys", json={"name": "new", "project": "beta"}), 404)
+    assert_problem(world.admin.post("/v1/keys", json={"name": "new", "project": "*", "scopes": ["admin"]}), 403)
+    assert_problem(world.admin.post("/v1/projects", json={"name": "gamma"}), 403)
+    assert {each["project"] for each in world.admin.get("/v1/keys").json()["items"]} == {"alpha"}
+
+
+def test_keys_are_in_the_default_project_and_administrators_in_all(small: Served) -> None:
+    admin = small.client()
+
+    created = [admin.post("/v1/keys", json={"name": "a", "scopes": scopes}).json() for scopes in (["read"], [*ALL])]
+
+    assert [each["project"] for each in created] == ["default", None]
+    assert [each["name"] for each in admin.get("/v1/projects").json()["items"]] == ["default"]
+
+
+@pytest.mark.parametrize("name", ["", "Vision", "*", "a b", "-a", "x" * 65])
+def test_a_bad_name_is_refused(small: Served, name: str) -> None:
+    assert_problem(small.client().post("/v1/projects", json={"name": name}), 422, "/name")
+
+
+def test_a_project_has_one_name(small: Served) -> None:
+    admin = small.client()
+
+    assert admin.post("/v1/projects", json={"name": "vision"}).status_code == 201
+    assert_problem(admin.post("/v1/projects", json={"name": "vision"}), 409)
