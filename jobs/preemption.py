@@ -121,18 +121,19 @@ class GivingWay:
 
     job_id: str
     name: str
+    project_id: str
     for_job_id: str | None
 
 
 def giving_way(session: Session, pool: str) -> list[GivingWay]:
     """Return the running jobs of a pool that give way."""
     requests = (
-        select(Job.id, Job.name, Event.data)
+        select(Job.id, Job.name, Job.project_id, Event.data)
         .join(Event, Event.job_id == Job.id)
         .where(Job.pool == pool, *_GIVES_WAY, Event.type == REQUESTED)
         .order_by(Job.id, Event.seq)
     )
-    newest = {job_id: GivingWay(job_id, name, data.get("job")) for job_id, name, data in session.execute(requests)}
+    newest = {job_id: GivingWay(job_id, *row, data.get("job")) for job_id, *row, data in session.execute(requests)}
     return list(newest.values())
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from jobs import activity
 from jobs.database import DEFAULT_PROJECT, new_id, project_of
-from jobs.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
+from jobs.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, existing
 from jobs.models import Project
 
 ALL: Final = "*"  # stands for all projects where a project is named
@@ -46,19 +46,41 @@ def create(session: Session, name: str) -> Project:
         Invalid: the name cannot be one.
         Conflict: there is one of this name, or there are too many.
     """
-    if _NAME.fullmatch(name) is None:
-        expected = "expected 1 to 64 characters of a-z, 0-9, `.`, `_` and `-`, a letter or digit first"
-        raise Invalid([FieldError("/name", expected)])
-    names = [row.name for row in every(session)]
-    if name in names:
-        raise Conflict(f"there is a project {name} already")
-    if len(names) >= _MOST:
+    if len(_check_name(session, name)) >= _MOST:
         raise Conflict(f"there are {_MOST:,} projects, the most of a service")
     row = Project(id=new_id(), name=name)
     session.add(row)
     session.flush()
     activity.note(session, "project.create", row.id, name)
     return row
+
+
+def rename(session: Session, project_id: str, name: str) -> Project:
+    """Rename a project; its keys and their things stay in it.
+
+    Raises:
+        NotFound: there is no such project.
+        Invalid: the name cannot be one.
+        Conflict: another project has this name.
+    """
+    row = existing(session.get(Project, project_id, with_for_update=True), f"project {project_id[:100]}")
+    if name != row.name:
+        _check_name(session, name)
+        activity.note(session, "project.rename", row.id, name, former=row.name)
+        row.name = name
+        session.flush()
+    return row
+
+
+def _check_name(session: Session, name: str) -> list[str]:
+    """Check the name of a project, and return those of all projects."""
+    if _NAME.fullmatch(name) is None:
+        expected = "expected 1 to 64 characters of a-z, 0-9, `.`, `_` and `-`, a letter or digit first"
+        raise Invalid([FieldError("/name", expected)])
+    names = [row.name for row in every(session)]
+    if name in names:
+        raise Conflict(f"there is a project {name} already")
+    return names
 
 
 def of_new_key(session: Session, name: str | None, scopes: Sequence[str]) -> str | None:

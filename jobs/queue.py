@@ -293,7 +293,8 @@ def _counted(session: Session, job: Job, ranges: Sequence[ColumnElement[bool]]) 
     parts = [select(*NEEDS).where(*ready, each).limit(MOST_COUNTED + 1).subquery() for each in ranges]
     jobs = union_all(*(select(part) for part in parts)).limit(MOST_COUNTED + 1).subquery()
     columns = [jobs.c[name] for name in Needs._fields]
-    rows = session.execute(select(*columns, func.count()).group_by(*columns)).all()
+    with within(session, None):  # the jobs of all projects share the workers
+        rows = session.execute(select(*columns, func.count()).group_by(*columns)).all()
     return {Needs(*row[:-1]): row[-1] for row in rows}
 
 
@@ -350,9 +351,9 @@ class _Sizes:
                 return sizes
             lane = Job.pool, Job.priority, Job.created_by
             facts = func.count(), func.min(Job.queue_place), func.max(Job.queue_place)
-            rows = session.execute(
-                select(*lane, *facts).where(_IS_WAITING).group_by(*lane), execution_options=SEES_HIDDEN
-            )
+            waiting = select(*lane, *facts).where(_IS_WAITING).group_by(*lane)
+            with within(session, None):
+                rows = session.execute(waiting, execution_options=SEES_HIDDEN)
             sizes = [_Size(pool, priority, owner or "", *rest) for pool, priority, owner, *rest in rows]
             self._read[session.connection().engine.pool] = time.monotonic(), sizes
             return sizes

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs.database import within
 from jobs.models import Dataset, Worker
 
 T = TypeVar("T")
@@ -58,9 +59,10 @@ def _of(session: Session) -> dict[Any, Any]:
 
 
 def once(session: Session, key: Any, read: Callable[[], T]) -> T:
-    """Return the result of a read; the first call of a transaction with this key reads."""
+    """Return the result of a read of all projects; the first call of a transaction with this key reads."""
     reads = _of(session)
     if key not in reads:
-        reads[key] = read()
+        with within(session, None):
+            reads[key] = read()
     result: T = reads[key]
     return result

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from jobs.database import within
+from jobs.database import project_of, within
 from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, of_worker, working
 from jobs.eligibility import Needs, fits, has_dataset, has_gpus, is_due, is_met, may_take_jobs, supports_spec_version
@@ -182,7 +182,12 @@ def _on_preemption(session: Session, job: Job) -> tuple[Cause, str] | None:
     if not any(use.devices for use in job_queue(session).uses.values()):
         return None  # no job runs
     leaving = once(session, ("giving way", job.pool), lambda: giving_way(session, job.pool))
-    names = [each.name for each in leaving if each.for_job_id == job.id]
+    own = project_of(session)
+    names = [
+        each.name if own in (None, each.project_id) else "a job of another project"
+        for each in leaving
+        if each.for_job_id == job.id
+    ]
     if not names:
         return None
     verb = "gives" if len(names) == 1 else "give"

@@ -592,6 +592,10 @@ class WclClient(SweepClient):
         """Create a project, and return it; this needs `admin` for all projects."""
         return self._json(dict, "POST", "/v1/projects", json={"name": name})
 
+    def rename_project(self, project_id: str, name: str) -> Json:
+        """Rename a project, and return it; this needs `admin` for all projects."""
+        return self._json(dict, "PATCH", f"/v1/projects/{project_id}", json={"name": name})
+
     def change_key(self, key_id: str, limits: Mapping[str, int | None], project: str | None = None) -> Key:
         """Change limits of a key, which hold at once, or move it to another project; return the key.
 

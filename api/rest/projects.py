@@ -1,4 +1,4 @@
-"""Projects: list, create."""
+"""Projects: list, create, rename."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jobs import projects
 router = APIRouter(prefix="/v1/projects", tags=["access"])
 
 
-class NewProject(BaseModel):
-    """A project to create."""
+class ProjectName(BaseModel):
+    """The name of a project to create or to rename."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "vision"}]})
 
@@ -44,6 +44,14 @@ def list_projects(principal: Reader, database: TheDatabase) -> Projects:
 
 
 @router.post("", status_code=201)
-def create_project(body: NewProject, principal: ServiceAdmin, database: TheDatabase) -> ProjectResponse:
+def create_project(body: ProjectName, principal: ServiceAdmin, database: TheDatabase) -> ProjectResponse:
     """Create a project; keys get into it by `project` of `POST /v1/keys` and `PATCH /v1/keys/{key_id}`."""
     return ProjectResponse.of(database.write(lambda session: projects.create(session, body.name)))
+
+
+@router.patch("/{project_id}")
+def rename_project(
+    project_id: str, body: ProjectName, principal: ServiceAdmin, database: TheDatabase
+) -> ProjectResponse:
+    """Rename a project; its keys and their jobs stay in it."""
+    return ProjectResponse.of(database.write(lambda session: projects.rename(session, project_id, body.name)))

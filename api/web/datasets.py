@@ -188,5 +188,5 @@ def datasets_page(request: Request, reader: Reader, database: TheDatabase) -> Re
     """Return the page of all datasets."""
     with database.read() as session:
         view = dataset_list(session)
-    may = {f"may_{verb}": scope in reader.scopes for verb, scope in (("add", "admin"), ("submit", "submit"))}
+    may = {"may_add": reader.manages_service(), "may_submit": "submit" in reader.scopes}
     return page(request, "datasets.html", list=view, now=view.now, **may)

@@ -1,4 +1,7 @@
-"""The page of keys: list, create, rotate and revoke them.  A secret is shown once, by the response that creates it."""
+"""The page of keys and projects: list, create, rotate and revoke keys; create and rename projects.
+
+A secret is shown once, by the response that creates it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from api.http.auth import Admin
+from api.http.auth import Admin, ServiceAdmin
 from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.keys import KeyBody, LimitsBody, RotateBody, rotate
+from api.rest.projects import ProjectName
 from api.web.forms.fields import body_of
 from api.web.render import page
-from jobs import keys, policies
+from jobs import keys, policies, projects
 from jobs.database import Database, database_time
 from jobs.models import Key
 
@@ -21,6 +25,7 @@ router = APIRouter(include_in_schema=False)
 
 _LIFETIMES: Final = (("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "never"))
 _Limit = Annotated[str, Form(max_length=20)]
+_Project = Annotated[str, Form(max_length=64)]  # empty: as `jobs.keys` chooses, or unchanged
 _ENDED_SHOWN: Final = 20  # revoked and expired keys
 
 
@@ -33,10 +38,14 @@ class Role(NamedTuple):
 
 
 ROLES: Final = (
-    Role("Viewer", ("read",), "reads everything"),
+    Role("Viewer", ("read",), "reads everything of its project"),
     Role("Member", keys.MEMBER, "submits jobs, and changes its own ones"),
     Role("Member with priorities", (*keys.MEMBER, "priority"), "may set priorities above 0"),
-    Role("Administrator", keys.ADMINISTRATOR, "changes the jobs of all, and manages keys and workers"),
+    Role(
+        "Administrator",
+        keys.ADMINISTRATOR,
+        "changes the jobs of all keys of its project, and manages these keys; in all projects also workers",
+    ),
 )
 
 
@@ -75,16 +84,17 @@ def create(
     max_waiting: _Limit = "",
     max_devices: _Limit = "",
     max_submissions: _Limit = "",
+    project: _Project = "",
 ) -> Response:
     """Create a key and show its secret once; a form that is sent again creates nothing."""
     limits = _limits(max_waiting, max_devices, max_submissions)
     facts = {"name": name.strip(), "scopes": scopes.split(","), "days": days.strip() or None}
-    body = body_of(KeyBody, facts | limits)
+    body = body_of(KeyBody, facts | limits | {"project": project or None})
 
     def change(session: Session) -> tuple[Key, str] | None:
         if key and keys.was_sent(session, key):
             return None
-        return keys.create(session, body.name, body.scopes, body.days, key, body.limits)
+        return keys.create(session, body.name, body.scopes, body.days, key, body.limits, body.project)
 
     result = database.write(change)
     if result is None:
@@ -100,15 +110,33 @@ def change_limits(
     max_waiting: _Limit = "",
     max_devices: _Limit = "",
     max_submissions: _Limit = "",
+    project: _Project = "",
 ) -> Response:
-    """Change the limits of a key; redirect to its forms."""
-    body = body_of(LimitsBody, _limits(max_waiting, max_devices, max_submissions))
-    database.write(lambda session: keys.change(session, key_id, body.limits))
+    """Change the limits or the project of a key; redirect to its forms."""
+    limits = _limits(max_waiting, max_devices, max_submissions)
+    body = body_of(LimitsBody, limits | {"project": project or None})
+    database.write(lambda session: keys.change(session, key_id, body.limits, body.project))
     return RedirectResponse(f"/keys?key={key_id}#change", status_code=303)
 
 
 def _limits(*typed: str) -> dict[str, str | None]:
     return {name: text.strip() or None for name, text in zip(keys.LIMITS, typed, strict=True)}
+
+
+@router.post("/projects")
+def create_project(admin: ServiceAdmin, database: TheDatabase, name: _Project = "") -> Response:
+    """Create a project; redirect to the keys."""
+    body = body_of(ProjectName, {"name": name.strip()})
+    database.write(lambda session: projects.create(session, body.name))
+    return RedirectResponse("/keys#projects", status_code=303)
+
+
+@router.post("/projects/{project_id}")
+def rename_project(project_id: str, admin: ServiceAdmin, database: TheDatabase, name: _Project = "") -> Response:
+    """Rename a project; redirect to the keys."""
+    body = body_of(ProjectName, {"name": name.strip()})
+    database.write(lambda session: projects.rename(session, project_id, body.name))
+    return RedirectResponse("/keys#projects", status_code=303)
 
 
 @router.post("/keys/{key_id}/rotate")
@@ -142,12 +170,13 @@ def revoke_key(
 def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None = None, chosen: str = "") -> Response:
     with database.read() as session:
         rows, notice, now = keys.list_keys(session), keys.notice(session), database_time(session)
-        of_service = policies.stored(session)
+        of_service, in_order = policies.stored(session), projects.every(session)
     active = [row for row in rows if keys.grants_access(row, now)]
     ended = [row for row in rows if not keys.grants_access(row, now)]
-    administrators = [row.id for row in active if "admin" in row.scopes]
+    administrators = [row.id for row in active if "admin" in row.scopes and row.project_id is None]
     context: dict[str, Any] = {"active": active, "ended": ended[:_ENDED_SHOWN], "num_ended": len(ended)}
     context |= {"chosen": next((row for row in rows if row.id == chosen and row.revoked_at is None), None)}
     context |= {"is_last_administrator": administrators == [chosen], "notice": notice, "new": new}
     context |= {"limits": _LIMITS, "defaults": [getattr(of_service, each.policy) for each in _LIMITS]}
+    context |= {"projects": in_order, "names": {row.id: row.name for row in in_order}}
     return page(request, "keys.html", **context, roles=ROLES, lifetimes=_LIFETIMES, now=now)

@@ -151,7 +151,7 @@ def workers_page(request: Request, reader: Reader, database: TheDatabase) -> Res
     """Return the page of all workers."""
     with database.read() as session:
         view = worker_list(session)
-    return page(request, "workers.html", list=view, now=view.now, may_drain="admin" in reader.scopes)
+    return page(request, "workers.html", list=view, now=view.now, may_drain=reader.manages_service())
 
 
 @router.post("/workers/{worker_id}/drain")

@@ -156,6 +156,11 @@ class World:
         body = {"name": "other", "scopes": ["read"]}
         return str(_created(self.admin.post("/v1/keys", json=body))["id"])
 
+    def project(self, start: str = "") -> str:
+        """Return the address of a new project."""
+        body = {"name": f"p{next(_NUMBERS)}"}
+        return f"{start}/projects/{_created(self.admin.post('/v1/projects', json=body))['id']}"
+
     def worker(self) -> str:
         facts = rows.worker(id=new_id(), name=f"worker-{next(_NUMBERS)}")
         self.database.write(lambda session: workers.register(session, facts, 1, []))
@@ -281,6 +286,10 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "DELETE /v1/keys/{key_id}", lambda world: Request("DELETE", f"/v1/keys/{world.key()}", {})
     yield "POST /v1/keys/{key_id}/rotate", lambda world: Request("POST", f"/v1/keys/{world.key()}/rotate", {})
     yield "POST /v1/projects", lambda _: Request("POST", "/v1/projects", {"json": {"name": f"p{next(_NUMBERS)}"}})
+    yield (
+        "PATCH /v1/projects/{project_id}",
+        lambda world: Request("PATCH", world.project("/v1"), {"json": {"name": f"q{next(_NUMBERS)}"}}),
+    )
     yield "POST /v1/sign-in-links", lambda _: Request("POST", "/v1/sign-in-links", {})
     yield "POST /v1/shares", lambda world: Request("POST", "/v1/shares", {"json": {"jobs": [world.job()]}})
     yield "DELETE /v1/shares/{share_id}", lambda world: Request("DELETE", f"/v1/shares/{world.share()}", {})
@@ -290,6 +299,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
 
 
 def _forms() -> Iterator[tuple[str, Case]]:
+    yield "POST /projects", lambda _: _form("/projects", name=f"p{next(_NUMBERS)}")
+    yield "POST /projects/{project_id}", lambda world: _form(world.project(), name=f"p{next(_NUMBERS)}")
     yield "POST /keys", lambda _: _form("/keys", name="typed", scopes="read", days="30")
     yield "POST /keys/{key_id}/limits", lambda world: _form(f"/keys/{world.key()}/limits", max_waiting="5")
     yield "POST /keys/{key_id}/rotate", lambda world: _form(f"/keys/{world.key()}/rotate", days="keep")

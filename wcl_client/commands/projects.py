@@ -1,4 +1,4 @@
-"""Commands for projects: list, create."""
+"""Commands for projects: list, create, rename."""
 
 from __future__ import annotations
 
@@ -42,3 +42,18 @@ def create(
         return
     out.say(project["name"])
     err.say(f"  to give a person access: wcl keys create PERSON --project {project['name']}")
+
+
+@group.command()
+def rename(
+    project: Annotated[str, typer.Argument(help="The present name, or the id.")],
+    new_name: Annotated[str, typer.Argument(help="Of a-z, 0-9, `.`, `_` and `-`, such as vision.")],
+    as_json: AsJson = False,
+) -> None:
+    """Rename a project; its keys and their jobs stay in it. This needs an administrator's key of all projects."""
+    with WclClient.connect() as client:
+        ids = {name: each["id"] for each in client.projects() for name in (each["name"], each["id"])}
+        if project not in ids:
+            raise typer.BadParameter(f"there is no project {project[:100]!r}; `wcl projects list` shows them")
+        row = client.rename_project(ids[project], new_name)
+    print_json(row) if as_json else out.say(row["name"])

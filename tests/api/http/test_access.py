@@ -19,7 +19,7 @@ from api.http.problems import TooMany
 from jobs import keys
 from jobs.database import Database, new_id, now_ms
 from jobs.models import Key
-from tests.api.route_cases import CASES, OF_SESSIONS, roles_of
+from tests.api.route_cases import CASES, OF_SESSIONS, Member, roles_of
 from tests.api.served import ALL, SPEC, Served, assert_problem
 from tests.jobs import rows
 
@@ -54,6 +54,9 @@ ADMIN = {
     "POST /workers/{worker_id}/uncordon",
     "GET /v1/activity",
     "POST /v1/projects",
+    "PATCH /v1/projects/{project_id}",
+    "POST /projects",
+    "POST /projects/{project_id}",
     "GET /activity",
     "GET /v1/audit",
     "GET /v1/deletions",
@@ -68,12 +71,12 @@ OF_ANY_KEY = {"POST /v1/sign-in-links", "POST /sign-out"}
 
 
 def guarded(served: Served) -> Iterator[tuple[str, str, str]]:
-    """Yield (method, address, scope) of every route that is not public."""
+    """Yield (method, address, need) of every route that is not public."""
     for route, scope in classification(served.app).items():
         method, path = route.split(" ", 1)
         if scope != "public":
             address = re.sub(r"\{\w+\}", lambda _: new_id(), path.replace("{verb}", "cancel"))
-            yield method, address, scope.split()[0]
+            yield method, address, scope
 
 
 def test_every_route_has_a_scope(small: Served) -> None:
@@ -126,7 +129,12 @@ def test_no_route_answers_without_a_right_key(small: Served) -> None:
             assert "bearer" in answer.headers["www-authenticate"].lower()
 
 
-ROLES = {"viewer": ("read",), "member": ("read", "submit"), "administrator": ALL}
+ROLES = {"viewer": ("read",), "member": ("read", "submit"), "project administrator": ALL, "administrator": ALL}
+
+
+def _opens(role: str, scopes: tuple[str, ...], need: str) -> bool:
+    """Return whether a route with this need opens for a role that has the scopes."""
+    return need.split()[0] in (*scopes, "any") and (role != "project administrator" or need != OF_SERVICE)
 
 
 def test_the_table_in_security_has_what_each_route_declares(small: Served) -> None:
@@ -135,13 +143,14 @@ def test_the_table_in_security_has_what_each_route_declares(small: Served) -> No
     assert {route for route, of in roles.items() if "without a key" in of} == PUBLIC - SHARED
     assert {route for route, of in roles.items() if "a shared link" in of} == PUBLIC
     for route in scopes.keys() - PUBLIC:
-        of_scopes = {role for role, of_role in ROLES.items() if scopes[route].split()[0] in (*of_role, "any")}
+        of_scopes = {role for role, of_role in ROLES.items() if _opens(role, of_role, scopes[route])}
         assert roles[route] - {"owner"} == of_scopes - (set() if "member" in roles[route] else {"member"}), route
 
 
 def test_a_key_opens_the_routes_of_its_scopes_and_no_others(small: Served) -> None:
     held = ROLES | {"submit alone": ("submit",), "admin alone": ("admin",)}
     clients = {name: small.client(*scopes) for name, scopes in held.items()}
+    clients["project administrator"] = Member.of(small, "of one project", *ALL, project="default").client
     for method, address, needed in guarded(small):
         for name, client in clients.items():
             if address.endswith("stream"):
@@ -149,7 +158,7 @@ def test_a_key_opens_the_routes_of_its_scopes_and_no_others(small: Served) -> No
                     status = answer.status_code
             else:
                 status = client.request(method, address).status_code
-            is_open = needed in (*held[name], "any")
+            is_open = _opens(name, held[name], needed)
             assert (status != 403) == is_open, (method, address, needed, name, status)
             assert status != 401
             assert status < 500

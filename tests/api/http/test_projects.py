@@ -18,7 +18,7 @@ from tests.api.served import ALL, Served, assert_problem, listening, messages
 
 MARK = "onlyofalpha"  # in every name of the project
 # What all projects share, and what an id in the address does not name.
-SHARED = ("/datasets/", "/weights/", "/workers/", "/presets")
+SHARED = ("/datasets/", "/weights/", "/workers/", "/presets", "/projects")
 # Rows that refused requests may add or change: the uses of keys, and nothing of a project.
 UNCOUNTED = {"keys", "activities", "workers", "datasets", "dataset_sources", "weights", "sign_in_tokens", "projects"}
 
@@ -223,5 +223,10 @@ def test_a_bad_name_is_refused(small: Served, name: str) -> None:
 def test_a_project_has_one_name(small: Served) -> None:
     admin = small.client()
 
-    assert admin.post("/v1/projects", json={"name": "vision"}).status_code == 201
+    created = admin.post("/v1/projects", json={"name": "vision"})
+    assert created.status_code == 201
     assert_problem(admin.post("/v1/projects", json={"name": "vision"}), 409)
+    address = f"/v1/projects/{created.json()['id']}"
+    assert_problem(admin.patch(address, json={"name": "default"}), 409)
+    assert admin.patch(address, json={"name": "vision"}).json()["name"] == "vision"
+    assert admin.patch(address, json={"name": "images"}).json()["name"] == "images"
