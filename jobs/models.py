@@ -221,6 +221,8 @@ class Job(InProject, Hideable, Base):
         Index("ix_jobs_owner", "created_by", "created_at"),
         Index("ix_jobs_owner_status", "status", "created_by", "created_at"),
         Index("ix_jobs_listed", "id", sqlite_where=LISTED, postgresql_where=LISTED),
+        # Partial: SQLite would take a whole one before that of a status.
+        Index("ix_jobs_project", "project_id", "id", sqlite_where=LISTED, postgresql_where=LISTED),
         Index("ix_jobs_hidden", "hidden_at", sqlite_where=_HIDDEN, postgresql_where=_HIDDEN),
         Index("ix_jobs_reference", "dataset_name", sqlite_where=_REFERENCE, postgresql_where=_REFERENCE),
         Index("ix_jobs_starred", "id", sqlite_where=_STARRED, postgresql_where=_STARRED),
