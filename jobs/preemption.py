@@ -133,7 +133,8 @@ def giving_way(session: Session, pool: str) -> list[GivingWay]:
         .where(Job.pool == pool, *_GIVES_WAY, Event.type == REQUESTED)
         .order_by(Job.id, Event.seq)
     )
-    newest = {job_id: GivingWay(job_id, *row, data.get("job")) for job_id, *row, data in session.execute(requests)}
+    rows = session.execute(requests)
+    newest = {job_id: GivingWay(job_id, name, project, data.get("job")) for job_id, name, project, data in rows}
     return list(newest.values())
 
 
