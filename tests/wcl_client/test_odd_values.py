@@ -45,6 +45,7 @@ USUAL |= {
     "dataset": "digits",
     "image": "x",
     "url": "https://example.org/",
+    "project": "default",
 }
 
 

@@ -15,8 +15,9 @@ from jobs.database import new_id
 from jobs.models import Base, Checkpoint, Job, Sweep
 from tests.api.http.test_access import OF_SERVICE
 from tests.api.http.test_ownership import OF_MANY
-from tests.api.route_cases import CASES, JOB, Member, World
+from tests.api.route_cases import CASES, HOOK, JOB, Member, World
 from tests.api.served import ALL, SPEC, Served, assert_problem, listening, messages
+from tests.jobs import rows
 
 _ABSENT = (["there is no"], ["there is no such"])
 FORMS_OF_MANY = {"POST /delete", "POST /jobs/cancel", "POST /jobs/{verb}"}  # with no job left
@@ -165,7 +166,9 @@ def shown(small: Served) -> tuple[Served, dict[str, str]]:
     webhook_id, delivery_id = world.delivery()
     evaluated = world.evaluated()
     world.deleted()
+    rows.submit(small.database.acting_for(world.owner), created_by=world.owner.key_id, priority=1_000)
     ids = {
+        "running": rows.claim(small.database).job_id,
         "job_id": evaluated,
         "checkpoint_id": world.checkpoint_of(evaluated),
         "sweep_id": world.sweep(),
@@ -188,6 +191,16 @@ def test_streams_have_the_changes_of_their_project_only(small: Served) -> None:
         own = other.client.post("/v1/jobs", json=JOB).json()["id"]
         first = next(messages(stream))
     assert first.data["changed"] == [own]
+
+
+def test_messages_of_a_webhook_are_about_jobs_of_its_project(small: Served) -> None:
+    world, cleo = _world(small), Member.of(small, "cleo", *ALL, project="beta").client
+    hooks = [(client, client.post("/v1/webhooks", json=HOOK).json()["id"]) for client in (world.admin, cleo)]
+
+    world.ended("failed")
+
+    sent = [len(client.get(f"/v1/webhooks/{hook_id}/deliveries").json()["items"]) for client, hook_id in hooks]
+    assert sent == [1, 0]
 
 
 def test_what_follows_from_a_thing_is_in_its_project(small: Served) -> None:
