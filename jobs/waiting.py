@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from jobs.database import project_of, within
+from jobs.database import project_of
 from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, of_worker, working
 from jobs.eligibility import Needs, fits, has_dataset, has_gpus, is_due, is_met, may_take_jobs, supports_spec_version

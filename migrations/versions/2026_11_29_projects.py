@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0048_projects"
-down_revision = "0047_delivery_lag"
+revision = "0049_projects"
+down_revision = "0048_job_search"
 branch_labels = None
 depends_on = None
 
