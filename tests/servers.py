@@ -31,7 +31,7 @@ import pytest
 import redis
 from sqlalchemy import event, make_url
 
-from jobs.database import Database
+from jobs.database import DEFAULT_PROJECT, Database
 from jobs.models import Base
 
 _PROGRAMS = Path(sys.prefix) / "programs"
@@ -254,8 +254,8 @@ def without_syncs(database: Database) -> Database:
 
 def clear(database: Database) -> None:
     """Remove every row that the migrations did not put there."""
-    tables = [table.name for table in reversed(Base.metadata.sorted_tables) if table.name != "projects"]
-    statements = [f"DELETE FROM {name}" for name in tables]
+    statements = [f"DELETE FROM {table.name}" for table in reversed(Base.metadata.sorted_tables)]
+    statements[statements.index("DELETE FROM projects")] += f" WHERE id <> '{DEFAULT_PROJECT}'"
     if database.engine.dialect.name == "postgresql":
         statements = ["; ".join(statements)]  # one round trip
     with database.engine.begin() as connection:
