@@ -243,9 +243,11 @@ def _of_person(user: str) -> Select[Key]:
 def _keep_person(session: Session, user: str, scopes: list[str]) -> None:
     key = session.execute(_of_person(user).with_for_update()).scalar_one_or_none()
     if key is not None:
-        key.scopes = scopes
-        if "admin" not in scopes and key.project_id is None:  # the person is no administrator any more
+        if "admin" in scopes and "admin" not in key.scopes and key.project_id == DEFAULT_PROJECT:
+            key.project_id = None  # as for a new person with these scopes
+        elif "admin" not in scopes and key.project_id is None:
             key.project_id = DEFAULT_PROJECT
+        key.scopes = scopes
         return
     project_id = projects.of_new_key(session, None, scopes)
     key = Key(id=new_id(), name=user, hash=_hash(_new_secret()), scopes=scopes, proxy_user=user, project_id=project_id)

@@ -380,7 +380,10 @@ def test_a_revoked_person_has_no_access_and_scopes_follow_the_groups(signing: Se
     assert anna.get("/v1/keys").status_code == 200
     assert person(signing, "anna", "vision").get("/v1/keys").status_code == 403
     (row,) = (key for key in admin.get("/v1/keys").json()["items"] if key["proxy_user"] == "anna")
-    assert row["scopes"] == ["read", "submit"]
+    assert (row["scopes"], row["project"]) == (["read", "submit"], "default")
+    leads = person(signing, "anna", "leads").get("/v1/keys").json()["items"]
+    assert [key["project"] for key in leads if key["proxy_user"] == "anna"] == [None]
+    person(signing, "anna", "vision").get("/v1/jobs")
     secret = admin.post(f"/v1/keys/{row['id']}/rotate").json()["key"]
     program = signing.bare({"Authorization": f"Bearer {secret}"})
     assert program.post("/v1/jobs", json=JOB).json()["owner"] == "anna"
