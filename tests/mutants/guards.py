@@ -133,15 +133,15 @@ GUARDS = (
     Guard(
         "a link ends with its time, its revocation and its key",
         "jobs/shares.py",
-        "    is_open = (Share.revoked_at.is_(None), Share.expires_at > now_ms(), *is_active())\n",
+        "    is_open = (Share.revoked_at.is_(None), Share.expires_at > now_ms(), *_has_key())\n",
         "    is_open = (Share.revoked_at.is_(None), Share.expires_at > now_ms())\n",
         ("tests/api/http/test_shares.py::test_a_link_ends",),
     ),
     Guard(
         "a revoked link shows nothing",
         "jobs/shares.py",
-        "(Share.revoked_at.is_(None), Share.expires_at > now_ms(), *is_active())",
-        "(Share.expires_at > now_ms(), *is_active())",
+        "(Share.revoked_at.is_(None), Share.expires_at > now_ms(), *_has_key())",
+        "(Share.expires_at > now_ms(), *_has_key())",
         ("tests/api/http/test_shares.py::test_a_link_ends",),
     ),
     Guard(
@@ -238,8 +238,8 @@ GUARDS = (
     Guard(
         "links that are switched off show nothing",
         "api/web/shares.py",
-        "await run_in_threadpool(_jobs_of, database, secret) if is_allowed else None",
-        "await run_in_threadpool(_jobs_of, database, secret)",
+        "await run_in_threadpool(_shown, database, secret) if is_allowed else None",
+        "await run_in_threadpool(_shown, database, secret)",
         ("tests/api/http/test_shares.py::test_a_server_may_switch_links_off",),
     ),
     Guard(
