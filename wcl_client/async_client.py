@@ -905,6 +905,7 @@ class AsyncWclClient(AsyncSweepClient):
         *,
         days: int | None = None,
         limits: Mapping[str, int | None] | None = None,
+        project: str | None = None,
         idempotency_key: str | None = None,
     ) -> NewKey:
         """Create a key and return it with its secret.
@@ -914,21 +915,38 @@ class AsyncWclClient(AsyncSweepClient):
             scopes: `read`, `submit`, `priority`, `admin`.
             days: until it expires; None for a key that does not expire.
             limits: as of `change_key`.
+            project: its name, or `*` for all; None for all projects with `admin`, else that of the caller.
             idempotency_key: a repeated call returns the first call's key with None as its secret, which the server
                 does not store; `rotate_key` makes another one.
         """
         body = {"name": name, "scopes": list(scopes), "days": days, **(limits or {})}
+        body |= {} if project is None else {"project": project}
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
         return await self._json(NewKey, "POST", "/v1/keys", json=body, headers=headers)
 
-    async def change_key(self, key_id: str, limits: Mapping[str, int | None]) -> Key:
-        """Change limits of a key, and return the key; they hold at once.
+    async def projects(self) -> list[Json]:
+        """Return the projects that the key sees: its own one, or all."""
+        items: list[Json] = (await self._json(dict, "GET", "/v1/projects"))["items"]
+        return items
+
+    async def create_project(self, name: str) -> Json:
+        """Create a project, and return it; this needs `admin` for all projects."""
+        return await self._json(dict, "POST", "/v1/projects", json={"name": name})
+
+    async def rename_project(self, project_id: str, name: str) -> Json:
+        """Rename a project, and return it; this needs `admin` for all projects."""
+        return await self._json(dict, "PATCH", f"/v1/projects/{project_id}", json={"name": name})
+
+    async def change_key(self, key_id: str, limits: Mapping[str, int | None], project: str | None = None) -> Key:
+        """Change limits of a key, which hold at once, or move it to another project; return the key.
 
         Args:
             key_id: of the key.
             limits: some of `max_waiting`, `max_devices` and `max_submissions`; None for that of the service.
+            project: its name, or `*` for all; None leaves the key where it is.
         """
-        return await self._json(Key, "PATCH", f"/v1/keys/{part(key_id)}", json=dict(limits))
+        body = dict(limits) | ({} if project is None else {"project": project})
+        return await self._json(Key, "PATCH", f"/v1/keys/{part(key_id)}", json=body)
 
     async def rotate_key(self, key_id: str, *, days: int | Literal["keep"] | None = "keep") -> NewKey:
         """Give a key a new secret and return it; the former one ends at once.
