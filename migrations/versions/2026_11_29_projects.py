@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0049_projects"
-down_revision = "0048_job_search"
+revision = "0050_projects"
+down_revision = "0049_evaluations_of_datasets"
 branch_labels = None
 depends_on = None
 
