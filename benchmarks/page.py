@@ -2,9 +2,9 @@
 
     python benchmarks/page.py [--jobs 100000] [--points 1000000] [--viewers 500] [--rounds 5]
 
-The benchmark starts its own PostgreSQL and fills it by SQL with ended jobs and a running job with 20 series.  Pages are
-compared with those of a service with 1,000 jobs and 10,000 points in the same rounds.  Streams are compared with
-streams that query the database for each viewer.
+The benchmark starts its own PostgreSQL and fills it by SQL with jobs of every status, of which a tenth wait, and a
+running job with 20 series.  Pages are compared with those of a service with 1,000 jobs and 10,000 points in the same
+rounds.  Streams are compared with streams that query the database for each viewer.
 """
 
 from __future__ import annotations

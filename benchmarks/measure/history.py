@@ -109,14 +109,14 @@ def _copy_jobs(connection: Connection, training: str, evaluation: str, count: in
     before = f"(SELECT '{_PREFIX}' || o.hex FROM numbers o WHERE o.i = n.i - 1)"
     digest = f"'{'0' * 52}' || n.hex"
     digest_before = f"(SELECT '{'0' * 52}' || o.hex FROM numbers o WHERE o.i = n.i - 1)"
-    dataset = f"CASE n.i / 10 % {_DATASETS} WHEN 0 THEN t.dataset_name ELSE 'dataset-' || n.i / 10 % {_DATASETS} END"
+    dataset = f"CASE n.i / 10 % {_DATASETS} WHEN 0 THEN t.dataset_name ELSE 'dataset-' || (n.i / 10 % {_DATASETS}) END"
     owner = "CASE n.i % 10 " + " ".join(f"WHEN {place} THEN '{each}'" for place, each in enumerate(owners)) + " END"
     waiting = (
         "CASE WHEN n.i % 100 = 3 THEN 'running' WHEN n.i % 100 = 5 THEN 'paused' "
         "WHEN n.i % 10 = 7 THEN 'blocked' ELSE 'queued' END"
     )
     finished = "CASE n.i % 6 WHEN 1 THEN 'failed' WHEN 5 THEN 'cancelled' ELSE 'succeeded' END"
-    spec = "CAST(t.spec AS TEXT)", "'\"seed\": 0'", "'\"seed\": ' || n.i % 5"
+    spec = "CAST(t.spec AS TEXT)", "'\"seed\": 0'", "'\"seed\": ' || (n.i % 5)"
     loss = f"replace({', '.join(spec)})", "'\"temperature\": 0.1'", "'\"temperature\": 0.' || (1 + n.i / 50 % 97)"
     varied = f"CAST(replace({', '.join(loss)}) AS JSON)" if is_postgres else f"replace({', '.join(loss)})"
     copied = {"id": own, "created_at": f"t.created_at - {count} + n.i", "created_by": owner, "dataset_name": dataset,
@@ -139,7 +139,7 @@ def _copy_jobs(connection: Connection, training: str, evaluation: str, count: in
     worker = f"(SELECT '{_OTHER_PREFIX}' || o.hex FROM numbers o WHERE o.i = n.i / 100 % {_WORKERS})"
     _copy(connection, "attempts", is_run, of_job | ends | {"worker_id": worker})
     _copy(connection, "events", f"t.job_id = '{training}' AND t.seq = 1", of_job)
-    _copy(connection, "tags", f"t.job_id = '{training}'", of_job | {"tag": "'tag ' || n.i % 100"})
+    _copy(connection, "tags", f"t.job_id = '{training}'", of_job | {"tag": "'tag ' || (n.i % 100)"})
     is_saved = f"t.job_id = '{training}' AND n.i < {ended} AND NOT ({is_evaluation})"
     _copy(connection, "checkpoints", is_saved, of_job | {"id": own, "sha256": digest})
     names = connection.execute(
@@ -148,7 +148,7 @@ def _copy_jobs(connection: Connection, training: str, evaluation: str, count: in
         .where(JobEvaluation.job_id == evaluation)
     ).all()
     dataset_digest = (
-        f"CASE n.i / 10 % {_DATASETS} WHEN 0 THEN t.dataset_digest ELSE 'digest-' || n.i / 10 % {_DATASETS} END"
+        f"CASE n.i / 10 % {_DATASETS} WHEN 0 THEN t.dataset_digest ELSE 'digest-' || (n.i / 10 % {_DATASETS}) END"
     )
     for place, (name, _) in enumerate(names):
         own_id = f"'01000000-0000-7000-a00{place}-' || n.hex"
