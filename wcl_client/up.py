@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -354,6 +355,9 @@ def run(options: UpOptions, report: Callable[[str], None]) -> None:
                 with contextlib.suppress(OSError):  # the terminal may be closed
                     write(f"Serving {options.url} from {options.data_dir}", out)
                     write(f"Open     {_page_link(options, out)}", out)
+                    write(
+                        f"In other terminals: export WCL_DATA_DIR={shlex.quote(str(options.data_dir.resolve()))}", out
+                    )
             service.watch()
         finally:
             service.stop()

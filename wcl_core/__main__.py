@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("features", help="write the features of the images of a folder as a table")
     verb.add_argument("file", type=Path, help="exported backbone or native checkpoint")
-    verb.add_argument("folder", type=Path, help="image folder or list of images")
+    verb.add_argument("folder", type=Path, nargs="+", help="image folder, list of images, or image files")
     verb.add_argument("out", type=Path, help="a file that ends in .csv, .parquet or .npy")
     _size_option(verb)
     verb.set_defaults(run=_features)
@@ -122,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("out", type=Path, help="a file that ends in .csv, .parquet or .npy")
     verb.add_argument("--split", choices=["train", "test", "unlabelled"], help="by default all")
     verb.set_defaults(run=_dataset_features)
+
+    verb = verbs.add_parser("check-image", help="fail unless a file is an image that is read; needs no PyTorch")
+    verb.add_argument("image", type=Path)
+    verb.set_defaults(run=_check_image)
 
     verb = verbs.add_parser("neighbours", help="print the images of a folder that are most similar to an image")
     verb.add_argument("file", type=Path, help="exported backbone or native checkpoint")
@@ -141,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("classify-predict", help="write the classes of the images of a folder as a table")
     verb.add_argument("file", type=Path, help="a file of classify-fit")
-    verb.add_argument("folder", type=Path, help="image folder or list of images")
+    verb.add_argument("folder", type=Path, nargs="+", help="image folder, list of images, or image files")
     verb.add_argument("out", type=Path, help="a file that ends in .csv")
     verb.set_defaults(run=_classify_predict)
 
@@ -272,6 +276,14 @@ def _dataset_features(options: argparse.Namespace) -> int:
 
     count = write_dataset_features(options.embeddings, options.out, options.split)
     write_line(f"{options.out}: features of {_images(count)}")
+    return 0
+
+
+def _check_image(options: argparse.Namespace) -> int:
+    from wcl_core.data.decoding import check_image
+
+    if problem := check_image(options.image):
+        raise data.DataError(problem)
     return 0
 
 

@@ -37,6 +37,10 @@ from wcl_core.protocol import EMBEDDINGS_FILE
         ),
         (["classify", "fit", "w", "photos", "-o", "c.safetensors"], ["classify-fit", "w", "photos", "c.safetensors"]),
         (["classify", "predict", "w", "photos", "-o", "c.csv"], ["classify-predict", "w", "photos", "c.csv"]),
+        (
+            ["classify", "predict", "w", "a.png", "photos/a.png", "-o", "c.csv"],
+            ["classify-predict", "w", "a.png", "photos/a.png", "c.csv"],
+        ),
     ],
 )
 def test_each_command_runs_a_verb_of_the_library(
@@ -139,7 +143,9 @@ def test_features_of_a_dataset_come_from_the_job_that_has_them(computed: Compute
     assert target.read_text().splitlines() == lines
 
 
-def test_neighbours_in_a_dataset_come_from_the_job_that_has_its_features(computed: Computed, tmp_path: Path) -> None:
+def test_neighbours_in_a_dataset_come_from_the_job_that_has_its_features(
+    computed: Computed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "n.csv"
     arguments = (computed.training_id, str(tmp_path / "red.png"), "--in", "digits", "-o", str(target))
     for force in ((), ("--force",)):
@@ -153,6 +159,10 @@ def test_neighbours_in_a_dataset_come_from_the_job_that_has_its_features(compute
     assert "no dataset of the service (digits)" in " ".join(refused.output.split())
     refused = wcl("neighbours", computed.training_id, "absent.png", "--in", "digits")
     assert "absent.png is no file" in " ".join(refused.output.split())
+    (tmp_path / "notes.png").write_text("none")
+    refused = wcl("neighbours", computed.training_id, str(tmp_path / "notes.png"), "--in", "another")
+    assert (refused.exit_code, refused.stderr) == (1, ""), "no server was asked for the dataset"
+    assert "notes.png is no image that is read: its content is none of the formats" in capfd.readouterr().err
     assert len(rows.rows_of(computed.server.database, Job)) == 2
 
 
@@ -164,7 +174,7 @@ def test_a_classifier_of_a_dataset_comes_from_the_job_that_has_its_features(comp
     assert len(rows.rows_of(computed.server.database, Job)) == 2, "no second job computes them"
     (tmp_path / "one").mkdir()
     (tmp_path / "red.png").rename(tmp_path / "one" / "red.png")
-    predicted = predict(target, tmp_path / "one", tmp_path / "c.csv", None, pytest.fail)
+    predicted = predict(target, [tmp_path / "one"], tmp_path / "c.csv", None, pytest.fail)
     assert predicted.counts == {"zero": 1}
 
 

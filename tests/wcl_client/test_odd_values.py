@@ -42,6 +42,7 @@ USUAL |= {
     "new_name": "other",
     "path": "absent",
     "folder": "absent",
+    "images": "absent",
     "dataset": "digits",
     "image": "x",
     "url": "https://example.org/",

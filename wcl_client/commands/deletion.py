@@ -87,6 +87,11 @@ def _confirm(question: str) -> None:
 def _print_extent(extent: Json, to_stderr: bool = False) -> None:
     """Print what a deletion removes, and what refers to it."""
     terminal = err if to_stderr else out
+    if not extent["jobs"]:
+        terminal.say("no job would be deleted" if extent["refused"] else "no job matches; nothing would be deleted")
+        for each in extent["refused"]:
+            terminal.say(f"{each['job_id']} stays: {each['reason']}")
+        return
     for job in extent["jobs"][:20]:
         terminal.say(f"{job['id']}  {job['name']}")
     if (more := len(extent["jobs"]) - 20) > 0:

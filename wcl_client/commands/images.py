@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -33,18 +33,19 @@ JobOrFile = Annotated[
 ]
 
 
-def _existing(folder: Path) -> Path:
-    """Return a folder or list, before weights are downloaded for it.
+def _existing(places: Sequence[Path] | None) -> list[Path]:
+    """Return folders, lists or images, before weights are downloaded for them.
 
     Raises:
-        BadParameter: it does not exist.
+        BadParameter: one does not exist.
     """
-    if not folder.exists():
-        raise typer.BadParameter(f"{folder} does not exist; expected the path of images here, not a dataset's name")
-    return folder
+    for place in places or ():
+        if not place.exists():
+            raise typer.BadParameter(f"{place} does not exist; expected the path of images here, not a dataset's name")
+    return list(places or ())
 
 
-_Folder = Annotated[Path, typer.Argument(help="An image folder at any depth, or a list of images.", callback=_existing)]
+_IMAGES = "An image folder at any depth, a list of images, or image files."
 _Size = Annotated[
     int | None, typer.Option(min=8, max=512, help="Side of the images in pixels; default: that of the training.")
 ]
@@ -53,7 +54,9 @@ _Size = Annotated[
 @app.command(rich_help_panel=USE)
 def features(
     reference: JobOrFile,
-    folder: Annotated[Path | None, typer.Argument(help="An image folder at any depth, or a list of images.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER_OR_IMAGES...", help=_IMAGES, callback=_existing)
+    ] = None,
     target: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file that ends in .csv, .parquet or .npy.")
     ] = None,
@@ -74,16 +77,15 @@ def features(
     """
     if target is None:
         raise typer.BadParameter("expected a file to write, for example --output features.csv")
-    if folder is not None and dataset is not None:
-        raise typer.BadParameter("expected either a folder or --dataset NAME")
-    if split is not None and (folder is not None or split not in _SPLITS):
+    if images and dataset is not None:
+        raise typer.BadParameter("expected either images or --dataset NAME")
+    if split is not None and (images or split not in _SPLITS):
         raise typer.BadParameter(f"--split {split}: expected {', '.join(_SPLITS)}, with --dataset")
-    if folder is not None:
-        _existing(folder)
     _check_ending(target)
+    places = [str(each) for each in images or ()]
     with output_file(target, force):
-        if folder is not None:
-            on_weights(reference, lambda file: ["features", file, str(folder), str(target)], size)
+        if places:
+            on_weights(reference, lambda file: ["features", file, *places, str(target)], size)
         else:
             _write_dataset_features(reference, dataset, size, target, split)
 
@@ -137,8 +139,10 @@ def _write_neighbours(
     reference: str, image: Path, place: Path, count: int, target: Path | None, size: int | None
 ) -> None:
     """Print the neighbours of an image in a folder, a list or a dataset, or write them into a file."""
-    if not image.is_file():  # before weights are downloaded, and a job is submitted for it
+    if not image.is_file():
         raise typer.BadParameter(f"{image} is no file; expected an image")
+    if not Path(reference).is_file():  # before weights are downloaded, and a job is submitted for it
+        run_library(["check-image", str(image)])
     out = [] if target is None else [f"--output={target}"]
     if place.exists() or Path(reference).is_file():
         on_weights(reference, lambda file: ["neighbours", file, str(image), str(place), f"--count={count}", *out], size)
@@ -230,7 +234,7 @@ def classify_fit(
         raise typer.BadParameter(f"{target}: expected a name that ends in .safetensors")
     with output_file(target, force):
         if folder.exists() or Path(reference).is_file():
-            _existing(folder)
+            _existing([folder])
             on_weights(reference, lambda file: ["classify-fit", file, str(folder), str(target)], size)
             return
         with tempfile.TemporaryDirectory(prefix="wcl-features-") as place, WclClient.connect() as client:
@@ -241,13 +245,13 @@ def classify_fit(
 @group.command(name="predict")
 def classify_predict(
     file: Annotated[Path, typer.Argument(help="A file of `wcl classify fit`.")],
-    folder: _Folder,
+    images: Annotated[list[Path], typer.Argument(metavar="FOLDER_OR_IMAGES...", help=_IMAGES, callback=_existing)],
     target: Annotated[Path, typer.Option("--output", "-o", help="The .csv file to write.")],
     force: Force = False,
 ) -> None:
     """Predict the classes of images: a table with the path, the class and the probability of each class."""
     with output_file(target, force):
-        run_library(["classify-predict", str(file), str(folder), str(target)])
+        run_library(["classify-predict", str(file), *map(str, images), str(target)])
 
 
 def on_weights(reference: str, arguments: Callable[[str], list[str]], size: int | None = None) -> None:

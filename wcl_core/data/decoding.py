@@ -116,6 +116,14 @@ def read_file(path: Path, wish: Wish) -> tuple[Read, Pixels | None]:
     return Read(digest, facts), np.asarray(image).transpose(2, 0, 1) if wish.side else None
 
 
+def check_image(path: Path) -> str:
+    """Return why one file cannot be read as an image; empty for one that can."""
+    if not path.is_file():
+        return f"{path} is no file; expected an image"
+    read, _ = read_file(path, Wish(None))
+    return f"{path} is no image that is read: {read.error}" if read.error else ""
+
+
 class _KilledError(MemoryError):
     """A process was killed: a lack of memory is the usual cause."""
 

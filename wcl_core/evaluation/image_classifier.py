@@ -25,7 +25,7 @@ from wcl_core.data.layout import LIST, SPLIT_MADE, Files, shown
 from wcl_core.evaluation.embedding import read_embeddings
 from wcl_core.evaluation.feature_table import write_table
 from wcl_core.evaluation.linear import chosen_strength, classes, fit, logits, standard
-from wcl_core.evaluation.new_images import Features, Warn, listed
+from wcl_core.evaluation.new_images import Features, Warn, images_of, listed
 from wcl_core.intervals import wilson
 from wcl_core.networks.weights import exported_facts
 
@@ -206,12 +206,12 @@ def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, Hel
     return strength, HeldOut(accuracy, *wilson(accuracy, count), count, largest)
 
 
-def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Predicted:
-    """Write the classes of the images of a folder or list as CSV.
+def predict(file: Path, places: Sequence[Path], out: Path, size: int | None, warn: Warn) -> Predicted:
+    """Write the classes of the images of a folder or list, or of single images, as CSV.
 
     Args:
         file: as `fit_classifier` writes it.
-        folder, size, warn: as for `write_features`.
+        places, size, warn: as for `write_features`.
         out: a `.csv` file; it becomes visible whole.
 
     Raises:
@@ -223,14 +223,14 @@ def predict(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -
         raise ValueError(f"{out}: expected a name that ends in .csv")
     names, weights, mean, deviation = _read(file)
     computed = Features(file, size, warn)
-    files = listed(folder, warn)
+    files = images_of(places, warn)
     paths = [path for path, _ in files.unlabelled]
-    places, rows = computed.of(files.root, paths)
+    read, rows = computed.of(files.root, paths)
     probabilities = logits((rows - mean) / deviation, weights).softmax(dim=1)
     chosen = probabilities.argmax(dim=1).tolist()
     table = [
         [shown(paths[place]), names[best], *(f"{value:.4f}" for value in (row[best], *row))]
-        for place, best, row in zip(places, chosen, probabilities.tolist(), strict=True)
+        for place, best, row in zip(read, chosen, probabilities.tolist(), strict=True)
     ]
     write_table(out, ["path", "class", "probability", *(f"p({name})" for name in names)], table)
     return Predicted(Counter(names[best] for best in chosen), computed.left_out)

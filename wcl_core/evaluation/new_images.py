@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wcl_core.data.decoding import Wish, read_all
+from wcl_core.data.decoding import Wish, check_image, read_all
 from wcl_core.data.images import DataError
+from wcl_core.data.kinds import LISTS, is_archive
 from wcl_core.data.layout import HIDDEN, Files, list_files, shown
 from wcl_core.evaluation.embedding import read_embeddings
 from wcl_core.evaluation.feature_table import check_target, listing_of, write_feature_table
@@ -104,11 +105,12 @@ class Written:
     left_out: Counter[str]
 
 
-def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Written:
-    """Write the features of all images of a folder or list.
+def write_features(file: Path, places: Sequence[Path], out: Path, size: int | None, warn: Warn) -> Written:
+    """Write the features of all images of a folder or list, or of single images.
 
     Args:
         file, size, warn: as for `Features`.
+        places: as for `images_of`.
         out: `.csv`, `.parquet` or `.npy`, see `feature_table`.
 
     Raises:
@@ -118,14 +120,14 @@ def write_features(file: Path, folder: Path, out: Path, size: int | None, warn: 
     """
     check_target(out)
     listing = listing_of(out)
-    if out.suffix.lower() == ".npy" and listing.exists() and listing.samefile(folder):
+    if out.suffix.lower() == ".npy" and listing.exists() and any(map(listing.samefile, filter(Path.exists, places))):
         raise ValueError(f"{out}: its names would replace the list {listing}; expected another name")
-    files = listed(folder, warn)
+    files = images_of(places, warn)
     computed = Features(file, size, warn)
     paths = [path for path, _ in files.unlabelled]
-    places, rows = computed.of(files.root, paths)
-    write_feature_table(out, {"path": [shown(paths[place]) for place in places]}, rows)
-    return Written(len(places), computed.left_out)
+    read, rows = computed.of(files.root, paths)
+    write_feature_table(out, {"path": [shown(paths[place]) for place in read]}, rows)
+    return Written(len(read), computed.left_out)
 
 
 def write_dataset_features(embeddings: Path, out: Path, split: str | None) -> int:
@@ -170,14 +172,11 @@ def neighbours(file: Path, image: Path, folder: Path, count: int, size: int | No
         DataError: the image cannot be read, or there is no other one that can.
         CheckpointError: as `load_backbone` and `read_embeddings`.
     """
-    if not image.is_file():
-        raise DataError(f"{image} is no file; expected an image")
+    if problem := check_image(image):
+        raise DataError(problem)
     stored = read_embeddings(folder) if folder.suffix == ".safetensors" else None
     computed = Features(file, size if stored is None else stored.image_size, warn)
-    try:
-        _, query = computed.of(image.parent, [image.name])
-    except DataError as error:
-        raise DataError(f"{image} cannot be read; expected an image") from error
+    _, query = computed.of(image.parent, [image.name])
     if stored is None:
         names, features = _of_folder(computed, image, folder, warn)
     else:
@@ -201,6 +200,31 @@ def _of_folder(computed: Features, image: Path, folder: Path, warn: Warn) -> tup
         raise DataError(f"{folder} has no image other than {image.name}")
     places, features = computed.of(files.root, paths)
     return [shown(paths[place]) for place in places], features
+
+
+def images_of(places: Sequence[Path], warn: Warn) -> Files:
+    """Return the images of one folder or list, or single image files.
+
+    Args:
+        places: the folder or the list, or the files.
+        warn: as for `listed`.
+
+    Raises:
+        DataError: there is none, or one of several places is no file.
+    """
+    if len(places) == 1 and not _is_image(places[0]):
+        return listed(places[0], warn)
+    for place in places:
+        if not place.is_file():
+            raise DataError(f"{place} is no file; expected image files, or one folder or list")
+    absolute = [place.absolute() for place in places]
+    root = Path(os.path.commonpath([place.parent for place in absolute]))
+    paths = [(place.relative_to(root).as_posix(), 0) for place in absolute]
+    return Files("images", root, [], [], (), paths, layout="single images")
+
+
+def _is_image(place: Path) -> bool:
+    return place.is_file() and place.suffix.lower() not in LISTS and not is_archive(place)
 
 
 def listed(folder: Path, warn: Warn, *, has_labels: bool = False) -> Files:

@@ -80,7 +80,11 @@ def test_neighbours_are_the_most_similar_images_without_the_image_itself(
 def test_what_has_no_neighbours_is_named(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paint(tmp_path / "alone" / "a.png", (9, 9, 9), 0)
     (tmp_path / "alone" / "notes.png").write_text("none")
-    for image, text in (("a.png", "no image can be read"), ("gone.png", "is no file"), ("notes.png", "cannot be read")):
+    for image, text in (
+        ("a.png", "no image can be read"),
+        ("gone.png", "is no file"),
+        ("notes.png", "none of the formats"),
+    ):
         assert main(["neighbours", str(network), str(tmp_path / "alone" / image), str(tmp_path / "alone")]) == 1
         assert text in capsys.readouterr().err
     for command in (["features", "gone", "x.csv"], ["classify-fit", "gone", "x.safetensors"]):
@@ -130,6 +134,16 @@ def test_a_classifier_is_taken_along_in_one_file(
     assert f"classes: blue # 3 6, green 6, red {more}" in printed, "the classifier of the file is fitted on all images"
     assert trained_size(out) == 16
     assert torch.equal(load_backbone(out)(torch.ones(1, 3, 16, 16)), load_backbone(network)(torch.ones(1, 3, 16, 16)))
+
+    single = [str(next((photos / name).iterdir())) for name in ("red", "green")]
+    assert main(["classify-predict", str(out), *single, str(tmp_path / "two.csv")]) == 0
+    assert [row["path"].split("/")[0] for row in table(tmp_path / "two.csv")] == ["red", "green"]
+    assert "classes of 2 images" in capsys.readouterr().out
+    assert main(["classify-predict", str(out), single[0], str(photos), str(tmp_path / "two.csv")]) == 1
+    assert f"{photos} is no file; expected image files, or one folder or list" in capsys.readouterr().err
+    assert main(["features", str(network), single[0], str(tmp_path / "one.csv")]) == 0
+    assert [row["path"] for row in table(tmp_path / "one.csv")] == [Path(single[0]).name]
+    capsys.readouterr()
 
     (photos / "cut.png").write_bytes(b"none")
     (photos / "phone.HEIC").write_bytes(b"none")
