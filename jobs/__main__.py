@@ -37,33 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "restore":
             return _restore(settings, options)
         database = Database(settings.resolved_database_url)
-        if options.command != "adopt-storage":
-            storage_id.refuse_new_database(settings)
-        if options.command == "check":
-            return _check(database, settings.worker_name if options.worker == "" else options.worker)
-        if options.command == "backup":
-            return _backup(database, LocalStorage(settings.checkpoints_dir), options)
-        if options.command == "migrate":
-            database.migrate(write_line)
-            search.build(database)
-            if (problem := search.problem(database)) is not None:
-                write_line(problem, sys.stderr)
-            write_line(f"the schema is {schema.newest()}, of version {VERSION}")
-            return 0
-        database.migrate()
-        if options.command == "create-key":
-            scopes = options.scopes.split(",")
-            secret = database.acting_for(activity.OPERATOR).write(
-                lambda session: keys.create(session, options.name, scopes, options.expires, project=options.project)[1]
-            )
-            write_line(secret)
-            with database.read() as session:
-                if (notice := keys.notice(session)) is not None:
-                    write_line(notice, sys.stderr)
-        if options.command == "audit":
-            return _audit(database, LocalStorage(settings.checkpoints_dir))
-        if options.command == "adopt-storage":
-            write_line(storage_id.adopt(database, LocalStorage(settings.checkpoints_dir)))
+        try:
+            return _run(database, settings, options)
+        finally:
+            database.dispose()
     except InvalidSettings as error:
         for problem in error.problems:
             write_error(problem)
@@ -82,6 +59,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         write_error(f"{error.filename or 'the machine'}: {error.strerror or error}")
         return 1
+
+
+def _run(database: Database, settings: Settings, options: argparse.Namespace) -> int:
+    """Run a command on the database; return 0 on success, or 1."""
+    if options.command != "adopt-storage":
+        storage_id.refuse_new_database(settings)
+    if options.command == "check":
+        return _check(database, settings.worker_name if options.worker == "" else options.worker)
+    if options.command == "backup":
+        return _backup(database, LocalStorage(settings.checkpoints_dir), options)
+    if options.command == "migrate":
+        database.migrate(write_line)
+        search.build(database)
+        if (problem := search.problem(database)) is not None:
+            write_line(problem, sys.stderr)
+        write_line(f"the schema is {schema.newest()}, of version {VERSION}")
+        return 0
+    database.migrate()
+    if options.command == "create-key":
+        scopes = options.scopes.split(",")
+        secret = database.acting_for(activity.OPERATOR).write(
+            lambda session: keys.create(session, options.name, scopes, options.expires, project=options.project)[1]
+        )
+        write_line(secret)
+        with database.read() as session:
+            if (notice := keys.notice(session)) is not None:
+                write_line(notice, sys.stderr)
+    if options.command == "audit":
+        return _audit(database, LocalStorage(settings.checkpoints_dir))
+    if options.command == "adopt-storage":
+        write_line(storage_id.adopt(database, LocalStorage(settings.checkpoints_dir)))
     return 0
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from jobs import keys
 from jobs.__main__ import main
 from jobs.database import Database
 from tests.odd import ODD, check_odd_values
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,21 @@ def test_a_new_key_has_no_admin_by_default(
     assert anna.scopes == ["read", "submit"]
     assert root.expires_at is None
     assert anna.expires_at is not None
+
+
+def test_a_command_closes_its_connections(
+    postgres_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("WCL_DATABASE_URL", postgres_database.url)
+    others = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+
+    def num_connections() -> int:
+        with postgres_database.read() as session:
+            return int(session.execute(others).scalar_one())
+
+    before = num_connections()
+
+    assert main(["create-key", "anna"]) == 0
+
+    eventually(lambda: num_connections() == before, "the end of the command's connections", 10)
