@@ -34,7 +34,8 @@ def wcl(service: Service, *arguments: str, cwd: Path) -> subprocess.CompletedPro
 def test_submit_watch_download_by_the_command_line(service: Service, tmp_path: Path) -> None:
     words = service.log_path.read_text()
     assert f"Open     http://127.0.0.1:{service.port}" in words
-    assert f"In other terminals: export WCL_DATA_DIR={service.data_dir}" in words
+    line = f"In other terminals: export WCL_DATA_DIR={service.data_dir}\n"  # after the line that the start waits for
+    eventually(lambda: line in service.log_path.read_text(), f"{line}in {service.log_path}")
     assert "token=" not in words, "a file with the output of `wcl up` would keep the secret of a sign-in link"
 
     with service.client() as client:
