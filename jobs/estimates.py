@@ -125,11 +125,12 @@ def busy(session: Session, machine: Machine, pool: str, seconds: float | None = 
 
 
 def _other_load(session: Session, machine: Machine, pool: str) -> float:
-    if machine.is_gpu:
+    load = os.getloadavg()[0]
+    if machine.is_gpu or load < _BUSY * machine.cores:  # little with the jobs, which need not be counted
         return 0.0
     running = select(func.count()).where(Job.pool == pool, Job.status == Status.RUNNING, Job.gpus == 0)
     jobs = once(session, ("running on the CPU", pool), lambda: session.execute(running).scalar_one())
-    return max(0.0, os.getloadavg()[0] - jobs * machine.cores)
+    return max(0.0, load - jobs * machine.cores)
 
 
 def _with_load(time: dict[str, Any], session: Session, machine: Machine, pool: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from wcl_core.config.overlay import overlaid
 
 MAX_NAME = 200  # characters
 _MAX_BATCH_ERRORS = 50
+_MOST_NAMES = 10_000  # jobs whose names a new one is compared with
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -122,10 +123,9 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "spec": resolve_spec(new.spec),
         "dataset": {"name": dataset.name, "digest": pinned_digest(session, dataset), "counts": dataset.counts},
         "workers": fitting,
-        "warnings": same_name(session, new.name),
+        "warnings": [] if len(fitting) >= nodes_of(new.spec) else [_waits_for(nodes_of(new.spec), len(fitting))],
+        "notes": same_name(session, new.name),
     }
-    if len(fitting) < nodes_of(new.spec):
-        result["warnings"].append(_waits_for(nodes_of(new.spec), len(fitting)))
     if isinstance(new.spec, PretrainSpec):
         images = pretraining_count(dataset, new.spec.data)
         if (steps := steps_per_epoch(new.spec, images)) is not None:
@@ -389,7 +389,7 @@ def free_name(session: Session, name: str) -> str:
 
 
 def same_name(session: Session, name: str | None, besides: str | None = None) -> list[str]:
-    """Return the warning that other jobs have a name that a user gives; none where it is free.
+    """Return the warning that others of the newest jobs have a name that a user gives; none where it is free.
 
     Args:
         session: a transaction.
@@ -398,7 +398,8 @@ def same_name(session: Session, name: str | None, besides: str | None = None) ->
     """
     if name is None:
         return []
-    others = select(func.count()).select_from(Job).where(Job.name == name, Job.id != (besides or ""))
+    newest = select(Job.id, Job.name).order_by(Job.id.desc()).limit(_MOST_NAMES).subquery()
+    others = select(func.count()).select_from(newest).where(newest.c.name == name, newest.c.id != (besides or ""))
     if not (number := session.execute(others).scalar_one()):
         return []
     have = "another job has" if number == 1 else f"{number:,} other jobs have"

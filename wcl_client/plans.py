@@ -41,4 +41,5 @@ def plan_lines(plan: Json) -> list[str | Styled]:
         needed, available = output.size(memory["process_bytes"]), output.size(memory["device_bytes"])
         facts.append(f"  memory: about {needed} of {available}")
     lines += facts
-    return lines + [Styled(f"  warning: {text}", "yellow") for text in plan.get("warnings", ())]
+    warnings = [*plan.get("notes", ()), *plan.get("warnings", ())]
+    return lines + [Styled(f"  warning: {text}", "yellow") for text in warnings]

@@ -191,7 +191,7 @@ def test_weights_of_a_training_that_goes_on_name_their_epoch(server: Served, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["features", "ID", "photos", "--dataset", "digits", "-o", "x.csv"], "either a folder or --dataset"),
+        (["features", "ID", "photos", "--dataset", "digits", "-o", "x.csv"], "either a folder or images, or --dataset"),
         (["features", "ID", "-o", "x.csv"], "has no features of a dataset; expected a folder"),
         (["features", "ID", "--dataset", "digits"], "expected a file to write"),
         (["features", "ID", "photos", "--split", "train", "-o", "x.csv"], "with --dataset"),

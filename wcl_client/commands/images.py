@@ -54,9 +54,7 @@ _Size = Annotated[
 @app.command(rich_help_panel=USE)
 def features(
     reference: JobOrFile,
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="FOLDER_OR_IMAGES...", help=_IMAGES, callback=_existing)
-    ] = None,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="FOLDER_OR_IMAGES...", help=_IMAGES)] = None,
     target: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file that ends in .csv, .parquet or .npy.")
     ] = None,
@@ -78,11 +76,11 @@ def features(
     if target is None:
         raise typer.BadParameter("expected a file to write, for example --output features.csv")
     if images and dataset is not None:
-        raise typer.BadParameter("expected either images or --dataset NAME")
+        raise typer.BadParameter("expected either a folder or images, or --dataset NAME")
     if split is not None and (images or split not in _SPLITS):
         raise typer.BadParameter(f"--split {split}: expected {', '.join(_SPLITS)}, with --dataset")
+    places = [str(each) for each in _existing(images)]
     _check_ending(target)
-    places = [str(each) for each in images or ()]
     with output_file(target, force):
         if places:
             on_weights(reference, lambda file: ["features", file, *places, str(target)], size)
