@@ -111,7 +111,7 @@ def busy(session: Session, machine: Machine, pool: str, seconds: float | None = 
     """Return the note on a busy machine, see `slowdown`.
 
     Args:
-        seconds: of a training that has the machine for itself; None where unknown.
+        seconds: that a training takes at most if it has the machine for itself; None where unknown.
     """
     times = slowdown(session, machine, pool)
     if times == 1:
@@ -135,7 +135,7 @@ def _other_load(session: Session, machine: Machine, pool: str) -> float:
 
 def _with_load(time: dict[str, Any], session: Session, machine: Machine, pool: str) -> dict[str, Any]:
     """Return a time with the note on a busy machine."""
-    notes = busy(session, machine, pool, time["low_seconds"])
+    notes = busy(session, machine, pool, time["high_seconds"])
     return time | {"busy": notes[0] if notes else None}
 
 

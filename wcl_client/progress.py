@@ -63,9 +63,13 @@ class JobView:
 
     @property
     def facts(self) -> list[str]:
-        """The known values: loss, work beside the training, pending request, cause of waiting, speed, time left."""
+        """The known values: time left, loss, work beside the training, pending request, cause of waiting, speed.
+
+        The first ones are most wanted: a narrow terminal cuts off the last ones.
+        """
         progress = self.job.get("progress")
-        facts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+        facts = [left] if (left := time_left(self.job)) else []
+        facts += [] if self.loss is None else [f"loss {self.loss:.3f}"]
         if phase := phase_text(self.job):
             facts.append(phase)
         if request := self.job.get("pending"):
@@ -75,8 +79,6 @@ class JobView:
         speed = progress.get("images_per_second") if progress else None
         if speed and self.job["status"] not in TERMINAL:
             facts.append(f"{speed:,.0f} images/s")
-        if left := time_left(self.job):
-            facts.append(left)
         return facts
 
 

@@ -119,7 +119,7 @@ def test_a_busy_machine_is_named_with_the_time_that_it_costs(database: Database,
     time = estimate(database, batch_size=250, epochs=6)["time"]
     assert time["busy"] == (
         "this machine is busy now: about 8 other programs share its 2 cores, and while they do, a training takes up to "
-        f"5 times as long, {5 * time['low_seconds'] / 60:.0f} min"
+        f"5 times as long, {5 * time['high_seconds'] / 60:.0f} min"
     )
     job_id = submit(database, spec={"batch_size": 250, "epochs": 6})
     with database.read() as session:

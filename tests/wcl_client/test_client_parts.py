@@ -465,7 +465,7 @@ def test_a_view_of_a_job_is_updated_by_the_stream() -> None:
         view.take(message)
 
     assert (view.fraction, view.epoch, view.warnings) == (0.5, "epoch 1/2", ["careful"])
-    assert view.facts == ["loss 2.500", "9 images/s", "about 0:03 left"]
+    assert view.facts == ["about 0:03 left", "loss 2.500", "9 images/s"]
     for report in (progress | {"eta_seconds": None}, progress | {"phase": "prepare", "share": 0.4}):
         view.take(Message("progress", report))
         assert not any(fact.endswith("left") for fact in view.facts), "no time left by preparation or first steps"

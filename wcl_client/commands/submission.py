@@ -179,7 +179,7 @@ def recommend(
         last = choice["reason"]
     memory = "" if recipe["memory"] is None else f", about {output.size(recipe['memory'])} of memory"
     out.say(f"{recipe['steps']:,} steps, about {max(1, round(recipe['seconds'] / 60)):,} min of training{memory}")
-    out.say(f"{recipe['hope']}.")
+    out.say(f"to expect: {recipe['hope'][:1].lower()}{recipe['hope'][1:]}.")
     for note in recipe["notes"]:
         out.say(f"{capitalised(note)}.")
     if target is None:
