@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from docs import async_client
 from tests.api.served import Served
 from tests.jobs import rows
 from wcl_client import AsyncWclClient
@@ -15,13 +14,6 @@ from wcl_client.sse import Message
 from wcl_client.up import free_port
 
 SPEC = {"data": {"name": "digits", "image_size": 8}}
-
-
-@pytest.mark.process
-def test_the_client_is_the_one_that_its_sources_make() -> None:
-    text = async_client.TARGET.read_text(encoding="utf-8")
-
-    assert text == async_client.generated(), "run: PYTHONPATH=. python docs/async_client.py"
 
 
 @pytest.mark.server
