@@ -531,7 +531,7 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
     >>> headline(Difference(0.12, 0.1, 0.14, ""), "the untrained network", is_over=True)
     'Better than the untrained network by 12.0 ± 2.0 points'
     >>> headline(Difference(0.003, -0.025, 0.031, ""), "WCL", is_over=True, subject="SimCLR")
-    'No difference shown: SimCLR 0.3 points ahead of WCL, interval ± 2.8'
+    'No difference shown: SimCLR 0.3 points ahead of WCL, interval -2.5 to +3.1'
     >>> headline(Difference(0.02, -1.4, 1.5, ""), "WCL", is_over=True, subject="SimCLR")
     'No difference shown: SimCLR 2.0 points ahead of WCL, too few seeds for an interval'
 
@@ -542,7 +542,9 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
         subject: the side that is better or worse; empty for the job on whose page this stands.
     """
     points, margin = f"{100 * abs(gap.value):.1f}", f"± {100 * gap.margin:.1f}"
-    interval = "too few seeds for an interval" if gap.is_open else f"interval {margin}"
+    interval = (
+        "too few seeds for an interval" if gap.is_open else f"interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+    )
     if gap.is_shown:
         finding = f"{'better' if gap.value > 0 else 'worse'} than {other} by {points} {margin} points"
         return f"{subject} is {finding}" if subject else f"{finding[:1].upper()}{finding[1:]}"

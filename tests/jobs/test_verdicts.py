@@ -47,8 +47,8 @@ def test_a_difference_that_the_images_do_not_show_is_called_so(database: Databas
     result = judged(database, 0.561, 0.6, 0.617)
     assert result is not None
     assert result.sentence == (
-        "No difference shown yet: 5.6 points above the untrained network, interval ± 12.9; 107 test images are few. "
-        "kNN accuracy 61.7% (52.2% to 70.4%), untrained 56.1%, the largest class alone 62.6%. "
+        "No difference shown yet: 5.6 points above the untrained network, interval -7.5 to +18.4; 107 test images are "
+        "few. kNN accuracy 61.7% (52.2% to 70.4%), untrained 56.1%, the largest class alone 62.6%. "
         "95 % interval: not paired, 107 test images."
     )
     assert (result.is_shown, result.num_images) == (False, 107)
@@ -59,7 +59,7 @@ def test_a_difference_that_the_images_do_not_show_is_called_so(database: Databas
     [
         ((0.5, 0.62), "Better than the untrained network by 12.0 ± 1.4 points. kNN accuracy 62.0%"),
         ((0.62, 0.5), "Worse than the untrained network by 12.0 ± 1.4 points. kNN"),
-        ((0.5, 0.5), "No difference shown yet: as good as the untrained network, interval ± 1.4. kNN"),
+        ((0.5, 0.5), "No difference shown yet: as good as the untrained network, interval -1.4 to +1.4. kNN"),
     ],
 )
 def test_a_difference_that_many_images_show_is_shown(
@@ -237,8 +237,8 @@ def test_one_seed_is_compared_at_a_step_that_both_have_measured(database: Databa
 
     method = "Newcombe's interval of one seed on 107 test images"
     partly = f"({method}, at step 10, the last one that both have measured)"
-    assert found == f"No difference shown: 2.0 points above its SimCLR twin, interval ± 13.0 {partly}."
-    assert mirrored == f"No difference shown: 2.0 points below its WCL twin, interval ± 13.0 {partly}."
+    assert found == f"No difference shown: 2.0 points above its SimCLR twin, interval -11.0 to +14.9 {partly}."
+    assert mirrored == f"No difference shown: 2.0 points below its WCL twin, interval -14.9 to +11.0 {partly}."
 
 
 def test_one_seed_is_compared_image_by_image_where_both_have_evaluated_the_step(database: Database) -> None:

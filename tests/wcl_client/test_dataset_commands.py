@@ -130,7 +130,7 @@ def test_recommend_writes_a_spec_that_can_be_submitted(
         "backbone.name: resnet18 490 images are too few for a larger network",
         "batch_size: 64",
         "steps in all, 7 an epoch",
-        "to expect: some points of kNN accuracy above the untrained network, or no difference that few test images can show",
+        "to expect: some points of kNN accuracy above the untrained network, or no difference that few test images can",
         "to train: wcl submit",
     ):
         assert part in text, (part, text)

@@ -134,6 +134,11 @@ def download(
         print_json(facts)
         return
     out.say(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
+    if _KINDS[kind] == "native":
+        out.say(
+            "this is the full checkpoint, to go on training; for the weights alone, which other libraries load, add"
+        )
+        out.say("--kind weights")
     for line in _loading_lines(file.path) if _KINDS[kind] == "backbone" else ():
         out.say(f"  {line}")
 
@@ -143,8 +148,14 @@ def _loading_lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(min(_MAX_HEADER_BYTES, int.from_bytes(file.read(8), "little"))))
-        lines = json.loads(header["__metadata__"]["wcl"])["load"]
-        return [line.replace("'backbone.safetensors'", repr(str(path))) for line in lines]
+        facts = json.loads(header["__metadata__"]["wcl"])
+        lines = [line.replace("'backbone.safetensors'", repr(str(path))) for line in facts["load"]]
+        side = int(facts["data"]["image_size"])
+        return [
+            *lines,
+            f"# images: shorter side {side}, middle square, RGB from 0 to 1, minus ImageNet's means, by its",
+            "# deviations; `wcl features` does this",
+        ]
     except (
         OSError,
         ValueError,
