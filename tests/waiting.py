@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
@@ -22,6 +24,12 @@ def eventually(look: Callable[[], T], what: str = "it", seconds: float = PATIENC
         assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
         time.sleep(_LOOK_SECONDS)
     return value
+
+
+def run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine from an event loop of another thread: Playwright's runs in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def patch_clock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **functions: Callable[..., Any]) -> None:

@@ -112,7 +112,7 @@ def world(served: Served) -> dict[str, list[str]]:
     sweep |= {"preset": "digits-cpu", "parameters": {"loss.temperature": [0.1, 0.2]}}
     response = served.client().post("/v1/sweeps", json=sweep)
     assert response.status_code == 201, response.text
-    return {"job_id": jobs, "sweep_id": [response.json()["id"]], "name": ["digits"]}
+    return {"job_id": jobs, "sweep_id": [response.json()["id"]], "name": ["digits"], "verb": ["cancel"]}
 
 
 def pages(served: Served, values: dict[str, list[str]]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.api.served import Served
 from tests.jobs import rows
+from tests.waiting import run_apart
 from wcl_client import AsyncWclClient
 from wcl_client.errors import InvalidError, NotFoundError, Unreachable
 from wcl_client.sse import Message
@@ -37,7 +38,7 @@ def test_calls_run_beside_each_other_and_errors_are_exceptions(server: Served) -
         with pytest.raises(Unreachable):
             await AsyncWclClient(f"http://127.0.0.1:{free_port()}").change(first["id"], name="x")
 
-    asyncio.run(use())
+    run_apart(use())
 
 
 @pytest.mark.server
@@ -67,4 +68,4 @@ def test_a_stream_leaves_the_event_loop_free_and_can_be_cancelled(server: Served
         assert received[-1].event == "end"
         assert any(message.event == "metrics" for message in received)
 
-    asyncio.run(use())
+    run_apart(use())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 import wcl_client.download
-from tests.waiting import patch_clock
+from tests.waiting import patch_clock, run_apart
 from wcl_client.api import WclClient
 from wcl_client.async_client import AsyncWclClient
 from wcl_client.errors import NotFoundError, TransferError
@@ -132,7 +131,7 @@ def test_the_asynchronous_client_resumes_and_checks_a_download(file_server: File
                 await wcl.download("some-id", target.with_name("other"))
 
     file_server.breaks_after = [100_000]
-    asyncio.run(fetched())
+    run_apart(fetched())
 
     assert target.read_bytes() == BODY
     assert file_server.ranges == [None, "bytes=100000-", None]
