@@ -139,4 +139,5 @@ def _rows(site: Site, client: httpx.Client) -> dict[str, list[str]]:
         "sweep_id": [sweep_id],
         "key_id": [key_id],
         "name": ["digits", "digits-cpu", "map.json"],
+        "verb": ["cancel", "pause"],
     }
