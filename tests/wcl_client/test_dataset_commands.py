@@ -87,6 +87,16 @@ def test_add_waits_for_a_worker_and_says_what_it_has_read(
     assert "gone is not added" in done.stderr, done.output
     assert wcl("dataset", "remove", "gone").exception is not None, "nothing of it is kept"
 
+    assert "`wcl dataset show gone` has its state" in wcl("dataset", "add", "gone", "/gone", "--no-wait").stdout
+    shown = wcl("dataset", "show", "gone")
+    assert (shown.exit_code, shown.stderr) == (1, "a worker is still reading gone\n")
+    settle("this machine has nothing at its path", "gone")
+    shown = wcl("dataset", "show", "gone")
+    assert (shown.exit_code, "florist refuses gone: this machine has nothing" in shown.stderr) == (1, True)
+    assert "or remove it: wcl dataset remove gone" in shown.stderr
+    assert wcl("dataset", "remove", "gone").exit_code == 0
+    assert "there is no dataset" in str(wcl("dataset", "show", "gone").exception)
+
     second = rows.worker(id=new_id(), name="late", datasets={"digits": "d", "photos": facts.digest})
     server.database.write(lambda session: workers.register(session, second, 2, []))
 

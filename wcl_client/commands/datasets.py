@@ -110,6 +110,19 @@ def _is_unseen(client: WclClient, name: str) -> bool:
     )
 
 
+def _say_unsettled(client: WclClient, name: str) -> bool:
+    """Print why an added dataset cannot be used; return False where no worker reads or refuses it."""
+    state = client.unsettled_datasets()
+    refused = [each for each in state["refused"] if each["name"] == name]
+    for each in refused:
+        err.say(Styled(f"{each['worker']} refuses {name}: {each['reason']}", "red"))
+    if refused:
+        err.say(f"add it again with another path, or remove it: wcl dataset remove {name}")
+    elif name in state["pending"]:
+        err.say(f"a worker is still reading {name}")
+    return bool(refused) or name in state["pending"]
+
+
 def _found(client: WclClient, name: str) -> Dataset | None:
     try:
         return client.dataset(name)
@@ -159,7 +172,12 @@ def list_all(as_json: AsJson = False) -> None:
 def show(name: _NameArgument, as_json: AsJson = False) -> None:
     """Show a dataset: its splits, classes, sizes and formats, and what was left out."""
     with WclClient.connect() as client:
-        row = client.dataset(name)
+        try:
+            row = client.dataset(name)
+        except NotFoundError:
+            if not _say_unsettled(client, name):
+                raise
+            raise typer.Exit(1) from None
     print_json(row) if as_json else _say(row)
 
 
