@@ -89,7 +89,8 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
     if options.command == "audit":
         return _audit(database, LocalStorage(settings.checkpoints_dir))
     if options.command == "adopt-storage":
-        write_line(storage_id.adopt(database, LocalStorage(settings.checkpoints_dir)))
+        storage = LocalStorage(settings.checkpoints_dir)
+        write_line(storage_id.adopt(database, storage, without_files=options.without_files))
     return 0
 
 
@@ -214,11 +215,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "audit", help="replay the events of all jobs and compare them with the rows; exits with 1 on a finding"
     )
-    commands.add_parser(
+    adopted = commands.add_parser(
         "adopt-storage",
         help="declare that the folder `checkpoints` in WCL_DATA_DIR holds this database's files, as after a restored "
         "backup",
     )
+    adopted.add_argument("--without-files", action="store_true", help="also if it holds none of them: they are lost")
     listed = commands.add_parser("settings", help="print every setting, its value, where it comes from and its meaning")
     listed.add_argument("--json", action="store_true", help="print JSON")
     backup = commands.add_parser("backup", help="write a backup of database and files while jobs run")

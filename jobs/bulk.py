@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, select, true
+from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from jobs import access, queries, submission, transitions
@@ -82,6 +82,12 @@ def matching(session: Session, verb: Verb, filters: Filters, until: int | None =
         statement = statement.where(Job.created_at <= until)
     newest = queries.matching(session, statement, filters).order_by(Job.id.desc()).limit(MOST + 1)
     return list(session.execute(newest).scalars())
+
+
+def selected(session: Session, job_ids: Sequence[str], group_ids: Sequence[str]) -> list[str]:
+    """Return the ids of the newest `MOST` + 1 jobs that are named, or are of a named seed group."""
+    chosen = select(Job.id).where(or_(Job.id.in_(job_ids), Job.group_id.in_(group_ids)))
+    return list(session.execute(chosen.order_by(Job.id.desc()).limit(MOST + 1)).scalars())
 
 
 def change(session: Session, verb: Verb, job_ids: Sequence[str]) -> Changed:

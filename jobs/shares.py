@@ -101,7 +101,7 @@ def create(
 
 @dataclass(frozen=True)
 class Visitor:
-    """Whoever opens a link: a transaction that acts for a visitor sees the link's project only (`acting_for`)."""
+    """The reader of a link, who has no key: a transaction for one sees the link's project only (`acting_for`)."""
 
     project_id: str
 

@@ -79,10 +79,20 @@ def refuse_new_database(settings: Settings) -> None:
         )
 
 
-def adopt(database: Database, storage: Storage) -> str:
-    """Make the folder this database's storage, whatever both held before; return the id of both."""
+def adopt(database: Database, storage: Storage, *, without_files: bool = False) -> str:
+    """Make the folder this database's storage, whatever both held before; return the id of both.
+
+    Args:
+        database, storage: to belong together from now on.
+        without_files: whether the folder may lack the files of every job that has registered some.
+
+    Raises:
+        ForeignStorage: it lacks them, as the folder of another machine does.
+    """
 
     def change(session: Session) -> str:
+        if not without_files:
+            _refuse_without_files(session, storage)
         storage_id = storage.marker() or _id_of(session) or new_id()
         session.execute(insert(session, models.Storage).values(_row(storage_id)).on_conflict_do_nothing())
         session.execute(update(models.Storage).values(storage_id=storage_id))
@@ -94,6 +104,16 @@ def adopt(database: Database, storage: Storage) -> str:
     storage.id = None
     storage.id = database.write(change)
     return storage.id
+
+
+def _refuse_without_files(session: Session, storage: Storage) -> None:
+    registered = select(models.Checkpoint.job_id).where(models.Checkpoint.deleted_at.is_(None)).distinct()
+    newest = list(session.execute(registered.order_by(models.Checkpoint.job_id.desc()).limit(_SAMPLE)).scalars())
+    if newest and not any(next(storage.keys(job_id), None) for job_id in newest):
+        raise ForeignStorage(
+            "the database has registered files, but the storage folder (checkpoints in WCL_DATA_DIR) has none of them; "
+            "mount the folder that holds them, or copy its files; only if they are lost, add --without-files"
+        )
 
 
 def _check_owner(database: Database, storage: Storage) -> None:
@@ -151,7 +171,7 @@ def _refuse_strangers(session: Session, storage: Storage, marker: str | None) ->
         if session.execute(registered).first() is not None:
             raise ForeignStorage(
                 "the database has registered files, but the storage folder (checkpoints in WCL_DATA_DIR) is absent or "
-                f"empty; check WCL_DATA_DIR and its mount; {_ADOPT}"
+                "empty; check WCL_DATA_DIR and its mount"
             )
         return
     are_known = session.execute(select(models.Job.id).where(models.Job.id.in_(job_ids)).limit(1)).first() is not None

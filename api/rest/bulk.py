@@ -70,6 +70,9 @@ def resume_many(body: BulkBody, principal: Owner, database: TheDatabase, request
 def change_many(database: Database, verb: Verb, body: BulkBody, request: Submission) -> BulkResponse:
     """Change the jobs of a body, some in a transaction; or return what this would change."""
     until = None
+    if body.filter is not None:  # before the entry: a refused request leaves none
+        with database.read() as session:
+            queries.check_owner_filter(session, body.filter.by, "/filter/by")
     if not body.dry_run:
 
         def note(session: Session) -> Activity:
@@ -81,7 +84,6 @@ def change_many(database: Database, verb: Verb, body: BulkBody, request: Submiss
         if body.filter is None:
             ids = list(dict.fromkeys(str(job_id) for job_id in body.jobs))
         else:
-            queries.check_owner_filter(session, body.filter.by, "/filter/by")
             ids = bulk.matching(session, verb, body.filter.filters, until)
     result, has_more = Changed(), len(ids) > MOST
     ids = ids[:MOST]

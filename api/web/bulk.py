@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from sqlalchemy import or_, select
 
 from api.http.auth import Owner, Submitter
 from api.http.dependencies import TheDatabase
@@ -16,7 +15,6 @@ from api.web.render import page
 from jobs import bulk
 from jobs.bulk import AT_ONCE, MOST, Changed, Verb
 from jobs.database import Database
-from jobs.models import Job
 
 router = APIRouter(include_in_schema=False)
 
@@ -49,11 +47,8 @@ def change_page(
 ) -> Response:
     """Return which jobs a request would change, with a button; nothing is changed yet."""
     with database.read() as session:
-        if matches:
-            ids = bulk.matching(session, verb, filters_of_query(matches))
-        else:
-            selected = select(Job.id).where(or_(Job.id.in_(job), Job.group_id.in_(group)))
-            ids = list(session.execute(selected.order_by(Job.id.desc()).limit(MOST + 1)).scalars())
+        filters = filters_of_query(matches) if matches else None
+        ids = bulk.selected(session, job, group) if filters is None else bulk.matching(session, verb, filters)
         changed = bulk.listed(session, verb, ids[:MOST])
     return _page(request, verb, changed, is_done=False, has_more=len(ids) > MOST)
 

@@ -6,16 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from sqlalchemy import or_, select
 
 from api.http.auth import Admin, Owner, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.deletions import MOST, delete_jobs, matching
 from api.web.jobs import filters_of_query
 from api.web.render import page
-from jobs import deletions
+from jobs import bulk, deletions
 from jobs.database import Database, database_time
-from jobs.models import Job
 
 router = APIRouter(include_in_schema=False)
 
@@ -57,9 +55,8 @@ def _chosen(database: Database, job_ids: list[str], group_ids: list[str], matche
     """Return the ids of selected jobs: those named, those of seed groups, or all that match a query."""
     if matches:
         return matching(database, filters_of_query(matches))
-    selected = select(Job.id).where(or_(Job.id.in_(job_ids), Job.group_id.in_(group_ids)))
     with database.read() as session:
-        return list(session.execute(selected.order_by(Job.id.desc()).limit(MOST)).scalars())
+        return bulk.selected(session, job_ids, group_ids)[:MOST]
 
 
 @router.get("/deleted")

@@ -97,8 +97,8 @@ def _copy_jobs(connection: Connection, training: str, evaluation: str, count: in
     is_postgres = connection.dialect.name == "postgresql"
     connection.execute(text("CREATE TEMP TABLE numbers (i INTEGER PRIMARY KEY, hex TEXT)"))
     if is_postgres:
-        made = "INSERT INTO numbers SELECT i, lpad(to_hex(i), 12, '0') FROM generate_series(0, :count - 1) i"
-        connection.execute(text(made), {"count": count})
+        insert = "INSERT INTO numbers SELECT i, lpad(to_hex(i), 12, '0') FROM generate_series(0, :count - 1) i"
+        connection.execute(text(insert), {"count": count})
         connection.execute(text("ANALYZE numbers"))
     else:
         insert = "INSERT INTO numbers VALUES (:i, :hex)"

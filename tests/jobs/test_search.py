@@ -18,7 +18,7 @@ NAMES = (
     *("Weak-Label 100%", "weak_label 1000", "Ärger mit Äpfeln", "Größe", 'a "quoted" name', "run 123", "RUN 124"),
     *("x", "yz", "emoji 🙂🙂🙂 end", "ba/ckslash\\", "AND OR NOT", "''", "run*"),
 )
-FOUND = {
+MATCHES = {
     **{"weak": ["Weak-Label 100%", "weak_label 1000"], "WEAK-l": ["Weak-Label 100%"], "100%": ["Weak-Label 100%"]},
     **{"k_l": ["weak_label 1000"], "Äpf": ["Ärger mit Äpfeln"], "röß": ["Größe"], '"quoted"': ['a "quoted" name']},
     **{"run 12": ["RUN 124", "run 123"], "n 123": ["run 123"], "run*": ["run*"], "🙂🙂🙂": ["emoji 🙂🙂🙂 end"]},
@@ -68,7 +68,7 @@ def test_a_term_is_a_part_of_a_name_or_a_dataset_in_either_case(indexed: Databas
     for name in NAMES:
         rows.submit(indexed, name=name)
 
-    assert {term: names_of(indexed, term) for term in FOUND} == FOUND
+    assert {term: names_of(indexed, term) for term in MATCHES} == MATCHES
 
 
 def test_a_search_without_a_result_reads_no_job(indexed: Database) -> None:

@@ -173,6 +173,24 @@ def test_restored_files_without_a_marker_are_adopted(database: Database, storage
     storage_id.connect(database, storage)
 
 
+def test_a_folder_without_any_registered_file_is_adopted_only_on_purpose(
+    database: Database, storage: LocalStorage, tmp_path: Path
+) -> None:
+    storage_id.connect(database, storage)
+    put(storage, KEY.format(job=registered(database)))
+    other = LocalStorage(tmp_path / "other")
+    other.root.mkdir()
+    put(other, KEY.format(job="unknown"))
+
+    with pytest.raises(ForeignStorage, match="none of them"):
+        storage_id.adopt(database, other)
+    assert other.marker() is None
+
+    assert storage_id.adopt(database, other, without_files=True) == storage.id
+    assert other.marker() == storage.id
+    assert storage_id.adopt(database, storage) == storage.id
+
+
 @pytest.mark.parametrize("file", ["absent", "empty", "full"])
 @pytest.mark.parametrize("has_files", [False, True])
 def test_no_new_sqlite_database_is_made_beside_files(tmp_path: Path, file: str, has_files: bool) -> None:

@@ -110,7 +110,7 @@ def served(database: Database, folder: Path, **settings: str) -> Iterator[Forked
     own |= {"WCL_DATABASE_URL": database.url, "WCL_LEASE_SECONDS": "100000"}
     storage = LocalStorage(folder / "data" / "checkpoints")
     storage.root.mkdir(parents=True, exist_ok=True)
-    storage_id.adopt(database, storage)  # the rows of these tests have no files
+    storage_id.adopt(database, storage, without_files=True)  # the rows of these tests have no files
     process = Forked("api", outside() | own | settings, folder / "server.log")
     try:
         yield process
