@@ -70,7 +70,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "proxy_sign_out_url": ("none", "address that signs a person out at the proxy; the pages link to it"),
     "nginx_files": (
         "none",
-        "internal location of nginx that has the data folder, such as `/wcl-files`: nginx then sends whole checkpoints",
+        "internal location of nginx that has the data folder, such as `/wcl-files`: nginx then sends checkpoints",
     ),
     "root_path": ("", "path below which a proxy shows the service, such as `/wcl`"),
     "worker_name": ("the machine's name", "name of the worker"),

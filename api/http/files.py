@@ -3,8 +3,8 @@
 Starlette's FileResponse ignores If-None-Match, and responds with 400 to ranges that a server has to ignore.  It sends
 several ranges as multipart, even a thousand of them.  This module sends one range or the whole file.
 
-With `WCL_NGINX_FILES` it sends no whole checkpoint to a trusted proxy, but the place of the file: nginx sends the bytes
-with a fraction of the CPU time.
+With `WCL_NGINX_FILES` it sends no checkpoint to a trusted proxy, but the place of the file: nginx sends the bytes, or a
+range of them, with a fraction of the CPU time.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def respond(
     if _has_it(request.headers.get("if-none-match"), etag):
         file.close()
         return Response(status_code=304, headers=headers)
+    disposition = "attachment" if media_type == "application/octet-stream" else "inline"
+    of_file = {"Content-Type": media_type, "Content-Disposition": f'{disposition}; filename="{file_name}"'}
+    if disposition == "attachment" and (place := _place_for_nginx(request, file)) is not None:
+        file.close()
+        return Response(headers=headers | of_file | {"X-Accel-Redirect": place})
     size = os.fstat(file.fileno()).st_size
     bounds = _bounds(request, etag)
     start, end = (0, size) if bounds is None else _clipped(*bounds, size)
@@ -51,18 +56,9 @@ def respond(
         file.close()
         refusal = headers | {"Content-Range": f"bytes */{size}"}
         return Problem(416, "Range not satisfiable", f"the file has {size} bytes", headers=refusal).response()
-    disposition = "attachment" if media_type == "application/octet-stream" else "inline"
-    headers |= {
-        "Content-Type": media_type,
-        "Content-Disposition": f'{disposition}; filename="{file_name}"',
-        "Content-Length": str(end - start),
-    }
+    headers |= of_file | {"Content-Length": str(end - start)}
     if bounds is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    if disposition == "attachment" and (place := _place_for_nginx(request, file)) is not None:
-        file.close()
-        del headers["Content-Length"]  # of the file, which is not the body of this response
-        return Response(headers=headers | {"X-Accel-Redirect": place})
     if request.method == "HEAD":
         file.close()
         return Response(headers=headers)
@@ -72,13 +68,11 @@ def respond(
 def _place_for_nginx(request: Request, file: BinaryIO) -> str | None:
     """Return the address below which nginx has a file; None if this server sends the response.
 
-    It sends parts itself: nginx would compare If-Range with an ETag of its own.  A client on the proxy's machine that
-    does not come through the proxy sends no X-Forwarded-For.
+    A client on the proxy's machine that does not come through the proxy sends no X-Forwarded-For.
     """
     settings = request.app.state.settings
-    is_whole = request.method == "GET" and "range" not in request.headers
     is_forwarded = request.scope.get("wcl.is_of_proxy") and "x-forwarded-for" in request.headers
-    if not (settings.nginx_files and is_whole and is_forwarded):
+    if not (settings.nginx_files and request.method == "GET" and is_forwarded):
         return None
     path, folder = Path(file.name).resolve(), settings.data_dir.resolve()
     if not path.is_relative_to(folder):

@@ -223,7 +223,7 @@ def test_the_client_works_through_nginx(proxied: Proxied, tmp_path: Path) -> Non
 
 
 @DOCUMENTED
-def test_nginx_sends_whole_checkpoints_and_nothing_without_the_server(proxied: Proxied) -> None:
+def test_nginx_sends_checkpoints_and_nothing_without_the_server(proxied: Proxied) -> None:
     run = proxied.site.running("for nginx")
     run.start()
     digest = run.checkpoint(1)
@@ -238,6 +238,8 @@ def test_nginx_sends_whole_checkpoints_and_nothing_without_the_server(proxied: P
         whole = http.get(path)
         rest = http.get(path, headers={"Range": "bytes=1000-", "If-Range": f'"{digest}"'})
         other = http.get(path, headers={"Range": "bytes=1000-", "If-Range": '"another"'})
+        several = http.get(path, headers={"Range": "bytes=0-1,5-6"})
+        beyond = http.get(path, headers={"Range": "bytes=100000-"})
         unchanged = http.get(path, headers={"If-None-Match": f'"{digest}"'})
         answers = [http.get(path, headers={"Authorization": "Bearer wrong"}).status_code]
         answers.append(http.get(proxied.url.removesuffix("/wcl") + place.headers["X-Accel-Redirect"]).status_code)
@@ -249,6 +251,8 @@ def test_nginx_sends_whole_checkpoints_and_nothing_without_the_server(proxied: P
     assert {name: whole.headers[name] for name in same} == {name: of_server.headers[name] for name in same}
     assert (rest.status_code, rest.content) == (206, whole.content[1000:])
     assert (other.status_code, other.content) == (200, whole.content)
+    assert (several.status_code, several.content) == (200, whole.content)
+    assert beyond.status_code == 416
     assert unchanged.status_code == 304
     assert answers == [401, 404]
 
