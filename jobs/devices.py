@@ -159,6 +159,16 @@ def working(devices: Iterable[Device]) -> tuple[str, ...]:
     return tuple(device.uuid for device in devices if device.problem is None)
 
 
+def working_of(worker: Worker) -> tuple[str, ...]:
+    """Return the UUIDs of the devices of a worker's row that have no problem.
+
+    It makes no `Device`, which took two fifths of a claim among 1,000 workers.
+    """
+    if worker.devices is None:
+        return working(of_worker(worker))
+    return tuple(device["uuid"] for device in worker.devices if device.get("problem") is None)
+
+
 def in_use(session: Session, uuids: Collection[str]) -> set[str]:
     """Return those of the devices that an open attempt uses, of any worker."""
     used = select(AttemptDevice.device).where(AttemptDevice.released_at.is_(None), AttemptDevice.device.in_(uuids))
@@ -167,7 +177,7 @@ def in_use(session: Session, uuids: Collection[str]) -> set[str]:
 
 def free_of(session: Session, workers: Sequence[Worker]) -> dict[str, Free]:
     """Return the free part of each worker by its id; a worker of an older version runs one attempt at a time."""
-    devices = {worker.id: working(of_worker(worker)) for worker in workers}
+    devices = {worker.id: working_of(worker) for worker in workers}
     with within(session, None):  # a device is free if no project uses it
         used = in_use(session, [uuid for uuids in devices.values() for uuid in uuids])
         attempts, busy = _open_attempts(session)

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, and_, exists, or_, true, tuple_
 
 from jobs.checkpoints import is_good
 from jobs.database import now_ms
-from jobs.devices import Device, Free, most_gpus, of_worker, working
+from jobs.devices import Device, Free, most_gpus, of_worker, working, working_of
 from jobs.models import CHECKPOINT, Checkpoint, Dependency, Job, Worker
 from jobs.status import HELD, Status
 
@@ -169,7 +169,7 @@ def has_address(worker: Worker, job: Job | Needs) -> bool:
 
 def has_gpus(worker: Worker, job: Job | Needs) -> bool:
     """Return whether the worker has as many GPUs as the job needs on each node."""
-    return job.gpus <= most_gpus(working(of_worker(worker)))
+    return job.gpus <= most_gpus(working_of(worker))
 
 
 def has_dataset(worker: Worker, job: Job | Needs) -> bool:

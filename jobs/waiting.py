@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import project_of
 from jobs.datasets import State, states, why_absent
-from jobs.devices import Free, free_of, most_gpus, of_worker, working
+from jobs.devices import Free, free_of, most_gpus, working_of
 from jobs.eligibility import Needs, fits, has_dataset, has_gpus, is_due, is_met, may_take_jobs, supports_spec_version
 from jobs.holding import next_free
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Key, Worker
@@ -239,7 +239,7 @@ def _on_workers(session: Session, job: Job, ahead: Ahead) -> tuple[Cause, str]:
         return _on_draining(session, job) or _on_no_worker(session, job)
     if job.nodes > 1:
         return _on_nodes(session, job, workers, ahead)
-    most = max(most_gpus(working(of_worker(worker))) for worker in workers)
+    most = max(most_gpus(working_of(worker)) for worker in workers)
     if not (workers := [worker for worker in workers if has_gpus(worker, job)]):
         message = (
             f"it needs {counted(job.gpus, 'GPU')}; no worker of the pool {job.pool} has more than {most} for one job"
