@@ -1,6 +1,6 @@
 """`AsyncWclClient`: `WclClient` for asyncio, with the same methods, results and errors.
 
-docs/async_client.py writes this file from the sources of `WclClient`: change these, and run it.
+docs/write_async_client.py writes this file from the sources of `WclClient`: change these, and run it.
 """
 
 # ruff: noqa: ASYNC240 (files are read and written in small parts between awaits)

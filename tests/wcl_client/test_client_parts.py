@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.main import get_command
 
 from api.__main__ import _withdraw
-from docs import async_client
+from docs import write_async_client
 from wcl_client import cli, comparison, output
 from wcl_client.address import DEFAULT_URL, Address, find_address
 from wcl_client.api import WclClient
@@ -554,6 +554,6 @@ def test_only_a_key_that_is_refused_brings_the_advice_to_set_another_one(
 
 @pytest.mark.process
 def test_the_asynchronous_client_is_the_one_that_its_sources_make() -> None:
-    text = async_client.TARGET.read_text(encoding="utf-8")
+    text = write_async_client.TARGET.read_text(encoding="utf-8")
 
-    assert text == async_client.generated(), "run: PYTHONPATH=. python docs/async_client.py"
+    assert text == write_async_client.generated(), "run: PYTHONPATH=. python docs/write_async_client.py"

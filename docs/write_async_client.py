@@ -1,6 +1,6 @@
 """Write `wcl_client/async_client.py`, the asynchronous client, from the sources of the synchronous one.
 
-    PYTHONPATH=. python docs/async_client.py
+    PYTHONPATH=. python docs/write_async_client.py
 
 Functions that wait become coroutines, calls of them are awaited, and generators become asynchronous ones.  All else is
 imported from the sources, so each route has one home.
@@ -35,7 +35,7 @@ _WAITING: Final = {("time", "sleep"), ("response", "read")} | {
 _THREADED: Final = {"_verify"}  # it hashes a whole file, so it runs beside the event loop
 _HEADER: Final = '''"""`AsyncWclClient`: `WclClient` for asyncio, with the same methods, results and errors.
 
-docs/async_client.py writes this file from the sources of `WclClient`: change these, and run it.
+docs/write_async_client.py writes this file from the sources of `WclClient`: change these, and run it.
 """
 
 # ruff: noqa: ASYNC240 (files are read and written in small parts between awaits)
