@@ -163,6 +163,8 @@ def test_tab_reaches_every_control_and_shows_where_it_is(visitor: Visitor, paths
     for path in ("/", run, paths[-3], "/compare", "/submit", next(path for path in paths if "/map" in path)):
         page.goto(path)
         page.wait_for_load_state("load")
+        if path == "/submit":
+            expect(page.locator("#command")).to_be_visible()  # what the check of a new form adds
         page.evaluate(_WATCH)
         for _ in range(page.locator(_CONTROLS).count() + 2):
             page.keyboard.press("Tab")
