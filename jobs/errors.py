@@ -4,7 +4,7 @@ JobsError ── Invalid       422, a list of wrong fields
           ├─ Forbidden     403, the key may not do this, or another site sent the request
           ├─ NotFound      404
           ├─ Conflict      409, the job is in another state
-          └─ OverLimit     429, a limit of the key is reached
+          └─ OverLimit     429, a limit of the key or of its project is reached
 
 Superseded       internal: the attempt is no longer open, so its supervisor has to stop
 RecordsMissing   internal: the database has not stored the records before these, so its supervisor has to repeat them
@@ -69,7 +69,7 @@ class Invalid(JobsError):  # noqa: N818
 
 
 class OverLimit(JobsError):  # noqa: N818
-    """A limit of the key is reached (jobs.limits).
+    """A limit of the key or of its project is reached (jobs.limits).
 
     Args:
         detail: which limit, and what to do.

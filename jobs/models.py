@@ -195,6 +195,10 @@ class Project(Base):
     __tablename__ = "projects"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(_String(200), unique=True)
+    # Limits of its jobs (jobs.limits); None for none.
+    max_waiting: Mapped[int | None] = mapped_column(Integer)
+    max_gpus: Mapped[int | None] = mapped_column(Integer)
+    max_bytes: Mapped[int | None]
 
 
 # Jobs that stand alone in a list: no trial of a sweep, and no evaluation below a run.  A planner takes their index only

@@ -1,12 +1,13 @@
 """Projects: groups of keys with what they submit.  Another project's things are absent (jobs.models.InProject).
 
 A key belongs to one project, or to all of them.  Workers, datasets and imported weights are shared by all projects.
+A project may have limits (jobs.limits).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sqlalchemy import select
@@ -20,6 +21,8 @@ from jobs.models import Project
 ALL: Final = "*"  # stands for all projects where a project is named
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MOST: Final = 1_000
+MAX_BYTES: Final = 1 << 60
+LIMITS: Final = {"max_waiting": 1_000_000, "max_gpus": 1_000_000, "max_bytes": MAX_BYTES}  # columns, the largest values
 
 
 def every(session: Session) -> list[Project]:
@@ -40,7 +43,7 @@ def named(session: Session, name: str) -> Project:
 
 
 def create(session: Session, name: str) -> Project:
-    """Create a project.
+    """Create a project, without limits.
 
     Raises:
         Invalid: the name cannot be one.
@@ -55,20 +58,35 @@ def create(session: Session, name: str) -> Project:
     return row
 
 
-def rename(session: Session, project_id: str, name: str) -> Project:
-    """Rename a project; its keys and their things stay in it.
+def change(
+    session: Session, project_id: str, name: str | None = None, limits: Mapping[str, int | None] | None = None
+) -> Project:
+    """Rename a project, or change its limits (jobs.limits); its keys and their things stay in it.
+
+    Args:
+        session: a writing transaction.
+        project_id: of the project.
+        name: the new one; None leaves it as it is.
+        limits: some of `LIMITS`; None for none.
 
     Raises:
         NotFound: there is no such project.
-        Invalid: the name cannot be one.
+        Invalid: the name cannot be one, or a limit is out of range.
         Conflict: another project has this name.
     """
     row = existing(session.get(Project, project_id, with_for_update=True), f"project {project_id[:100]}")
-    if name != row.name:
+    if name is not None and name != row.name:
         _check_name(session, name)
         activity.note(session, "project.rename", row.id, name, former=row.name)
         row.name = name
-        session.flush()
+    changed = {each: limit for each, limit in (limits or {}).items() if limit != getattr(row, each)}
+    for each, limit in changed.items():
+        if limit is not None and not 1 <= limit <= LIMITS[each]:
+            raise Invalid([FieldError(f"/{each}", f"expected 1 to {LIMITS[each]:,}, not {limit}")])
+        setattr(row, each, limit)
+    if changed:
+        activity.note(session, "project.change", row.id, row.name, limits=changed)
+    session.flush()
     return row
 
 

@@ -4,8 +4,8 @@ Jobs are claimed by priority.  Among jobs of equal priority those of the key wit
 first, then the oldest (fair share).  The use of a day counts half as much after `fair_share_days` (jobs.policies), and
 running jobs count from their start.  A key that has waited for a day, without any job that ran, comes first once.
 
-A job whose key uses as many devices as it may (jobs.limits) is due, and is not ready: it waits, and nothing waits for
-it.
+A job whose key uses as many devices as it may, or whose project uses its GPUs (jobs.limits), is due, and is not ready:
+it waits, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sqlalchemy.orm import Session
 from jobs import policies
 from jobs.database import now_ms, within
 from jobs.eligibility import NEEDS, Needs, is_due
-from jobs.models import SEES_HIDDEN, Attempt, DeviceUse, Job, Key, Policy
+from jobs.models import SEES_HIDDEN, Attempt, DeviceUse, Job, Key, Policy, Project
 from jobs.shared_reads import once
 from jobs.status import Status
 from jobs.usage import DAY_MS
@@ -69,10 +69,10 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Use:
-    """What the jobs of a key use, and may use.
+    """What the jobs of a key or of a project use, and may use.
 
     Attributes:
-        devices: that its running jobs use; a job without GPUs counts as one.
+        devices: that its running jobs use; of a key, a job without GPUs counts as one.
         limit: most devices at once; None for no limit.
     """
 
@@ -92,21 +92,21 @@ class Queue:
     Attributes:
         uses: by the id of the key; those with waiting or running jobs.
         ranks: by the id of the key, the lowest first; empty where all keys are equal.
+        projects: by the id of the project; those with a limit.
     """
 
     uses: Mapping[str, Use]
     ranks: Mapping[str, int] = field(default_factory=dict)
+    projects: Mapping[str, Use] = field(default_factory=dict)
 
     def is_ready(self) -> ColumnElement[bool]:
-        """Return the condition for a job that a worker may claim now: it is due, and within the limit of its key."""
-        by_room: dict[int, list[str]] = defaultdict(list)
-        for owner, use in self.uses.items():
-            if use.room is not None:
-                by_room[use.room].append(owner)
-        if not by_room:
-            return is_due()
-        beyond = (and_(owner_of_job().in_(owners), devices_of_job() > room) for room, owners in by_room.items())
-        return and_(is_due(), not_(or_(*beyond)))
+        """Return the condition for a job that a worker may claim now: it is due, and within all limits."""
+        keys = _by_room(self.uses)
+        projects = _by_room(self.projects)
+        beyond = [and_(owner_of_job().in_(ids), devices_of_job() > room) for room, ids in keys.items()]
+        for room, ids in projects.items():  # a job without GPUs is within each limit, also where a new one is passed
+            beyond.append(and_(Job.project_id.in_(ids), gpus_of_job() > max(0, room)))
+        return and_(is_due(), not_(or_(*beyond))) if beyond else is_due()
 
     @property
     def order(self) -> tuple[ColumnElement[Any], ...]:
@@ -200,6 +200,19 @@ class Queue:
     def use_of(self, owner: str | None) -> Use:
         """Return what the jobs of a key use."""
         return self.uses.get(owner or "", Use())
+
+    def use_of_project(self, project_id: str) -> Use:
+        """Return the GPUs that the jobs of a project use."""
+        return self.projects.get(project_id, Use())
+
+
+def _by_room(uses: Mapping[str, Use]) -> dict[int, list[str]]:
+    """Return the ids of those with a limit, by the devices that further jobs may use."""
+    by_room: dict[int, list[str]] = defaultdict(list)
+    for each, use in uses.items():
+        if use.room is not None:
+            by_room[use.room].append(each)
+    return by_room
 
 
 @dataclass(frozen=True)
@@ -372,6 +385,11 @@ def devices_of_job() -> ColumnElement[int]:
     return case((Job.gpus * Job.nodes > 1, Job.gpus * Job.nodes), else_=1)
 
 
+def gpus_of_job() -> ColumnElement[int]:
+    """Return the number of GPUs that a job uses on all its nodes."""
+    return Job.gpus * Job.nodes
+
+
 def job_queue(session: Session, *, is_fresh: bool = False) -> Queue:
     """Return the queue as it is at the first call within the transaction, or now if `is_fresh`."""
     queue: Queue | None = session.info.get(_QUEUE)
@@ -399,6 +417,9 @@ def _parts() -> CompoundSelect[Any]:
     of_none = select(func.min(Job.created_at).label("oldest")).where(_IS_WAITING, Job.created_by.is_(None)).subquery()
     by_day = select(literal("use"), DeviceUse.owner_id, DeviceUse.day, DeviceUse.gpu_ms + DeviceUse.cpu_ms)
     ended = select(literal("ended"), DeviceUse.owner_id, literal(0), func.max(DeviceUse.updated_at))
+    in_project = select(func.coalesce(func.sum(gpus_of_job()), 0))
+    in_project = in_project.where(Job.status == Status.RUNNING, Job.project_id == Project.id)
+    of_project = select(literal("project"), Project.id, in_project.scalar_subquery(), Project.max_gpus)
     return union_all(
         running,
         select(literal("waiting"), owners.c.created_by, literal(0), oldest.scalar_subquery()).where(
@@ -408,6 +429,7 @@ def _parts() -> CompoundSelect[Any]:
         by_day.where(DeviceUse.day > now_ms() / DAY_MS - _OLDEST_DAYS),
         ended.group_by(DeviceUse.owner_id),
         select(literal("limit"), Key.id, literal(0), Key.max_devices).where(Key.max_devices.is_not(None)),
+        of_project.where(Project.max_gpus.is_not(None)),
         select(literal("policy"), Policy.name, literal(0), Policy.value),
         select(literal("now"), literal(""), literal(0), now_ms()),
     )
@@ -423,7 +445,8 @@ def _read(session: Session) -> Queue:
         (devices, _), *_ = rows["running"].get(owner) or [(0, 0)]
         limit = rows["limit"][owner][0][1] if owner in rows["limit"] else rules.key_devices if owner else None
         uses[owner] = Use(int(devices), None if limit is None else int(limit))
-    return Queue(uses, _ranks(rows, rules.fair_share_days))
+    projects = {each: Use(int(gpus), int(limit)) for each, ((gpus, limit), *_) in rows["project"].items()}
+    return Queue(uses, _ranks(rows, rules.fair_share_days), projects)
 
 
 def _owners_waiting() -> CTE:

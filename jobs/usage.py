@@ -170,6 +170,13 @@ def stored(session: Session) -> list[Stored]:
     return sorted(rows, key=lambda each: (-each.size, each.owner))
 
 
+def size_of(session: Session, project_id: str) -> int:
+    """Return the stored bytes of a project."""
+    files = _files()
+    statement = select(func.sum(files.c.size)).join(Job, Job.id == files.c.job_id).where(Job.project_id == project_id)
+    return int(session.execute(statement).scalar_one() or 0)
+
+
 def largest(session: Session, limit: int = 50, owner_id: str | None = None) -> list[StoredJob]:
     """Return the jobs with the most stored bytes.
 

@@ -20,7 +20,7 @@ from jobs.eligibility import Needs, fits, has_dataset, has_gpus, is_due, is_met,
 from jobs.holding import next_free
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Key, Worker
 from jobs.preemption import giving_way
-from jobs.queue import Ahead, job_queue, num_ahead, num_passing
+from jobs.queue import Ahead, Use, job_queue, num_ahead, num_passing
 from jobs.shared_reads import live_workers, once
 from jobs.status import HELD, Reason, Status
 from jobs.transitions.outcomes import seconds_left
@@ -41,6 +41,7 @@ class Cause(StrEnum):
     DATASET_BEING_READ = "dataset_being_read"
     SPEC_VERSION_UNKNOWN = "spec_version_unknown"
     KEY_LIMIT = "key_limit"  # the jobs of its key use as many devices as they may
+    PROJECT_LIMIT = "project_limit"  # those of its project use as many GPUs as they may
     JOBS_AHEAD = "jobs_ahead"
     WORKERS_BUSY = "workers_busy"  # it is the next job
     ABOUT_TO_START = "about_to_start"
@@ -55,6 +56,7 @@ _WITHOUT_PLACE = (
     Cause.DATASET_ABSENT,
     Cause.SPEC_VERSION_UNKNOWN,
     Cause.KEY_LIMIT,
+    Cause.PROJECT_LIMIT,
 )
 _WITHOUT_START = (*_WITHOUT_PLACE, Cause.NO_WORKER, Cause.WORKERS_UNABLE)
 
@@ -195,16 +197,29 @@ def _on_preemption(session: Session, job: Job) -> tuple[Cause, str] | None:
 
 
 def _on_limit(session: Session, job: Job) -> tuple[Cause, str] | None:
-    """Return that the key of a job uses as many devices as it may; None if it may use those of the job, too."""
+    """Return that the key or the project of a job uses as much as it may; None if both have room for the job."""
     use, needed = job_queue(session).use_of(job.created_by), max(1, job.gpus * job.nodes)
     if use.limit is None or use.room is None or use.room >= needed:
-        return None
+        return _on_quota(job_queue(session).use_of_project(job.project_id), job.gpus * job.nodes)
     named = select(Key.name).where(Key.id == job.created_by)
     name = once(session, ("name of the key", job.created_by), lambda: session.execute(named).scalar_one())
     limit = f"the jobs of the key {name} may use {counted(use.limit, 'device')} at once"
     if needed > use.limit:
         return Cause.KEY_LIMIT, f"{limit}, and it needs {needed}; an administrator can raise the limit"
     return Cause.KEY_LIMIT, f"{limit}, and use {use.devices}; it starts when one has ended"
+
+
+def _on_quota(use: Use, needed: int) -> tuple[Cause, str] | None:
+    """Return that the project of a job uses its GPUs; None if it may use those of the job, too."""
+    if use.limit is None or use.room is None or needed <= max(0, use.room):
+        return None
+    if needed > use.limit:
+        limit = f"its project may use {counted(use.limit, 'GPU')} at once, and it needs {needed}"
+        return Cause.PROJECT_LIMIT, f"{limit}; an administrator of all projects can raise the limit"
+    if use.devices >= use.limit:
+        return Cause.PROJECT_LIMIT, f"its project uses its {counted(use.limit, 'GPU')}; it starts when some are free"
+    uses = f"its project uses {use.devices} of its {counted(use.limit, 'GPU')}, and it needs {needed}"
+    return Cause.PROJECT_LIMIT, f"{uses}; it starts when enough are free"
 
 
 def _listed(names: Sequence[str]) -> str:

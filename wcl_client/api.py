@@ -594,7 +594,16 @@ class WclClient(SweepClient):
 
     def rename_project(self, project_id: str, name: str) -> Json:
         """Rename a project, and return it; this needs `admin` for all projects."""
-        return self._json(dict, "PATCH", f"/v1/projects/{project_id}", json={"name": name})
+        return self._json(dict, "PATCH", f"/v1/projects/{part(project_id)}", json={"name": name})
+
+    def limit_project(self, project_id: str, limits: Mapping[str, int | None]) -> Json:
+        """Change limits of a project, which hold at once, and return it; this needs `admin` for all projects.
+
+        Args:
+            project_id: of the project.
+            limits: some of `max_gpus`, `max_waiting` and `max_bytes`; None for none.
+        """
+        return self._json(dict, "PATCH", f"/v1/projects/{part(project_id)}", json=dict(limits))
 
     def change_key(self, key_id: str, limits: Mapping[str, int | None], project: str | None = None) -> Key:
         """Change limits of a key, which hold at once, or move it to another project; return the key.

@@ -23,7 +23,7 @@ from wcl_client.responses import (
     Worker,
 )
 from wcl_client.terminal import Rows, out, status
-from wcl_core.text import capitalised, so_far
+from wcl_core.text import capitalised, counted, file_size, so_far
 
 _PHASES = {
     "load": "loading the dataset",
@@ -35,11 +35,7 @@ _PHASES = {
 
 def size(num_bytes: float) -> str:
     """Return a number of bytes with its unit, for example 1.5 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024 or unit == "GiB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    raise AssertionError("unreachable")
+    return file_size(num_bytes)
 
 
 def age(moment: str) -> str:
@@ -322,6 +318,17 @@ def key_limits(key: Key) -> str:
         if limit is not None
     )
     return ", ".join(limits) or "limits of the service"
+
+
+def project_limits(project: Json) -> str:
+    """Return the limits of a project; a server of an older version has none."""
+    gpus, waiting, stored = (project.get(name) for name in ("max_gpus", "max_waiting", "max_bytes"))
+    limits = (
+        gpus and f"{counted(gpus, 'GPU')} at once",
+        waiting and counted(waiting, "waiting job"),
+        stored and f"{size(stored)} of files",
+    )
+    return ", ".join(filter(None, limits)) or "no limits"
 
 
 def expiry(key: Key) -> str:

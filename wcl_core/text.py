@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import IO, Any
 
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -19,6 +20,7 @@ _IN_LINES = re.compile(f"(?![\n\t])[{_HIDDEN}]")
 _ROOT = re.compile(r"(?<![\w:/.~-])/(?=[^\s/])")  # the start of an absolute path, and not of a URL's
 _GONE = re.compile(r"/([^\s/]+)/[^\s'\",;:)\]}>]+")
 _AFTER_PATH = re.compile(r"[\s'\",;:)\]}>]|\.(?=\s|$)")
+_SIZE = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,6})?) ?(?:([KMGTkmgt])(i?))?B\s*")
 _LONGEST_PATH, _MOST_PLACES = 5_000, 100
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
@@ -62,6 +64,32 @@ def capitalised(text: str) -> str:
     first = text.split(maxsplit=1)[:1]
     is_name = bool(first) and re.search(r"[_/]|\w\.\w", first[0]) is not None
     return text if is_name else text[:1].upper() + text[1:]
+
+
+def file_size(num_bytes: float) -> str:
+    """Return a number of bytes with its unit.
+
+    >>> file_size(1_600_000)
+    '1.5 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024 or unit == "GiB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    raise AssertionError("unreachable")
+
+
+def bytes_of(size: str) -> int | None:
+    """Return the number of bytes of a size; None for another text.
+
+    >>> bytes_of("500 GB"), bytes_of("1.5TiB"), bytes_of("500")
+    (500000000000, 1649267441664, None)
+    """
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        return None
+    number, prefix, binary = match.groups()
+    return int(Decimal(number) * (1024 if binary else 1000) ** (" KMGT".index(prefix.upper()) if prefix else 0))
 
 
 def so_far(sentence: str) -> str:

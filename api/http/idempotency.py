@@ -7,7 +7,8 @@ of a form.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -113,7 +114,7 @@ class Submission:
         def limited(session: Session) -> T:
             result = create(session)
             if count:
-                limits.check_submission(session, self.owner, count)
+                limits.check_submission(session, self.owner, _by_project(result, count))
             return result
 
         return limited
@@ -138,6 +139,11 @@ class Submission:
         if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
             raise Invalid([FieldError("Idempotency-Key", "expected 1 to 200 printable ASCII characters")])
         return key
+
+
+def _by_project(result: Any, count: int) -> Mapping[str, int]:
+    """Return the number of new jobs by their project: of a list of jobs, or `count` of a job or a sweep."""
+    return Counter(job.project_id for job in result) if isinstance(result, list) else {result.project_id: count}
 
 
 def one_time_key() -> str:

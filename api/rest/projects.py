@@ -1,4 +1,4 @@
-"""Projects: list, create, rename."""
+"""Projects: list, create, rename, limit."""
 
 from __future__ import annotations
 
@@ -23,11 +23,37 @@ class ProjectName(BaseModel):
     name: Annotated[str, Field(max_length=64, description="Of a-z, 0-9, `.`, `_` and `-`, a letter or digit first.")]
 
 
+_Limit = Annotated[int | None, Field(ge=1, le=projects.LIMITS["max_waiting"])]
+
+
+class ProjectBody(BaseModel):
+    """A new name, and limits to change; what the body does not name stays, and a limit of `null` is none."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"max_gpus": 4, "max_waiting": 500, "max_bytes": 1 << 40}]}
+    )
+
+    name: Annotated[str, Field(max_length=64, description="As of `POST /v1/projects`.")] | None = None
+    max_waiting: _Limit = Field(default=None, description="Most waiting jobs.")
+    max_gpus: _Limit = Field(default=None, description="Most GPUs that its jobs use at once.")
+    max_bytes: Annotated[int | None, Field(ge=1, le=projects.MAX_BYTES)] = Field(
+        default=None, description="Bytes of stored files from which on submissions are refused."
+    )
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """The limits that the request names."""
+        return {name: getattr(self, name) for name in projects.LIMITS if name in self.model_fields_set}
+
+
 class ProjectResponse(Response):
-    """A project: its keys see what they submit, and nothing of other projects."""
+    """A project: its keys see what they submit, and nothing of other projects.  A limit of null is none."""
 
     id: str
     name: str
+    max_waiting: int | None
+    max_gpus: int | None
+    max_bytes: int | None
 
 
 class Projects(Response):
@@ -50,8 +76,13 @@ def create_project(body: ProjectName, principal: ServiceAdmin, database: TheData
 
 
 @router.patch("/{project_id}")
-def rename_project(
-    project_id: str, body: ProjectName, principal: ServiceAdmin, database: TheDatabase
+def change_project(
+    project_id: str, body: ProjectBody, principal: ServiceAdmin, database: TheDatabase
 ) -> ProjectResponse:
-    """Rename a project; its keys and their jobs stay in it."""
-    return ProjectResponse.of(database.write(lambda session: projects.rename(session, project_id, body.name)))
+    """Rename a project, or change its limits, which hold at once; its keys and their jobs stay in it.
+
+    A submission beyond a limit gets 429 (waiting jobs) or 409 (stored bytes).  A job that the GPUs of the project hold
+    back waits with the cause `project_limit`.
+    """
+    row = database.write(lambda session: projects.change(session, project_id, body.name, body.limits))
+    return ProjectResponse.of(row)

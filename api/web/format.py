@@ -15,6 +15,7 @@ from jobs.reasons import Explanation, explain
 from wcl_core.config import method_title
 from wcl_core.metrics import metric_facts
 from wcl_core.text import capitalised, counted, noun_of, so_far, visible_json, visible_lines
+from wcl_core.text import file_size as file_size
 
 NOTHING = "–"
 
@@ -113,14 +114,6 @@ def exact(at: int | None) -> str:
 def iso(at: int | None) -> str:
     """Format a time for `datetime` attributes."""
     return "" if at is None else datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-def file_size(num_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024 or unit == "GiB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    raise AssertionError("unreachable")
 
 
 def explanation(name: str | None) -> Explanation:

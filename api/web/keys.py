@@ -1,4 +1,4 @@
-"""The page of keys and projects: list, create, rotate and revoke keys; create and rename projects.
+"""The page of keys and projects: list, create, rotate and revoke keys; create, rename and limit projects.
 
 A secret is shown once, by the response that creates it.
 """
@@ -14,12 +14,14 @@ from sqlalchemy.orm import Session
 from api.http.auth import Admin, ServiceAdmin
 from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.keys import KeyBody, LimitsBody, RotateBody, rotate
-from api.rest.projects import ProjectName
+from api.rest.projects import ProjectBody, ProjectName
 from api.web.forms.fields import body_of
 from api.web.render import page
 from jobs import keys, policies, projects
 from jobs.database import Database, database_time
+from jobs.errors import FieldError, Invalid
 from jobs.models import Key
+from wcl_core.text import bytes_of, file_size
 
 router = APIRouter(include_in_schema=False)
 
@@ -132,10 +134,22 @@ def create_project(admin: ServiceAdmin, database: TheDatabase, name: _Project = 
 
 
 @router.post("/projects/{project_id}")
-def rename_project(project_id: str, admin: ServiceAdmin, database: TheDatabase, name: _Project = "") -> Response:
-    """Rename a project; redirect to the keys."""
-    body = body_of(ProjectName, {"name": name.strip()})
-    database.write(lambda session: projects.rename(session, project_id, body.name))
+def change_project(
+    project_id: str,
+    admin: ServiceAdmin,
+    database: TheDatabase,
+    name: _Project = "",
+    max_gpus: _Limit = "",
+    max_waiting: _Limit = "",
+    max_bytes: _Limit = "",
+) -> Response:
+    """Rename a project and change its limits; redirect to the keys."""
+    size = max_bytes.strip()
+    if size and bytes_of(size) is None:
+        raise Invalid([FieldError("/max_bytes", f"expected a size such as 500 GiB, not {size}")])
+    limits = {"max_gpus": max_gpus.strip() or None, "max_waiting": max_waiting.strip() or None}
+    body = body_of(ProjectBody, {"name": name.strip(), "max_bytes": bytes_of(size), **limits})
+    database.write(lambda session: projects.change(session, project_id, body.name, body.limits))
     return RedirectResponse("/keys#projects", status_code=303)
 
 
@@ -167,6 +181,12 @@ def revoke_key(
     return RedirectResponse("/keys", status_code=303)
 
 
+def _size(num_bytes: int | None) -> str:
+    """Return a limit of storage as text that stands for this very number."""
+    text = file_size(num_bytes or 0)
+    return "" if num_bytes is None else text if bytes_of(text) == num_bytes else f"{num_bytes} B"
+
+
 def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None = None, chosen: str = "") -> Response:
     with database.read() as session:
         rows, notice, now = keys.list_keys(session), keys.notice(session), database_time(session)
@@ -179,4 +199,5 @@ def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None
     context |= {"is_last_administrator": administrators == [chosen], "notice": notice, "new": new}
     context |= {"limits": _LIMITS, "defaults": [getattr(of_service, each.policy) for each in _LIMITS]}
     context |= {"projects": in_order, "names": {row.id: row.name for row in in_order}}
+    context |= {"sizes": {row.id: _size(row.max_bytes) for row in in_order}}
     return page(request, "keys.html", **context, roles=ROLES, lifetimes=_LIFETIMES, now=now)

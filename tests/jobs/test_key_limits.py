@@ -1,4 +1,4 @@
-"""Limits of a key: waiting jobs, submissions a minute, and devices at once."""
+"""Limits of a key: waiting jobs, submissions a minute, devices at once.  Those of a project: GPUs and storage, too."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from jobs import keys, limits, policies, preemption, submission, transitions, waiting
-from jobs.database import Database, now_ms
-from jobs.errors import Forbidden, Invalid, OverLimit
+from jobs import keys, limits, policies, preemption, projects, submission, transitions, waiting
+from jobs.access import Principal
+from jobs.database import DEFAULT_PROJECT, Database, now_ms
+from jobs.errors import Conflict, Forbidden, Invalid, OverLimit
 from jobs.models import Job
 from jobs.settings import Settings
 from jobs.waiting import Cause
@@ -25,12 +26,13 @@ def key(database: Database, name: str = "anna", **own: int | None) -> str:
     return database.write(lambda session: keys.create(session, name, limits=own)[0].id)
 
 
-def send(database: Database, owner: str, count: int = 1) -> list[str]:
-    """Submit jobs as one request of a key."""
+def send(database: Database, owner: str, count: int = 1, project: str = DEFAULT_PROJECT) -> list[str]:
+    """Submit jobs as one request of a key of a project."""
+    database = database.acting_for(Principal(owner, "", frozenset(), project_id=project))
 
     def change(session: Session) -> list[str]:
         ids = [submission.submit(session, rows.new_job(created_by=owner)).id for _ in range(count)]
-        limits.check_submission(session, owner, count)
+        limits.check_submission(session, owner, {project: count})
         return ids
 
     return database.write(change)
@@ -130,7 +132,7 @@ def test_a_job_that_needs_more_devices_than_its_key_may_use_is_refused(database:
     def change(session: Session) -> None:
         job = submission.submit(session, rows.new_job(created_by=anna))
         session.execute(update(Job).where(Job.id == job.id).values(gpus=4))
-        limits.check_submission(session, anna, 1)
+        limits.check_submission(session, anna, {DEFAULT_PROJECT: 1})
 
     with pytest.raises(Invalid, match="needs 4 devices, and the key anna may use 2 devices at once"):
         database.write(change)
@@ -159,3 +161,140 @@ def test_a_changed_limit_holds_at_once(database: Database) -> None:
     assert claim_as(database, 2) == second
     with pytest.raises(Invalid, match="expected 1 to 1,000,000, not 0"):
         database.write(lambda session: keys.change(session, anna, {"max_waiting": 0}))
+
+
+def project(database: Database, **own: int | None) -> str:
+    """Return the id of a new project with limits."""
+
+    def create(session: Session) -> str:
+        row = projects.create(session, "vision")
+        return projects.change(session, row.id, limits=own).id
+
+    return database.write(create)
+
+
+def member(database: Database, name: str = "anna", project: str = "vision") -> str:
+    return database.write(lambda session: keys.create(session, name, project=project)[0].id)
+
+
+def submit_gpus(database: Database, owner: str, project_id: str, gpus: int = 1) -> str:
+    acting = database.acting_for(Principal(owner, "", frozenset(), project_id=project_id))
+    return submit(acting, created_by=owner, gpus=gpus)
+
+
+def claim_gpus(database: Database, number: int, gpus: int = 4) -> str | None:
+    facts = rows.worker(id=f"00000000-0000-7000-8000-0000000000b{number}", name=f"w{number}", gpus=gpus)
+    claim = try_claim(database, facts)
+    return None if claim is None else claim.job_id
+
+
+def test_the_jobs_of_a_project_use_at_most_its_gpus(database: Database) -> None:
+    vision = project(database, max_gpus=2)
+    anna, ben = member(database), member(database, "ben")
+    cleo = key(database, "cleo")
+    first, large = (submit_gpus(database, anna, vision, gpus) for gpus in (1, 2))
+    second = submit_gpus(database, ben, vision)
+    third, other = submit_gpus(database, ben, vision), submit_gpus(database, cleo, DEFAULT_PROJECT)
+    without = submit_gpus(database, ben, vision, 0)
+
+    assert [claim_gpus(database, number) for number in range(5)] == [first, second, other, without, None]
+
+    texts = [explained(database, each) for each in (large, third)]
+    for held in texts:
+        assert held is not None
+        assert (held.cause, held.position) == (Cause.PROJECT_LIMIT, None)
+        assert held.message == "its project uses its 2 GPUs; it starts when some are free"
+    with database.read() as session:
+        assert preemption.choose(session) is None
+    database.write(lambda session: transitions.end_attempt(session, rows.open_attempt(database, first), "succeeded"))
+    held = explained(database, large)
+    assert held is not None
+    assert held.message == "its project uses 1 of its 2 GPUs, and it needs 2; it starts when enough are free"
+    assert [claim_gpus(database, number) for number in (5, 6)] == [third, None]
+    database.write(lambda session: projects.change(session, vision, limits={"max_gpus": 1}))
+    held = explained(database, large)
+    assert held is not None
+    assert "may use 1 GPU at once, and it needs 2" in held.message
+    assert not held.can_start
+    again = submit_gpus(database, ben, vision, 0)
+    assert claim_as(database, 7) == again, "a job without GPUs is within a limit that is passed"
+    database.write(lambda session: projects.change(session, vision, limits={"max_gpus": None}))
+    assert claim_gpus(database, 8) == large
+
+
+def test_claims_at_one_time_do_not_pass_a_projects_gpus_together(database: Database) -> None:
+    vision = project(database, max_gpus=1)
+    owners = [member(database, name) for name in ("anna", "ben", "cleo")]
+    for owner in owners:
+        submit_gpus(database, owner, vision)
+    other = submit_gpus(database, key(database, "dora"), DEFAULT_PROJECT)
+
+    claimed = [each for each in at_once(4, lambda number: claim_gpus(database, number)) if each is not None]
+
+    assert len(claimed) == 2
+    assert other in claimed
+
+
+def test_a_project_has_at_most_so_many_waiting_jobs(database: Database) -> None:
+    vision = project(database, max_waiting=2)
+    anna, ben = member(database), member(database, "ben")
+    send(database, anna, project=vision)
+    first, *_ = send(database, ben, project=vision)
+
+    with pytest.raises(OverLimit, match="the project vision may have 2 waiting jobs, and 2 others already wait"):
+        send(database, anna, project=vision)
+    with pytest.raises(Forbidden, match="this request has 3 jobs"):
+        send(database, anna, 3, project=vision)
+
+    assert len(rows.rows_of(database, Job)) == 2
+    send(database, key(database, "cleo"), 3)
+    database.write(lambda session: transitions.cancel(session, first))
+    send(database, anna, project=vision)
+
+
+def test_submissions_at_one_time_do_not_pass_a_projects_limit_together(database: Database) -> None:
+    vision = project(database, max_waiting=2)
+    owners = [member(database, f"m{number}") for number in range(4)]
+
+    def one(number: int) -> bool:
+        try:
+            send(database, owners[number], project=vision)
+        except OverLimit:
+            return False
+        return True
+
+    assert sum(at_once(4, one)) == 2
+
+
+def test_a_project_that_stores_too_much_takes_no_submission(database: Database) -> None:
+    run = rows.Run(database, rows.running(database))
+    run.deliver(rows.started(), rows.checkpoint(1))
+    anna = key(database)
+    database.write(lambda session: projects.change(session, DEFAULT_PROJECT, limits={"max_bytes": 11}))
+    send(database, anna)
+    database.write(lambda session: projects.change(session, DEFAULT_PROJECT, limits={"max_bytes": 10}))
+
+    with pytest.raises(Conflict, match="the project default stores 10 B, and may store 10 B; delete checkpoints"):
+        send(database, anna)
+    run.deliver(rows.checkpoint(2, "b" * 64))  # a job that runs continues
+    vision = project(database, max_bytes=1)
+    send(database, member(database, "ben"), project=vision)
+
+
+def test_a_job_that_needs_more_gpus_than_its_project_may_use_is_refused(database: Database) -> None:
+    vision, anna = project(database, max_gpus=2), member(database)
+    acting = database.acting_for(Principal(anna, "", frozenset(), project_id=vision))
+
+    def change(session: Session) -> None:
+        submission.submit(session, rows.new_job(created_by=anna, gpus=4))
+        limits.check_submission(session, anna, {vision: 1})
+
+    with pytest.raises(Invalid, match="needs 4 GPUs, and the project vision may use 2 at once"):
+        acting.write(change)
+
+
+@pytest.mark.parametrize("limit", ["max_waiting", "max_gpus", "max_bytes"])
+def test_a_limit_of_a_project_is_in_its_range(database: Database, limit: str) -> None:
+    for number in (0, projects.LIMITS[limit] + 1):
+        with pytest.raises(Invalid, match="expected 1 to"):
+            project(database, **{limit: number})

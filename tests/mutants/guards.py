@@ -713,9 +713,32 @@ GUARDS = (
     Guard(
         "two claims at one time do not pass a key's limit of devices",
         "jobs/limits.py",
-        "    room = job_queue(session, is_fresh=True).use_of(job.created_by).room\n",
-        "    room = job_queue(session).use_of(job.created_by).room\n",
+        "        queue = job_queue(session, is_fresh=True)\n",
+        "        queue = job_queue(session)\n",
         ("tests/jobs/test_key_limits.py::test_claims_at_one_time_do_not_pass_a_limit_together[postgres]",),
+    ),
+    Guard(
+        "two claims at one time do not pass a project's limit of GPUs",
+        "jobs/limits.py",
+        "    if of_project:\n        session.execute(_locked([job.project_id]))\n",
+        "",
+        ("tests/jobs/test_key_limits.py::test_claims_at_one_time_do_not_pass_a_projects_gpus_together[postgres]",),
+    ),
+    Guard(
+        "a claim keeps within the GPUs of a project",
+        "jobs/queue.py",
+        "        projects = _by_room(self.projects)\n",
+        "        projects = _by_room({})\n",
+        ("tests/jobs/test_key_limits.py::test_the_jobs_of_a_project_use_at_most_its_gpus[sqlite]",),
+    ),
+    Guard(
+        "two submissions at one time do not pass a project's limit of waiting jobs",
+        "jobs/limits.py",
+        "        session.execute(_locked(quotas))  # as above\n",
+        "        pass\n",
+        (
+            "tests/jobs/test_key_limits.py::test_submissions_at_one_time_do_not_pass_a_projects_limit_together[postgres]",
+        ),
     ),
     Guard(
         "two submissions at one time do not pass a key's limit of waiting jobs",

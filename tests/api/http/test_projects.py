@@ -263,3 +263,58 @@ def test_a_project_has_one_name(small: Served) -> None:
     assert_problem(admin.patch(address, json={"name": "default"}), 409)
     assert admin.patch(address, json={"name": "vision"}).json()["name"] == "vision"
     assert admin.patch(address, json={"name": "images"}).json()["name"] == "images"
+
+
+def test_a_project_has_limits(small: Served) -> None:
+    world, admin = _world(small), small.client()
+    (alpha,) = (each["id"] for each in admin.get("/v1/projects").json()["items"] if each["name"] == "alpha")
+    address = f"/v1/projects/{alpha}"
+
+    limited = admin.patch(address, json={"max_waiting": 1, "max_gpus": 4, "max_bytes": 5_000_000_000})
+
+    assert [limited.json()[name] for name in ("name", *projects.LIMITS)] == ["alpha", 1, 4, 5_000_000_000]
+    world.job()
+    refused = world.owner.client.post("/v1/jobs", json=JOB)
+    assert_problem(refused, 429)
+    assert "the project alpha may have 1 waiting job" in refused.json()["detail"]
+    assert int(refused.headers["retry-after"]) > 0
+    assert world.owner.client.get("/v1/projects").json()["items"] == [limited.json()]
+    assert_problem(world.admin.patch(address, json={"max_waiting": 9}), 403)
+    assert_problem(admin.patch(address, json={"max_gpus": 0}), 422, "/max_gpus")
+    kept = admin.patch(address, json={"name": "gamma", "max_waiting": None}).json()
+    assert (kept["name"], kept["max_waiting"], kept["max_gpus"]) == ("gamma", None, 4)
+    assert world.owner.client.post("/v1/jobs", json=JOB).status_code == 201
+    entries = admin.get("/v1/activity?action=project.change").json()["items"]
+    assert [each["details"]["limits"] for each in entries] == [
+        {"max_waiting": None},
+        {"max_waiting": 1, "max_gpus": 4, "max_bytes": 5_000_000_000},
+    ]
+
+
+def test_a_copy_of_a_job_counts_in_the_project_of_the_job(small: Served) -> None:
+    world, admin = _world(small), small.client()
+    ended = world.ended()
+    (alpha,) = (each["id"] for each in admin.get("/v1/projects").json()["items"] if each["name"] == "alpha")
+    admin.patch(f"/v1/projects/{alpha}", json={"max_bytes": 1})
+
+    refused = admin.post(f"/v1/jobs/{ended}/clone")
+
+    assert_problem(refused, 409)
+    assert "the project alpha stores" in refused.json()["detail"]
+    assert admin.post("/v1/jobs", json=JOB).status_code == 201, "another project has room"
+
+
+def test_the_page_limits_projects(small: Served) -> None:
+    _world(small)
+    browser, own = small.browser(), {"Origin": small.url}
+    projects_of = small.client().get("/v1/projects").json()["items"]
+    (alpha,) = (each["id"] for each in projects_of if each["name"] == "alpha")
+    form = {"name": "alpha", "max_gpus": "4", "max_waiting": "", "max_bytes": "2.5 TB"}
+
+    assert browser.post(f"/projects/{alpha}", data=form, headers=own).status_code == 303
+
+    assert re.search('name="max_bytes"[^>]*value="2500000000000 B"', browser.get("/keys").text)
+    for wrong in ({"max_bytes": "much"}, {"max_gpus": "x"}, {"max_waiting": "0"}):
+        assert browser.post(f"/projects/{alpha}", data=form | wrong, headers=own).status_code == 422, wrong
+    limited = next(each for each in small.client().get("/v1/projects").json()["items"] if each["id"] == alpha)
+    assert [limited[name] for name in projects.LIMITS] == [None, 4, 2_500_000_000_000]
