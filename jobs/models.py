@@ -157,8 +157,8 @@ def _confine(state: ORMExecuteState) -> None:
 @functools.lru_cache(maxsize=256)
 def _in_project(project: str) -> tuple[ExecutableOption, ...]:
     # Tables and not classes: the conditions of the classes would apply inside of these, too.
-    jobs, webhooks, links, keys = (
-        model.__table__.alias(f"{model.__tablename__}_in_project") for model in (Job, Webhook, JobEvaluation, Key)
+    jobs, webhooks, links = (
+        model.__table__.alias(f"{model.__tablename__}_in_project") for model in (Job, Webhook, JobEvaluation)
     )
     return (
         with_loader_criteria(InProject, lambda model: model.project_id == project, include_aliases=True),
@@ -177,11 +177,6 @@ def _in_project(project: str) -> tuple[ExecutableOption, ...]:
             lambda model: exists().where(
                 links.c.evaluation_id == model.id, jobs.c.id == links.c.job_id, jobs.c.project_id == project
             ),
-            include_aliases=True,
-        ),
-        with_loader_criteria(
-            DeviceUse,
-            lambda model: exists().where(keys.c.id == model.owner_id, keys.c.project_id == project),
             include_aliases=True,
         ),
         with_loader_criteria(Key, lambda model: model.project_id == project, include_aliases=True),
@@ -673,12 +668,13 @@ class Key(Base):
     project_id: Mapped[str | None] = mapped_column(_String(36).evaluates_none(), server_default=DEFAULT_PROJECT)
 
 
-class DeviceUse(Base):
-    """The use of devices by the ended attempts of a key on a day (jobs.usage); it stays when their jobs are removed."""
+class DeviceUse(InProject, Base):
+    """The use of devices by the ended attempts of a key in a project on a day; it stays when their jobs are removed."""
 
     __tablename__ = "device_use"
     owner_id: Mapped[str] = mapped_column(_Id, primary_key=True)  # of the key; empty for jobs of none
     day: Mapped[int] = mapped_column(Integer, primary_key=True)  # since 1970, UTC
+    project_id: Mapped[str] = mapped_column(_Id, primary_key=True, default=DEFAULT_PROJECT)
     gpu_ms: Mapped[int]  # of all GPUs together
     cpu_ms: Mapped[int]  # of attempts without GPUs
     jobs: Mapped[int] = mapped_column(Integer)  # whose first attempt ended

@@ -1,4 +1,4 @@
-"""What the jobs of each key use: devices, stored for each day when an attempt ends, and files."""
+"""What the jobs of each key and each project use: devices, stored for each day when an attempt ends, and files."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Any
 
 from sqlalchemy import Subquery, distinct, func, select
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import InstrumentedAttribute, Session, load_only
 
 from jobs.attempts import AttemptRef
 from jobs.checkpoints import is_good, users
-from jobs.database import database_time, insert, project_of, within
+from jobs.database import database_time, insert, within
 from jobs.models import SEES_HIDDEN, Artifact, Attempt, Checkpoint, DeviceUse, Job, Key
+from jobs.projects import by_id
 
 DAY_MS = 86_400_000
 
 
 def charge(session: Session, attempt: AttemptRef) -> None:
-    """Add an attempt that the transaction has ended to the use of its job's key, on each day that it ran on."""
-    statement = select(Attempt.started_at, Attempt.ended_at, Job.created_by, Job.gpus, Job.nodes).join(Job)
+    """Add an attempt that the transaction has ended to the use of its job's key and project, on each day of it."""
+    of_job = Job.created_by, Job.project_id, Job.gpus, Job.nodes
+    statement = select(Attempt.started_at, Attempt.ended_at, *of_job).join(Job)
     row = session.execute(statement.where(attempt.is_row()), execution_options=SEES_HIDDEN).one()
     devices = max(1, row.gpus * row.nodes)
     for place, (day, milliseconds) in enumerate(_by_day(row.started_at, max(row.started_at, row.ended_at))):
@@ -31,11 +34,11 @@ def charge(session: Session, attempt: AttemptRef) -> None:
             "attempts": int(place == 0),
         }
         added = insert(session, DeviceUse).values(
-            owner_id=row.created_by or "", day=day, updated_at=row.ended_at, **values
+            owner_id=row.created_by or "", day=day, project_id=row.project_id, updated_at=row.ended_at, **values
         )
         sums = {name: getattr(DeviceUse, name) + added.excluded[name] for name in values}
         sums["updated_at"] = added.excluded.updated_at
-        key = [DeviceUse.owner_id, DeviceUse.day]
+        key = [DeviceUse.owner_id, DeviceUse.day, DeviceUse.project_id]
         session.execute(added.on_conflict_do_update(index_elements=key, set_=sums))
 
 
@@ -52,12 +55,14 @@ def _by_day(start: int, end: int) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Usage:
-    """What the jobs of a key used in a month, those included that still run or are deleted.
+    """What the jobs of a key, or of a project, used in a month, those included that still run or are deleted.
 
     Attributes:
         month: such as 2026-11, in UTC.
-        owner_id: the id of the key; empty for jobs of none.
+        owner_id: the id of the key; empty for jobs of none, and for a project.
         owner: the name of the key.
+        project_id: the id of the project; None for a key.
+        project: the name of the project.
         gpu_ms: of all GPUs together.
         cpu_ms: of attempts without GPUs.
         jobs: number of jobs that ran for the first time.
@@ -65,25 +70,30 @@ class Usage:
     """
 
     month: str
-    owner_id: str
+    owner_id: str = ""
     owner: str = ""
+    project_id: str | None = None
+    project: str | None = None
     gpu_ms: int = 0
     cpu_ms: int = 0
     jobs: int = 0
     attempts: int = 0
 
 
-def monthly(session: Session, month: str | None = None) -> list[Usage]:
+def monthly(session: Session, month: str | None = None, *, by_project: bool = False) -> list[Usage]:
     """Return the use of each key in each month, the newest month first, in it the largest use first.
 
     Args:
         session: a reading transaction.
         month: only this one; all if None.
+        by_project: return the use of each project in place of that of each key.
     """
     result: dict[tuple[str, str], Usage] = {}
 
-    def of(day: int, owner: str) -> Usage:
+    def of(day: int, owner: str, project: str) -> Usage:
         name = _month(day)
+        if by_project:
+            return result.setdefault((name, project), Usage(name, project_id=project))
         return result.setdefault((name, owner), Usage(name, owner))
 
     stored = select(DeviceUse)
@@ -91,27 +101,26 @@ def monthly(session: Session, month: str | None = None) -> list[Usage]:
         first = (date.fromisoformat(f"{month}-01") - date(1970, 1, 1)).days
         stored = stored.where(DeviceUse.day >= first, DeviceUse.day < first + 31)
     for row in session.execute(stored).scalars():
-        usage = of(row.day, row.owner_id)
+        usage = of(row.day, row.owner_id, row.project_id)
         usage.gpu_ms, usage.cpu_ms = usage.gpu_ms + row.gpu_ms, usage.cpu_ms + row.cpu_ms
         usage.jobs, usage.attempts = usage.jobs + row.jobs, usage.attempts + row.attempts
-    running = select(Attempt.number, Attempt.started_at, Job.created_by, Job.gpus, Job.nodes).join(Job)
+    of_job = Job.created_by, Job.project_id, Job.gpus, Job.nodes
+    running = select(Attempt.number, Attempt.started_at, *of_job).join(Job)
     now = database_time(session)
     for attempt in session.execute(running.where(Attempt.ended_at.is_(None)), execution_options=SEES_HIDDEN):
         devices = max(1, attempt.gpus * attempt.nodes)
         for place, (day, milliseconds) in enumerate(_by_day(attempt.started_at, max(attempt.started_at, now))):
-            usage = of(day, attempt.created_by or "")
+            usage = of(day, attempt.created_by or "", attempt.project_id)
             usage.gpu_ms += milliseconds * devices if attempt.gpus else 0
             usage.cpu_ms += 0 if attempt.gpus else milliseconds * devices
             usage.jobs += int(place == 0 and attempt.number == 1)
             usage.attempts += int(place == 0)
-    if (project := project_of(session)) is not None:  # as the stored use: that of the keys of the project
-        own = set(session.execute(select(Key.id).where(Key.project_id == project)).scalars())
-        result = {place: usage for place, usage in result.items() if usage.owner_id in own}
-    names = names_of(session)
+    names, projects = ({}, by_id(session)) if by_project else (names_of(session), {})
     for usage in result.values():
         usage.owner = names.get(usage.owner_id, "")
+        usage.project = projects.get(usage.project_id or "")
     chosen = [usage for usage in result.values() if month in (None, usage.month)]
-    chosen.sort(key=lambda each: (-each.gpu_ms, -each.cpu_ms, each.owner, each.owner_id))
+    chosen.sort(key=lambda each: (-each.gpu_ms, -each.cpu_ms, each.owner, each.project or "", each.owner_id))
     return sorted(chosen, key=lambda each: each.month, reverse=True)
 
 
@@ -131,6 +140,17 @@ class Stored:
 
     owner_id: str
     owner: str
+    num_jobs: int
+    num_files: int
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredInProject:
+    """The registered files of the jobs of a project, as `Stored`."""
+
+    project_id: str
+    project: str
     num_jobs: int
     num_files: int
     size: int
@@ -157,17 +177,24 @@ class StoredJob:
 
 def stored(session: Session) -> list[Stored]:
     """Return the stored bytes of each key, the largest first."""
-    files = _files()
-    statement = (
-        select(Job.created_by, func.count(distinct(Job.id)), func.count(), func.sum(files.c.size))
-        .join(files, files.c.job_id == Job.id)
-        .group_by(Job.created_by)
-    )
     names = names_of(session)
-    rows = [
-        Stored(key or "", names.get(key or "", ""), n, m, int(size)) for key, n, m, size in session.execute(statement)
-    ]
+    rows = [Stored(key or "", names.get(key or "", ""), *rest) for key, *rest in _stored_by(session, Job.created_by)]
     return sorted(rows, key=lambda each: (-each.size, each.owner))
+
+
+def stored_in_projects(session: Session) -> list[StoredInProject]:
+    """Return the stored bytes of each project, the largest first."""
+    names = by_id(session)
+    rows = [StoredInProject(key, names.get(key, ""), *rest) for key, *rest in _stored_by(session, Job.project_id)]
+    return sorted(rows, key=lambda each: (-each.size, each.project))
+
+
+def _stored_by(session: Session, column: InstrumentedAttribute[Any]) -> list[tuple[Any, int, int, int]]:
+    """Return the numbers of jobs and files and the bytes, by the values of a column."""
+    files = _files()
+    numbers = func.count(distinct(Job.id)), func.count(), func.sum(files.c.size)
+    statement = select(column, *numbers).join(files, files.c.job_id == Job.id).group_by(column)
+    return [(key, num_jobs, num_files, int(size)) for key, num_jobs, num_files, size in session.execute(statement)]
 
 
 def size_of(session: Session, project_id: str) -> int:

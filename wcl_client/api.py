@@ -738,18 +738,18 @@ class WclClient(SweepClient):
         times = {"since": since, "until": until}
         return self._newest("/v1/activity", limit, actor=actor, action=action, target=target, **times)
 
-    def usage(self, month: str | None = None) -> list[Json]:
-        """Return the use of devices of each key in each month, newest first; `month` is such as 2026-11."""
-        response = self._json(Json, "GET", "/v1/usage", params=_without_none({"month": month}))
+    def usage(self, month: str | None = None, by: Literal["key", "project"] = "key") -> list[Json]:
+        """Return the use of devices of each key or project in each month, newest first; `month` is such as 2026-11."""
+        response = self._json(Json, "GET", "/v1/usage", params=_without_none({"month": month, "by": by}))
         items: list[Json] = response["items"]
         return items
 
-    def usage_csv(self, month: str | None = None) -> bytes:
+    def usage_csv(self, month: str | None = None, by: Literal["key", "project"] = "key") -> bytes:
         """Return the same as CSV."""
-        return self._response("GET", "/v1/usage.csv", params=_without_none({"month": month})).content
+        return self._response("GET", "/v1/usage.csv", params=_without_none({"month": month, "by": by})).content
 
     def storage(self, *, by: str | None = None, limit: int = 50) -> Json:
-        """Return the stored files: `size`, `owners` and `jobs`, the largest first; `by` is a key's name or id."""
+        """Return the stored files: `size`, `owners`, `projects` and `jobs`, the largest first; `by` is a key."""
         return self._json(Json, "GET", "/v1/storage", params=_without_none({"by": by, "limit": limit}))
 
     def audit(self) -> Audit:

@@ -1079,18 +1079,18 @@ class AsyncWclClient(AsyncSweepClient):
         times = {"since": since, "until": until}
         return await self._newest("/v1/activity", limit, actor=actor, action=action, target=target, **times)
 
-    async def usage(self, month: str | None = None) -> list[Json]:
-        """Return the use of devices of each key in each month, newest first; `month` is such as 2026-11."""
-        response = await self._json(Json, "GET", "/v1/usage", params=_without_none({"month": month}))
+    async def usage(self, month: str | None = None, by: Literal["key", "project"] = "key") -> list[Json]:
+        """Return the use of devices of each key or project in each month, newest first; `month` is such as 2026-11."""
+        response = await self._json(Json, "GET", "/v1/usage", params=_without_none({"month": month, "by": by}))
         items: list[Json] = response["items"]
         return items
 
-    async def usage_csv(self, month: str | None = None) -> bytes:
+    async def usage_csv(self, month: str | None = None, by: Literal["key", "project"] = "key") -> bytes:
         """Return the same as CSV."""
-        return (await self._response("GET", "/v1/usage.csv", params=_without_none({"month": month}))).content
+        return (await self._response("GET", "/v1/usage.csv", params=_without_none({"month": month, "by": by}))).content
 
     async def storage(self, *, by: str | None = None, limit: int = 50) -> Json:
-        """Return the stored files: `size`, `owners` and `jobs`, the largest first; `by` is a key's name or id."""
+        """Return the stored files: `size`, `owners`, `projects` and `jobs`, the largest first; `by` is a key."""
         return await self._json(Json, "GET", "/v1/storage", params=_without_none({"by": by, "limit": limit}))
 
     async def audit(self) -> Audit:

@@ -284,16 +284,18 @@ def keys_table(keys: Sequence[Key]) -> Rows:
 
 
 def usage_table(rows: Sequence[Json]) -> Rows:
-    """Return a table with a row for each month and key."""
-    table = Rows("month", "key", "GPU hours", "CPU hours", "jobs", "attempts", cut=("key",))
+    """Return a table with a row for each month and key or project."""
+    of = "project" if any(row.get("project_id") for row in rows) else "key"
+    table = Rows("month", of, "GPU hours", "CPU hours", "jobs", "attempts", cut=(of,))
     for row in rows:
         hours = (f"{row['gpu_hours']:,.2f}", f"{row['cpu_hours']:,.2f}")
-        table.add(row["month"], row["owner"] or row["owner_id"][-12:] or "none", *hours, row["jobs"], row["attempts"])
+        name = row.get("project") or row["owner"] or row["owner_id"][-12:] or "none"
+        table.add(row["month"], name, *hours, row["jobs"], row["attempts"])
     return table
 
 
-def storage_tables(storage: Json) -> tuple[Rows, Rows]:
-    """Return a table of the stored bytes by key, and one of the largest jobs."""
+def storage_tables(storage: Json) -> list[Rows]:
+    """Return a table of the stored bytes by key, one by project if there are several, and one of the largest jobs."""
     owners = Rows("key", "jobs", "files", "size", cut=("key",))
     for row in storage["owners"]:
         name = row["owner"] or row["owner_id"][-12:] or "none"
@@ -302,7 +304,10 @@ def storage_tables(storage: Json) -> tuple[Rows, Rows]:
     for row in storage["jobs"]:
         sizes = (size(row["size"]), size(row["removable"]))
         jobs.add(row["job_id"][-12:], row["name"], row["owner"], row["status"], row["num_files"], *sizes)
-    return owners, jobs
+    projects = Rows("project", "jobs", "files", "size", cut=("project",))
+    for row in storage.get("projects", ()):
+        projects.add(row["project"], row["num_jobs"], row["num_files"], size(row["size"]))
+    return [owners, *([projects] if len(storage.get("projects", ())) > 1 else []), jobs]
 
 
 def key_limits(key: Key) -> str:

@@ -1,8 +1,8 @@
-"""Usage: devices by key and month, stored files by key and job."""
+"""Usage: devices by key or project and month, stored files by key, project and job."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Response as HttpResponse
@@ -12,6 +12,7 @@ from api.http.dependencies import TheDatabase
 from api.rest.csv_files import described, file, inert
 from api.rest.responses import Response
 from jobs import queries, usage
+from jobs.database import Database
 from jobs.errors import existing
 
 router = APIRouter(prefix="/v1", tags=["operations"])
@@ -19,20 +20,25 @@ router = APIRouter(prefix="/v1", tags=["operations"])
 Month = Annotated[
     str | None, Query(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$", description="Only this month, such as 2026-11.")
 ]
+By = Annotated[Literal["key", "project"], Query(description="What a row is about.")]
 _HOUR_MS: Final = 3_600_000
-_COLUMNS: Final = ("month", "owner", "owner_id", "gpu_hours", "cpu_hours", "jobs", "attempts")
-_CSV: Final = described("A row for each month and key, the newest month first.")
+_OF: Final[dict[str, tuple[str, str]]] = {"key": ("owner", "owner_id"), "project": ("project", "project_id")}
+_NUMBERS: Final = ("gpu_hours", "cpu_hours", "jobs", "attempts")
+_CSV: Final = described("A row for each month and key or project, the newest month first.")
 
 
 class UsageResponse(Response):
-    """What the jobs of a key used in a month (UTC), those that run or are deleted included.
+    """What the jobs of a key, or of a project, used in a month (UTC), those that run or are deleted included.
 
-    `gpu_hours` are of all GPUs together, `cpu_hours` those of attempts without GPUs.  `jobs` began in that month.
+    With `by=project`, `owner` and `owner_id` are empty; else `project` and `project_id` are null.  `gpu_hours` are of
+    all GPUs together, `cpu_hours` those of attempts without GPUs.  `jobs` began in that month.
     """
 
     month: str
     owner_id: str
     owner: str
+    project_id: str | None
+    project: str | None
     gpu_hours: float
     cpu_hours: float
     jobs: int
@@ -55,6 +61,16 @@ class StoredResponse(Response):
     size: int
 
 
+class StoredInProjectResponse(Response):
+    """The registered files of the jobs of a project, in bytes; files of deleted jobs do not count."""
+
+    project_id: str
+    project: str
+    num_jobs: int
+    num_files: int
+    size: int
+
+
 class StoredJobResponse(Response):
     """The registered files of a job; `removable` are the bytes of checkpoints that can be deleted.
 
@@ -71,30 +87,34 @@ class StoredJobResponse(Response):
 
 
 class StorageResponse(Response):
-    """The stored files of each key and of the largest jobs, the largest first."""
+    """The stored files of each key, of each project and of the largest jobs, the largest first."""
 
     size: int
     owners: list[StoredResponse]
+    projects: list[StoredInProjectResponse]
     jobs: list[StoredJobResponse]
 
 
 @router.get("/usage")
-def show_usage(principal: Reader, database: TheDatabase, month: Month = None) -> UsageList:
-    """Return the use of devices of each key in each month."""
-    with database.read() as session:
-        return UsageList(items=[usage_response(row) for row in usage.monthly(session, month)])
+def show_usage(principal: Reader, database: TheDatabase, month: Month = None, by: By = "key") -> UsageList:
+    """Return the use of devices of each key, or of each project, in each month."""
+    return UsageList(items=_usage(database, month, by))
 
 
 @router.get("/usage.csv", response_class=HttpResponse, responses=_CSV)
-def usage_table(principal: Reader, database: TheDatabase, month: Month = None) -> HttpResponse:
-    """Return the use of devices of each key in each month as CSV."""
-    with database.read() as session:
-        rows = [usage_response(row) for row in usage.monthly(session, month)]
+def usage_table(principal: Reader, database: TheDatabase, month: Month = None, by: By = "key") -> HttpResponse:
+    """Return the use of devices of each key, or of each project, in each month as CSV."""
+    name, identity = _OF[by]
     lines = [
-        (row.month, inert(row.owner), row.owner_id, row.gpu_hours, row.cpu_hours, row.jobs, row.attempts)
-        for row in rows
+        (row.month, inert(getattr(row, name) or ""), getattr(row, identity), *(getattr(row, each) for each in _NUMBERS))
+        for row in _usage(database, month, by)
     ]
-    return file("usage.csv", [_COLUMNS, *lines])
+    return file("usage.csv", [("month", name, identity, *_NUMBERS), *lines])
+
+
+def _usage(database: Database, month: str | None, by: str) -> list[UsageResponse]:
+    with database.read() as session:
+        return [usage_response(row) for row in usage.monthly(session, month, by_project=by == "project")]
 
 
 @router.get("/storage")
@@ -104,9 +124,9 @@ def show_storage(
     by: Annotated[str | None, Query(description="Only jobs of the key with this name or id.", max_length=200)] = None,
     limit: Annotated[int, Query(ge=1, le=1_000, description="Number of jobs.")] = 50,
 ) -> StorageResponse:
-    """Return what uses the storage: registered files by key, and the jobs with the most bytes."""
+    """Return what uses the storage: registered files by key and by project, and the jobs with the most bytes."""
     with database.read() as session:
-        owners = usage.stored(session)
+        owners, in_projects = usage.stored(session), usage.stored_in_projects(session)
         owner_id = None
         if by:
             queries.check_owner_filter(session, by, "by")
@@ -115,6 +135,7 @@ def show_storage(
     return StorageResponse(
         size=sum(row.size for row in owners),
         owners=[StoredResponse.of(row) for row in owners if owner_id in (None, row.owner_id)],
+        projects=[StoredInProjectResponse.of(row) for row in in_projects],
         jobs=[StoredJobResponse.of(row) for row in jobs],
     )
 

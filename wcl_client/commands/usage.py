@@ -1,8 +1,9 @@
-"""Commands for usage: devices by key and month, stored files."""
+"""Commands for usage: devices by key or project and month, stored files."""
 
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Annotated
 
 import typer
@@ -15,13 +16,21 @@ from wcl_client.terminal import out, print_csv, print_json
 app = typer.Typer()
 
 
+class By(Enum):
+    """What a row of usage is about."""
+
+    KEY = "key"
+    PROJECT = "project"
+
+
 @app.command(rich_help_panel=SERVICE)
 def usage(
     month: Annotated[str | None, typer.Option(help="Only this month, such as 2026-11.")] = None,
+    by: Annotated[By, typer.Option(help="What a row is about.")] = By.KEY,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Show the hours of devices by key and month.
+    """Show the hours of devices by key or project, and month.
 
     Each month is in UTC.  Jobs that run or are deleted count.
     """
@@ -30,9 +39,9 @@ def usage(
         raise typer.BadParameter(f"--month {month}: expected a month such as 2026-11")
     with WclClient.connect() as client:
         if as_csv:
-            print_csv(client.usage_csv(month))
+            print_csv(client.usage_csv(month, by.value))
             return
-        rows = client.usage(month)
+        rows = client.usage(month, by.value)
     print_json(rows) if as_json else out.show(output.usage_table(rows))
 
 
@@ -44,8 +53,8 @@ def storage(
 ) -> None:
     """Show what uses the storage.
 
-    It lists the files by key, and the largest jobs.  Removable are the checkpoints of an ended job that are neither
-    pinned nor its newest.
+    It lists the files by key and by project, and the largest jobs.  Removable are the checkpoints of an ended job that
+    are neither pinned nor its newest.
     """
     with WclClient.connect() as client:
         stored = client.storage(by=by, limit=limit)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from jobs import keys, transitions
+from jobs import keys, projects, transitions
 from jobs.models import DeviceUse
+from tests.api.route_cases import Member
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
 from tests.jobs.rows import Run
@@ -67,3 +68,33 @@ def test_the_storage_shows_the_largest_keys_and_jobs(small: Served) -> None:
     assert client.delete(f"/v1/checkpoints/{needed}").status_code == 409
     assert_problem(client.get("/v1/storage", params={"by": "absent"}), 422, "by")
     assert "Storage, 65" in small.browser("read").get("/usage").text
+
+
+def test_usage_and_storage_by_project_follow_the_project_of_the_jobs(small: Served) -> None:
+    database = small.database
+    database.write(lambda session: projects.create(session, "vision"))
+    anna, boss = Member.of(small, "anna", project="vision"), small.client()
+    run = Run(database, rows.running(database.acting_for(anna), created_by=anna.key_id))
+    small.checkpoint(bytes(30), run)
+    run.end("succeeded")
+    clone = boss.post(f"/v1/jobs/{run.job_id}/clone").json()["id"]  # of another key, and in the project
+    Run(database, rows.claim(database)).end("cancelled")
+    rows.running(database, created_by=anna.key_id)  # in the default project, as if the key has moved
+
+    used = {each["project"]: each for each in boss.get("/v1/usage?by=project").json()["items"]}
+
+    assert {name: each["jobs"] for name, each in used.items()} == {"vision": 2, "default": 1}
+    assert [each["project"] for each in anna.client.get("/v1/usage?by=project").json()["items"]] == ["vision"]
+    own = {each["owner_id"]: each["jobs"] for each in anna.client.get("/v1/usage").json()["items"]}
+    assert own[anna.key_id] == 1
+    assert sum(own.values()) == 2, "the clone is a job of the project, too"
+    assert boss.get(f"/v1/jobs/{clone}").json()["status"] == "cancelled"
+    lines = boss.get("/v1/usage.csv?by=project").text.splitlines()
+    assert lines[0] == "month,project,project_id,gpu_hours,cpu_hours,jobs,attempts"
+    stored = boss.get("/v1/storage").json()["projects"]
+    assert [(each["project"], each["num_jobs"], each["num_files"], each["size"]) for each in stored] == [
+        ("vision", 1, 1, 30)
+    ]
+    page = small.browser().get("/usage?by=project").text
+    assert page.count(">vision<") == 2, "by month, and of the storage"
+    assert_problem(boss.get("/v1/usage?by=month"), 422, "by")
