@@ -743,8 +743,8 @@ GUARDS = (
     Guard(
         "two submissions at one time do not pass a key's limit of waiting jobs",
         "jobs/limits.py",
-        "    limits = limits_of(session, owner, is_locking=True)",
-        "    limits = limits_of(session, owner)",
+        "        limits, _ = limits_of(session, owner, is_locking=True)",
+        "        limits, _ = limits_of(session, owner)",
         ("tests/jobs/test_key_limits.py::test_submissions_at_one_time_do_not_pass_a_limit_together[postgres]",),
     ),
     Guard(
