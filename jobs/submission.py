@@ -30,6 +30,7 @@ from jobs.shared_reads import dataset_named
 from jobs.status import TERMINAL, Status
 from wcl_core.config import CheckpointFeatures, EvaluateSpec, PretrainSpec, parse_spec, resolve_spec, version_of
 from wcl_core.config.overlay import overlaid
+from wcl_core.text import counted
 
 MAX_NAME = 200  # characters
 _MAX_BATCH_ERRORS = 50
@@ -124,7 +125,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "dataset": {"name": dataset.name, "digest": pinned_digest(session, dataset), "counts": dataset.counts},
         "workers": fitting,
         "warnings": [] if len(fitting) >= nodes_of(new.spec) else [_waits_for(nodes_of(new.spec), len(fitting))],
-        "notes": same_name(session, new.name),
+        "notes": same_name(session, new.name) + idle_gpus(new.gpus or 0, resolve_spec(new.spec)),
     }
     if isinstance(new.spec, PretrainSpec):
         images = pretraining_count(dataset, new.spec.data)
@@ -141,7 +142,8 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
 def _waits_for(nodes: int, num_fitting: int) -> str:
     if nodes == 1:
         return "no running worker fits; the job would wait for one"
-    return f"{num_fitting or 'none'} of the running workers fits; the job would wait for {nodes} at once"
+    fit = "fit" if num_fitting > 1 else "fits"
+    return f"{num_fitting or 'none'} of the running workers {fit}; the job would wait for {nodes} at once"
 
 
 def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[str]:
@@ -404,6 +406,15 @@ def same_name(session: Session, name: str | None, besides: str | None = None) ->
         return []
     have = "another job has" if number == 1 else f"{number:,} other jobs have"
     return [f"{have} the name {name}, so only ids tell them apart; {free_name(session, name)} is free"]
+
+
+def idle_gpus(gpus: int, spec: dict[str, Any]) -> list[str]:
+    """Return the warning that a job with a resolved spec holds GPUs that no process uses; none if it uses all."""
+    processes = spec.get("processes", 1)
+    if gpus <= processes:
+        return []
+    has = f"the run has {counted(processes, 'process', 'processes')}, so {counted(gpus - processes, 'GPU')} would idle"
+    return [f"{has}; use gpus = {processes}{', or leave processes out' if 'processes' in spec else ''}"]
 
 
 def _copy(

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from api.http import field_errors
 from api.http.idempotency import Submission
-from api.rest.presets import preset_fields
+from api.rest.presets import sent_spec
 from jobs import queries
 from jobs import submission as service
 from jobs.errors import FieldError, Invalid
@@ -31,7 +31,6 @@ from jobs.models import Job
 from jobs.new_job import NewJob, default_name, kind_of, options_of
 from wcl_core.config import Kind, Seed, Spec, parse_spec
 from wcl_core.config.fields import DatasetName
-from wcl_core.config.overlay import overlaid
 
 T = TypeVar("T")
 _MAX_NAME = 200
@@ -233,7 +232,9 @@ def create_batch(submission: Submission, body: BatchBody) -> list[Job]:
     Raises:
         Invalid: as `Submission.create_batch` and `jobs.submission.submit_batch`.
     """
-    new = service.each_of_batch(body.jobs, lambda job: _new_job(job, _sent(job), submission.owner, None))
+    new = service.each_of_batch(
+        body.jobs, lambda job: _new_job(job, sent_spec(job.preset, job.kind, job.spec), submission.owner, None)
+    )
     request = ("batch", body.model_dump(mode="json", exclude_unset=True))
     return submission.create_batch(request, lambda session: service.submit_batch(session, new), len(new))
 
@@ -287,22 +288,13 @@ def new_jobs(body: JobBody, created_by: str, parent_id: str | None = None) -> li
     Raises:
         Invalid: an unknown preset, or wrong fields of the spec.
     """
-    sent = _sent(body)
+    sent = sent_spec(body.preset, body.kind, body.spec)
     if body.seeds is None:
         return [_new_job(body, sent, created_by, parent_id)]
     if "seed" in body.spec:
         raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, with one seed for each job")])
     jobs = [_new_job(body, sent | {"seed": seed}, created_by, parent_id) for seed in body.seeds]
     return [replace(job, name=_seed_name(job, seed)) for job, seed in zip(jobs, body.seeds, strict=True)]
-
-
-def _sent(body: BatchJob) -> dict[str, Any]:
-    """Return the spec, with the fields of its preset.
-
-    Raises:
-        Invalid: there is no such preset.
-    """
-    return body.spec if body.preset is None else overlaid(preset_fields(body.preset, body.kind), body.spec)
 
 
 def _seed_name(job: NewJob, seed: int) -> str:

@@ -276,9 +276,10 @@ def _rendered(database: Database, job: Job) -> JobResponse:
 
 
 def _created(session: Session, job: Job, name: str | None) -> JobResponse:
-    """Return a new job; its warnings begin with that about the name that was given, if other jobs have it."""
+    """Return a new job; its warnings begin with those about the name that was given, and about GPUs that idle."""
     response = _response(session, job)
-    return response.model_copy(update={"warnings": service.same_name(session, name, job.id) + response.warnings})
+    first = service.same_name(session, name, job.id) + service.idle_gpus(job.gpus, job.spec)
+    return response.model_copy(update={"warnings": first + response.warnings})
 
 
 def _response(session: Session, job: Job) -> JobResponse:

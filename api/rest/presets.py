@@ -12,7 +12,7 @@ from api.http.auth import Reader
 from api.http.field_errors import escaped
 from jobs.errors import FieldError, Invalid
 from wcl_core.config import Kind, resolve_spec
-from wcl_core.config.overlay import differences, shaped_like
+from wcl_core.config.overlay import differences, overlaid, shaped_like, without
 from wcl_core.presets import described_presets, presets
 
 router = APIRouter(prefix="/v1/presets", tags=["catalog"])
@@ -55,6 +55,15 @@ def preset_fields(name: str, kind: Kind) -> dict[str, Any]:
     if name not in presets():
         raise Invalid([FieldError("/preset", f"there is no such preset; expected one of {', '.join(presets())}")])
     return resolve_spec(presets()[name])
+
+
+def sent_spec(preset: str | None, kind: Kind, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of a request with the fields of its preset, which leaves `processes` to the GPUs of the job.
+
+    Raises:
+        Invalid: there is no such preset.
+    """
+    return spec if preset is None else overlaid(without(preset_fields(preset, kind), ["processes"]), spec)
 
 
 class PresetDeviation(TypedDict):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 from api.http import field_errors
 from api.http.idempotency import Submission
 from api.rest.job_bodies import JobOptions, Name, Seeds
-from api.rest.presets import preset_fields
+from api.rest.presets import sent_spec
 from jobs import sweeps
 from jobs.errors import FieldError, Invalid
 from jobs.models import Sweep
@@ -29,7 +29,6 @@ from jobs.sweeps import (
     located,
     parameter_pointer,
 )
-from wcl_core.config.overlay import overlaid
 
 _EXAMPLE: dict[str, Any] = {
     "name": "temperature and rate",
@@ -115,7 +114,7 @@ def new_sweep(body: SweepBody, created_by: str) -> tuple[NewSweep, Design]:
         Invalid: all invalid fields, each with its pointer.
     """
     _check_search(body)
-    sent = body.spec if body.preset is None else overlaid(preset_fields(body.preset, body.kind), body.spec)
+    sent = sent_spec(body.preset, body.kind, body.spec)
     if body.seeds is not None and "seed" in body.spec:
         raise Invalid([FieldError("/spec/seed", "expected either this field or `seeds`, the seeds of each trial")])
     new = NewSweep(

@@ -14,7 +14,7 @@ def test_a_kind_of_fault_that_did_not_happen_is_a_problem() -> None:
     assert absent_kinds({"worker killed": 1, "worker stopped": 0}) == ["run", "worker stopped"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def test_no_two_runs_share_a_device_and_no_job_starves(house: Theatre, kind: str) -> None:
     with house.stage(f"gpus-{kind}", kind, **UNBREAKABLE) as stage:

@@ -119,6 +119,11 @@ def test_add_waits_for_a_worker_and_says_what_it_has_read(
     assert "400 unlabelled" in wcl("dataset", "list").stdout
     assert "is now flowers" in wcl("dataset", "rename", "photos", "flowers").stdout
     assert "400 unlabelled" in wcl("dataset", "show", "flowers").stdout
+    server.database.write(lambda session: workers.begin_dataset(session, worker.id, "flowers"))
+    settle("it has no image files", "flowers")
+    shown = wcl("dataset", "show", "flowers")
+    assert (shown.exit_code, "400 unlabelled" in shown.stdout) == (0, True)
+    assert shown.stderr == "flowers: worker florist refuses it: it has no image files\n"
     assert "its files stay" in wcl("dataset", "remove", "flowers").stdout
 
 

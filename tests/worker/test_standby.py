@@ -17,6 +17,7 @@ import pytest
 
 from tests import parallel
 from tests.processes import ROOT
+from tests.waiting import PATIENCE
 from tests.worker.running import SHORT
 from wcl_core import standby
 from wcl_core.protocol import DatasetSource, RunFile
@@ -92,7 +93,7 @@ def worker(folder: Path, code: str, *, light: bool = True, **variables: str) -> 
     python = parallel.python() if light else sys.executable  # a run by command is compared with a forked one
     command = [python, "-c", _WORKER + (_LIGHT if light else "") + code, str(folder)]
     environment = os.environ | variables
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
 
@@ -199,7 +200,9 @@ print(json.dumps({"pid": waiting.pid, "alive": alive}), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     command = [parallel.python(), "-c", _WORKER + _LIGHT + code, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)  # its end closes the pipes
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )  # its end closes the pipes
 
     assert json.loads(done.stdout.splitlines()[-1])["alive"], done.stderr
 
@@ -223,7 +226,7 @@ def by_both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp_path = tmp_path_factory.mktemp("by_both")
     code = """
 waiting = standby.Standby(environment)
-waiting.wait(120)
+waiting.wait(240)
 for name, by in (("forked", waiting), ("command", None)):
     run = RunFile.read(folder / name)
     attempt = process.TrainingProcess(folder / name, mark, run.spec["processes"], standby=by)

@@ -178,7 +178,7 @@ def show(name: _NameArgument, as_json: AsJson = False) -> None:
             if not _say_unsettled(client, name):
                 raise
             raise typer.Exit(1) from None
-    print_json(row) if as_json else _say(row)
+    _print(row, as_json)
 
 
 @group.command()
@@ -186,7 +186,7 @@ def read(name: _NameArgument, as_json: AsJson = False) -> None:
     """Let the workers read a folder again, for example after images were added."""
     with WclClient.connect() as client:
         row = client.read_dataset(name)
-    print_json(row) if as_json else _say(row)
+    _print(row, as_json)
 
 
 @group.command()
@@ -203,6 +203,13 @@ def remove(name: _NameArgument) -> None:
     with WclClient.connect() as client:
         client.remove_dataset(name)
     out.say(f"{name} is removed; its files stay")
+
+
+def _print(row: Dataset, as_json: bool) -> None:
+    """Print a registered dataset, and why workers refuse what its folder holds now."""
+    print_json(row) if as_json else _say(row)
+    if row["state"] == "refused":
+        err.say(Styled(f"{row['name']}: {row['state_message']}", "red"))
 
 
 def _say(row: Dataset, title: str | None = None) -> None:

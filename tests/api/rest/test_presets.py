@@ -44,9 +44,9 @@ def database(shared: Served) -> Database:
     return shared.database
 
 
-def errors_of(database: Database, preset: str, spec: dict[str, Any]) -> list[FieldError]:
+def errors_of(database: Database, preset: str, spec: dict[str, Any], gpus: int | None = None) -> list[FieldError]:
     try:
-        new = new_jobs(JobBody(kind="pretrain", preset=preset, spec=spec), "")[0]
+        new = new_jobs(JobBody(kind="pretrain", preset=preset, spec=spec, gpus=gpus), "")[0]
         with database.read() as session:
             check(session, new)
     except Invalid as invalid:
@@ -72,3 +72,24 @@ def test_a_preset_with_one_changed_field_is_valid_or_names_the_other_one(
 
 
 _FULL_NAMES = {"patch_size": "backbone.patch_size", "image_size": "data.image_size"}
+
+
+def test_a_preset_has_a_process_for_each_gpu_of_the_job(database: Database, shared: Served) -> None:
+    def plan(gpus: int, **spec: Any) -> tuple[int, list[str]]:
+        body = {"kind": "pretrain", "preset": "wcl-digits", "gpus": gpus, "spec": spec}
+        response = shared.client().post("/v1/jobs?dry_run=true", json=body).raise_for_status().json()
+        return response["spec"]["processes"], response["notes"]
+
+    assert [plan(gpus) for gpus in (0, 1, 4)] == [(1, []), (1, []), (4, [])]
+    idle = "the run has 1 process, so 3 GPUs would idle; use gpus = 1, or leave processes out"
+    assert plan(4, processes=1) == (1, [idle])
+    (error,) = errors_of(database, "wcl-digits", {}, gpus=3)
+    assert error.pointer == "/spec/processes"
+    assert error.detail.endswith("use a batch_size of 255")
+
+
+def test_a_submitted_job_says_which_gpus_would_idle(database: Database, shared: Served) -> None:
+    body = {"kind": "pretrain", "preset": "wcl-digits", "gpus": 2, "spec": {"processes": 1}}
+    job = shared.client().post("/v1/jobs", json=body).raise_for_status().json()
+
+    assert "the run has 1 process, so 1 GPU would idle; use gpus = 1, or leave processes out" in job["warnings"]

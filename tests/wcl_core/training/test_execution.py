@@ -135,6 +135,7 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.timeout(900)
 def test_inductors_steps_are_the_eager_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one head only: Inductor starts a C++ compiler for each of its kernels."""
     torch._dynamo.reset()
