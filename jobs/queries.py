@@ -8,9 +8,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, Select, case, func, literal, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from jobs import access, search
-from jobs.database import now_ms, within
+from jobs.database import now_ms, project_of, within
 from jobs.errors import FieldError, Invalid, NotFound, existing
 from jobs.models import (
     Artifact,
@@ -26,6 +27,7 @@ from jobs.models import (
     Tag,
     Worker,
 )
+from jobs.preemption import REQUESTED
 from jobs.status import TERMINAL, Reason, Status
 
 T = TypeVar("T")
@@ -184,9 +186,20 @@ def are_events_removed(session: Session, job_id: str) -> bool:
 
 
 def events_after(session: Session, job_id: str, seq: int, limit: int = 500, until: int = _MAX_INTEGER) -> list[Event]:
-    """Return the events after the number `seq` up to the number `until`, in order."""
+    """Return the events after the number `seq` up to the number `until`, in order.
+
+    A request to give way to a job that the transaction does not see says nothing of that job.
+    """
     statement = select(Event).where(Event.job_id == job_id, Event.seq > min(seq, _MAX_INTEGER), Event.seq <= until)
-    return list(session.execute(statement.order_by(Event.seq).limit(limit)).scalars())
+    events = list(session.execute(statement.order_by(Event.seq).limit(limit)).scalars())
+    ids = {event.data.get("job") for event in events if event.type == REQUESTED}
+    if ids and project_of(session) is not None:
+        seen = set(session.execute(select(Job.id).where(Job.id.in_(ids))).scalars())
+        for event in events:
+            if event.type == REQUESTED and event.data.get("job") not in seen:
+                data = {name: value for name, value in event.data.items() if name != "job"}
+                set_committed_value(event, "data", data)  # it is not stored
+    return events
 
 
 def logs(session: Session, job_id: str, after: tuple[int, int] | None = None, limit: int = 500) -> list[Log]:
@@ -322,10 +335,19 @@ def evaluations(session: Session, job_id: str) -> list[Evaluation]:
 
 def workers(session: Session, *, alive_only: bool = False) -> list[Worker]:
     """Return workers: live ones first, then newest first; those that stopped or were lost a week ago are left out."""
+    return list(session.execute(_workers(alive_only)).scalars())
+
+
+def workers_and_jobs(session: Session) -> list[tuple[Worker, str | None]]:
+    """Return workers as `workers`, each with the id of its job if the transaction sees that."""
+    jobs = _workers(alive_only=False).outerjoin(Job, Job.id == Worker.job_id).add_columns(Job.id)
+    return [(worker, job_id) for worker, job_id in session.execute(jobs)]
+
+
+def _workers(alive_only: bool) -> Select[Worker]:
     is_listed = Worker.is_live if alive_only else or_(Worker.is_live, Worker.seen_at > now_ms() - _LISTED_MS)
     is_gone = case((Worker.is_live, 0), else_=1)
-    statement = select(Worker).where(is_listed).order_by(is_gone, Worker.id.desc())
-    return list(session.execute(statement.limit(_MOST_WORKERS)).scalars())
+    return select(Worker).where(is_listed).order_by(is_gone, Worker.id.desc()).limit(_MOST_WORKERS)
 
 
 def datasets(session: Session) -> list[Dataset]:

@@ -7,12 +7,14 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from api.http.auth import classification
-from jobs import projects
+from jobs import projects, queries
 from jobs.database import new_id
+from jobs.events import record
 from jobs.models import Base, Checkpoint, Job, Sweep
+from jobs.preemption import REQUESTED
 from tests.api.http.test_access import OF_SERVICE
 from tests.api.http.test_ownership import OF_MANY
 from tests.api.route_cases import CASES, HOOK, JOB, Member, World
@@ -318,3 +320,43 @@ def test_the_page_limits_projects(small: Served) -> None:
         assert browser.post(f"/projects/{alpha}", data=form | wrong, headers=own).status_code == 422, wrong
     limited = next(each for each in small.client().get("/v1/projects").json()["items"] if each["id"] == alpha)
     assert [limited[name] for name in projects.LIMITS] == [None, 4, 2_500_000_000_000]
+
+
+def test_a_request_to_give_way_says_nothing_of_a_job_of_another_project(small: Served) -> None:
+    """A job of alpha gives way to one of the default project, and then to one of alpha."""
+    world, ben = _world(small), Member.of(small, "ben")
+    rows.submit(small.database.acting_for(world.owner), created_by=world.owner.key_id, priority=1_000)
+    running = rows.claim(small.database).job_id
+    foreign, own = (each.client.post("/v1/jobs", json=JOB).json()["id"] for each in (ben, world.owner))
+    for other in (foreign, own):
+        small.database.write(lambda session, other=other: record(session, running, REQUESTED, {"job": other}))  # type: ignore[misc]
+
+    of_all = [{"job": foreign}, {"job": own}]
+    for client, expected in ((world.owner.client, [{}, of_all[1]]), (small.client(), of_all)):
+        events = client.get(f"/v1/jobs/{running}/events").json()["items"]
+        assert [each["data"] for each in events if each["type"] == REQUESTED] == expected
+    page = Member.of(small, "dora", project="alpha").client.get(f"/jobs/{running}").text
+    assert foreign not in page
+    assert own in page
+    with small.database.read() as session:
+        stored = [each.data.get("job") for each in queries.events_after(session, running, 0) if each.type == REQUESTED]
+    assert stored == [foreign, own]
+
+
+def test_the_list_of_workers_names_jobs_of_its_project_with_two_statements(small: Served) -> None:
+    world, statements = _world(small), []
+    worker_id = world.worker()
+    rows.submit(small.database.acting_for(world.owner), created_by=world.owner.key_id, priority=1_000)
+    job_id = rows.claim(small.database, rows.worker(id=worker_id)).job_id
+
+    @event.listens_for(small.database.engine, "before_cursor_execute")
+    def note(_c: Any, _k: Any, statement: str, *_rest: Any) -> None:
+        statements.append(statement)
+
+    for client, expected in ((world.owner.client, job_id), (Member.of(small, "ben").client, None)):
+        client.get("/v1/workers")
+        del statements[:]
+        (listed,) = client.get("/v1/workers").json()["items"]
+        assert (listed["job_id"], listed["state"]) == (expected, "busy")
+        about_workers = [each for each in statements if each.startswith("SELECT") and "FROM keys" not in each]
+        assert len(about_workers) == 2, about_workers  # the workers with their jobs, and the jobs without devices
