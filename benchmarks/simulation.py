@@ -13,6 +13,7 @@ With a tenth of the workers, each rule is also switched off in a simulation of i
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 import math
 import multiprocessing
@@ -31,7 +32,6 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the rows of the tests
 
-from measure.report import save_results, setting
 from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 
@@ -50,7 +50,8 @@ _START: Final = 1_800_000_000.0  # unix time
 _LOOK_SECONDS, _REPORT_SECONDS, _RECONCILE_SECONDS = 600.0, 300.0, 60.0
 _LEAVE_SECONDS: Final = 5.0  # in which a run saves and leaves on request
 _HOLD_SECONDS: Final = Settings().hold_seconds
-_WARM_UP, _FLOOD_AT, _FLOOD_JOBS = 0.25, 0.5, 3_000  # the first two are shares of the time
+_WARM_UP, _FLOOD_AT = 0.25, 0.5  # shares of the time
+_FLOOD_JOBS: Final = 3  # for each worker
 _UNIX_EPOCH_AS_JULIAN_DAY = 2440587.5
 
 
@@ -256,7 +257,7 @@ class Simulation:
         while (when := when + self._random.expovariate(rate)) < self._end:
             self._at(when, partial(self._submit, self._new_task()))
         flood = SHAPES[0]
-        for _ in range(_FLOOD_JOBS):
+        for _ in range(_FLOOD_JOBS * len(self.machines)):
             self._at(self._flood_at, partial(self._submit, (flood, _FLOODER, self._length(flood))))
 
     def _new_task(self) -> tuple[Shape, str, float]:
@@ -442,6 +443,7 @@ def simulate(num_workers: int, hours: float, seed: int, changes: dict[str, Any])
     rules: dict[str, Any] = {"hold_seconds": _HOLD_SECONDS, "fair_share_days": 7, "preempts": True} | changes
     with tempfile.TemporaryDirectory(prefix="wcl-simulation-") as folder:
         simulation = Simulation(Path(folder), num_workers, hours, seed, **rules)
+        gc.freeze()  # a garbage collection looks at none of the objects that stay
         try:
             return simulation.run()
         finally:
@@ -449,6 +451,8 @@ def simulate(num_workers: int, hours: float, seed: int, changes: dict[str, Any])
 
 
 def _main() -> None:
+    from measure.report import save_results, setting  # it loads torch, which the simulations do not need
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1_000)
     parser.add_argument("--hours", type=float, default=16.0, help="of virtual time; jobs arrive in all of them")
@@ -501,7 +505,7 @@ def _table(outcomes: dict[str, Outcome], hours: float, seed: int) -> str:
         "",
         f"{hours:.0f} hours, seed {seed}. Jobs need {100 * _LOAD:.0f} % of the GPUs. Waits: median / 99 % / longest, "
         f"of jobs submitted after {_WARM_UP * hours:.0f} hours; one that has not started counts until the end. "
-        f"At hour {_FLOOD_AT * hours:.0f} one person submits {_FLOOD_JOBS:,} jobs of 1 GPU beside this, "
+        f"At hour {_FLOOD_AT * hours:.0f} one person submits {_FLOOD_JOBS} jobs of 1 GPU for each worker beside this, "
         "which are not in the waits. "
         "A look: median / 99 %.",
     ]

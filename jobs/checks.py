@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 
 from jobs import access, checkpoints, weights
 from jobs.datasets import is_being_read, why_unknown
-from jobs.devices import is_part, of_pool, process_memory
+from jobs.devices import has_devices, is_part, of_pool, process_memory
 from jobs.errors import FieldError, Invalid
 from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
 from jobs.new_job import NewJob
-from jobs.shared_reads import dataset_named, live_workers
+from jobs.shared_reads import dataset_named, workers_of_pool
 from jobs.status import Status
 from wcl_core.config import (
     PROTOCOLS,
@@ -160,7 +160,7 @@ def default_gpus(session: Session, new: NewJob) -> int:
         return new.gpus
     count = new.spec.processes if isinstance(new.spec, PretrainSpec) else 1
     if new.spec.device == "auto":
-        return count if of_pool(session, new.pool) else 0
+        return count if has_devices(session, new.pool) else 0
     return count if new.spec.device == "cuda" else 0
 
 
@@ -189,8 +189,8 @@ def _check_devices(session: Session, new: NewJob) -> list[FieldError]:
         detail = f"processes is {new.spec.processes}, but gpus is {gpus}, and each process needs a GPU; use at most "
         detail += f"{gpus}, set gpus to {new.spec.processes}, or leave gpus out and set spec.device to cpu"
         return [FieldError("/spec/processes", detail)]
-    devices = of_pool(session, new.pool)
-    if gpus > 1 and devices and all(is_part(device.uuid) for device in devices):
+    devices = of_pool(session, new.pool) if gpus > 1 else ()
+    if devices and all(is_part(device.uuid) for device in devices):
         detail = f"gpus is {gpus}, but the GPUs of the pool {new.pool} are MIG instances, of which CUDA lets a job use "
         return [FieldError("/gpus", detail + "one; use 1")]
     return []
@@ -198,8 +198,7 @@ def _check_devices(session: Session, new: NewJob) -> list[FieldError]:
 
 def _check_workers(session: Session, new: NewJob, spec: PretrainSpec) -> list[FieldError]:
     """Return an error for what no live worker of the pool with enough GPUs can do."""
-    of_pool = [worker for worker in live_workers(session) if worker.pool == new.pool]
-    workers = [worker for worker in of_pool if worker.gpus >= (new.gpus or 0)]
+    workers = [each for each in workers_of_pool(session, new.pool) if each.gpus >= (new.gpus or 0)]
     return _check_memory(workers, new, spec) + _check_compiler(workers, spec)
 
 

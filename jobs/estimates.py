@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.checks import pretraining_count
-from jobs.devices import of_pool, process_memory
+from jobs.devices import has_devices, process_memory
 from jobs.models import Checkpoint, Job
-from jobs.shared_reads import dataset_named, live_workers, once
+from jobs.shared_reads import dataset_named, once, workers_of_pool
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.memory import SHARE, advice, image_cost, largest_batch, process_bytes
@@ -300,8 +300,7 @@ def _whole_speed(run: _Run, spec: PretrainSpec) -> float | None:
 
 def machine_of(session: Session, pool: str) -> Machine:
     """Return the machine of a pool; the cores are those of the server, which knows no others."""
-    is_gpu = bool(of_pool(session, pool))
-    workers = [worker for worker in live_workers(session) if worker.pool == pool]
+    is_gpu, workers = has_devices(session, pool), workers_of_pool(session, pool)
     memory = max(filter(None, (process_memory(each, int(is_gpu)) for each in workers)), default=None)
     return Machine(is_gpu, memory, num_cores())
 
@@ -323,7 +322,7 @@ def _memory(session: Session, spec: PretrainSpec, pool: str, gpus: int, images: 
         None if it is unknown, else `process_bytes`; `device_bytes`, of that worker's GPU or of its share of the
         machine; `on_gpu`; `largest_batch_size`, None if no batch fits; `warning`, None if the run fits.
     """
-    workers = [worker for worker in live_workers(session) if worker.pool == pool and worker.gpus >= gpus]
+    workers = [worker for worker in workers_of_pool(session, pool) if worker.gpus >= gpus]
     available = max(filter(None, (process_memory(each, gpus, spec.processes) for each in workers)), default=None)
     if available is None:
         return None

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from jobs.attempts import AttemptRef
-from jobs.devices import Free, free_of, is_node_of
+from jobs.devices import Free, Taker, free_of, is_node_of
 from jobs.eligibility import (
     NEEDS,
     Needs,
@@ -27,10 +27,11 @@ from jobs.eligibility import (
     fits,
     fits_worker,
     has_needs,
-    takes_jobs,
+    takers,
 )
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
 from jobs.queue import job_queue
+from jobs.shared_reads import once
 from jobs.status import Reason, Status
 from wcl_core import protocol
 
@@ -95,7 +96,8 @@ def waiting(session: Session, worker: WorkerFacts) -> list[Needs]:
 def fillable(session: Session, worker: WorkerFacts) -> list[Needs]:
     """Return those of the needs that enough workers meet, also busy ones."""
     every = waiting(session, worker)
-    workers = _workers(session, worker.pool) if every else []
+    workers = room_of(session, worker.pool)[0] if every else []
+    workers = [each for each in workers if each.address is not None]
     return [needs for needs in every if sum(fits(each, needs) for each in workers) >= needs.nodes]
 
 
@@ -135,6 +137,7 @@ def locked(
         return ()
     session.execute(select(Worker.id).where(Worker.id.in_(ids[1:])).order_by(Worker.id).with_for_update())
     session.expire_all()
+    room_of(session, worker.pool, is_fresh=True)
     return gang if _now(session, job, worker, free, avoided) == gang else ()
 
 
@@ -153,17 +156,26 @@ def has_gang(session: Session, worker: WorkerFacts) -> bool:
     return bool(waiting(session, worker))
 
 
-def _workers(session: Session, pool: str) -> list[Worker]:
-    statement = select(Worker).where(takes_jobs(), Worker.pool == pool, Worker.address.is_not(None))
-    return list(session.execute(statement.order_by(Worker.id)).scalars())
+def room_of(session: Session, pool: str, *, is_fresh: bool = False) -> tuple[list[Taker], dict[str, Free]]:
+    """Return the workers of a pool that take jobs, and the free part of each, as the transaction first read them.
+
+    A look at the queue needs them up to five times.
+    """
+
+    def read() -> tuple[list[Taker], dict[str, Free]]:
+        workers = takers(session, Worker.pool == pool)
+        return workers, free_of(session, workers)
+
+    return once(session, ("room", pool), read, is_fresh=is_fresh)
 
 
-def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[Worker], dict[str, Free]]:
+def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[Taker], dict[str, Free]]:
     """Return the workers of the pool that take part in gangs, and the free part of each.
 
     The lowest id comes first; a worker that did not begin its node in the last attempt of a waiting job comes last.
     """
-    workers = _workers(session, worker.pool)
+    workers, room = room_of(session, worker.pool)
+    workers = [each for each in workers if each.address is not None]
     late = (
         select(AttemptNode.worker_id)
         .join(Attempt, is_node_of())
@@ -173,14 +185,14 @@ def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[
     )
     ids = set(session.execute(late).scalars())
     workers.sort(key=lambda each: (each.id in ids, each.id))
-    return workers, free_of(session, workers) | {worker.id: free}
+    return workers, room | {worker.id: free}
 
 
 # Workers that keep something for an earlier job, each with whether these are devices; otherwise CPU slots.
 _Kept = Mapping[str, bool]
 
 
-def _held_jobs(session: Session, workers: Sequence[Worker]) -> list[Job]:
+def _held_jobs(session: Session, workers: Sequence[Taker]) -> list[Job]:
     """Return the due jobs that some of the workers keep their free part for, in the order of the queue."""
     if not (ids := {each.kept_for for each in workers if each.kept_for is not None}):
         return []
@@ -189,12 +201,12 @@ def _held_jobs(session: Session, workers: Sequence[Worker]) -> list[Job]:
     return list(session.execute(held).scalars())
 
 
-def _kept_for(jobs: Sequence[Job], workers: Sequence[Worker]) -> _Kept:
+def _kept_for(jobs: Sequence[Job], workers: Sequence[Taker]) -> _Kept:
     by_id = {job.id: job for job in jobs}
     return {each.id: by_id[each.kept_for].gpus > 0 for each in workers if each.kept_for in by_id}
 
 
-def _stretches(session: Session, workers: Sequence[Worker]) -> list[tuple[ColumnElement[bool], _Kept]]:
+def _stretches(session: Session, workers: Sequence[Taker]) -> list[tuple[ColumnElement[bool], _Kept]]:
     """Return the stretches of the queue up to each held job, and after the last one: a condition and what is kept."""
     held = _held_jobs(session, workers)
     result: list[tuple[ColumnElement[bool], _Kept]] = []
@@ -206,7 +218,7 @@ def _stretches(session: Session, workers: Sequence[Worker]) -> list[tuple[Column
     return [*result, (is_behind, _kept_for(held, workers))]
 
 
-def _kept(session: Session, workers: Sequence[Worker], job: Job) -> _Kept:
+def _kept(session: Session, workers: Sequence[Taker], job: Job) -> _Kept:
     """Return what is kept for jobs that are before a job; `_stretches` decides the same for a query."""
     place_of = job_queue(session).place_of
     earlier = [each for each in _held_jobs(session, workers) if place_of(each) < place_of(job)]
@@ -214,7 +226,7 @@ def _kept(session: Session, workers: Sequence[Worker], job: Job) -> _Kept:
 
 
 def _filled(
-    needs: Needs, workers: Sequence[Worker], free: Mapping[str, Free], avoided: Collection[str], kept: _Kept
+    needs: Needs, workers: Sequence[Taker], free: Mapping[str, Free], avoided: Collection[str], kept: _Kept
 ) -> tuple[Member, ...]:
     """Return the gang that can start a job now, the first node first; none if too few workers have room."""
     is_with_devices = needs.gpus > 0

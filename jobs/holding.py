@@ -16,10 +16,10 @@ from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from jobs import gangs
-from jobs.devices import Free, closest, free_of, is_of_worker, used_by
-from jobs.eligibility import WorkerFacts, fits, fits_worker, has_needs, takes_jobs
+from jobs.devices import Free, closest, is_of_worker, used_by
+from jobs.eligibility import WorkerFacts, fits, fits_worker, has_needs
 from jobs.estimates import of_job
-from jobs.models import Attempt, AttemptDevice, Job, Worker
+from jobs.models import Attempt, AttemptDevice, Job
 from jobs.preemption import giving_way
 from jobs.queue import job_queue
 from jobs.status import Status
@@ -137,9 +137,8 @@ def _closest(
         leaving: ids of the running jobs that give way to the job; what they use counts as free for the choice.
         mine: the free part of the worker that asks, by its id, where it knows that better.
     """
-    workers = session.execute(select(Worker).where(takes_jobs(), Worker.pool == job.pool)).scalars().all()
-    workers = [worker for worker in workers if fits(worker, job)]
-    free = free_of(session, workers)
+    workers, room = gangs.room_of(session, job.pool)
+    free = {worker.id: room[worker.id] for worker in workers if fits(worker, job)}
     free |= {each: part for each, part in (mine or {}).items() if each in free}
     used = used_by(session, leaving)
     later = {each: part.with_(used.get(each)) for each, part in free.items()}

@@ -20,8 +20,8 @@ from sqlalchemy.orm import Session
 
 from jobs import gangs
 from jobs.devices import Free, closest, free_of, used_by
-from jobs.eligibility import NEEDS, fits, takes_jobs
-from jobs.models import Attempt, Event, Job, Worker
+from jobs.eligibility import NEEDS, fits, takers
+from jobs.models import Attempt, Event, Job
 from jobs.queue import job_queue
 from jobs.status import Reason, Status
 
@@ -65,7 +65,7 @@ def choose(session: Session) -> Preemption | None:
     running = _preemptible(session)
     if not running:
         return None
-    workers = list(session.execute(select(Worker).where(takes_jobs()).order_by(Worker.id)).scalars())
+    workers = takers(session)
     free = free_of(session, workers)
     ahead: list[_Ahead] = []
     for waiting in _waiting(session, lowest=min(job.priority for job, *_ in running)):

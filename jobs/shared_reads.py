@@ -24,6 +24,11 @@ def live_workers(session: Session) -> list[Worker]:
     return once(session, "workers", read)
 
 
+def workers_of_pool(session: Session, pool: str) -> list[Worker]:
+    """Return those of a pool."""
+    return [worker for worker in live_workers(session) if worker.pool == pool]
+
+
 def newest_worker(session: Session, pool: str) -> list[Worker]:
     """Return the worker of a pool that started last, whether it lives or not; nothing if the pool never had one."""
 
@@ -58,10 +63,13 @@ def _of(session: Session) -> dict[Any, Any]:
     return reads
 
 
-def once(session: Session, key: Any, read: Callable[[], T]) -> T:
-    """Return the result of a read of all projects; the first call of a transaction with this key reads."""
+def once(session: Session, key: Any, read: Callable[[], T], *, is_fresh: bool = False) -> T:
+    """Return the result of a read of all projects; the first call of a transaction with this key reads.
+
+    A later call with `is_fresh` reads again.
+    """
     reads = _of(session)
-    if key not in reads:
+    if is_fresh or key not in reads:
         with within(session, None):
             reads[key] = read()
     result: T = reads[key]

@@ -19,11 +19,11 @@ from jobs.advice import advice, further_epochs_of
 from jobs.checks import check, check_priority, pretraining_count
 from jobs.database import new_id, now_ms
 from jobs.datasets import hold, pinned_digest
-from jobs.eligibility import fits, takes_jobs
+from jobs.eligibility import fits, takers
 from jobs.errors import Conflict, FieldError, Invalid
 from jobs.estimates import estimate, steps_per_epoch
 from jobs.events import record
-from jobs.models import Checkpoint, Dataset, Job, Tag, Worker
+from jobs.models import Checkpoint, Dataset, Job, Tag
 from jobs.new_job import Checked, add_all, default_name, kind_of, nodes_of, options_of
 from jobs.new_job import NewJob as NewJob
 from jobs.shared_reads import dataset_named
@@ -155,9 +155,7 @@ def _fitting_workers(session: Session, new: NewJob, dataset: Dataset) -> list[st
         dataset_name=dataset.name,
         dataset_digest=pinned_digest(session, dataset),
     )
-    return [
-        worker.name for worker in session.execute(select(Worker).where(takes_jobs())).scalars() if fits(worker, job)
-    ]
+    return [worker.name for worker in takers(session) if fits(worker, job)]
 
 
 def _has_to_wait(session: Session, new: NewJob) -> bool:

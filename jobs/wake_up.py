@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.devices import free_of
-from jobs.eligibility import takes_jobs
+from jobs.eligibility import takers
 from jobs.fault_log import FaultLog
-from jobs.models import Job, Worker
+from jobs.models import Job
 from jobs.queue import job_queue
 from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
@@ -158,9 +158,9 @@ def _counts_by_pool(session: Session) -> dict[str, int]:
     The queue is read only for pools with a worker that has room: each submission leads here, and most find all workers
     busy.
     """
-    takers = session.execute(select(Worker).where(takes_jobs())).scalars().all()
-    free = free_of(session, takers)
-    workers = [worker for worker in takers if not free[worker.id].is_empty]
+    every = takers(session)
+    free = free_of(session, every)
+    workers = [worker for worker in every if not free[worker.id].is_empty]
     if not workers:
         return {}
     # Numbers of nodes of the waiting jobs by pool, by the GPUs that they need on a worker, and by the job's nodes.

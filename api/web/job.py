@@ -23,7 +23,7 @@ from api.web.render import page, picture
 from jobs import changes, curves, datasets, gangs, queries, seed_groups, sweeps
 from jobs.advice import advice_of, further_epochs_of
 from jobs.database import database_time
-from jobs.devices import of_pool
+from jobs.devices import has_devices
 from jobs.estimates import expected_time
 from jobs.keys import Principal
 from jobs.lineage import Origin, lineage
@@ -222,7 +222,7 @@ def run(session: Session, job_id: str) -> Run:
         expected_time=expected_time(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         has_log=job.status not in TERMINAL or bool(queries.logs(session, job_id, limit=1)),
-        pool_has_gpus=job.gpus == 0 and bool(of_pool(session, job.pool)),
+        pool_has_gpus=job.gpus == 0 and has_devices(session, job.pool),
         cursor=str(cursor),
         now=database_time(session),
     )

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs import audit, transitions, workers
 from jobs.database import Database, new_id
-from jobs.devices import Free, by_attempt, free_of
+from jobs.devices import Free, by_attempt, free_of, in_use
 from jobs.eligibility import WorkerFacts
 from jobs.models import Attempt, AttemptDevice, Worker
 from jobs.reconciler import Reconciler
@@ -55,6 +55,16 @@ def test_a_claim_takes_as_many_free_devices_as_the_job_needs(database: Database)
         assert by_attempt(session, claims[0].job_id) == {1: list(UUIDS[:2])}
     claimed = rows.events(database, claims[0].job_id)[-1]
     assert claimed.data["devices"] == list(UUIDS[:2])
+
+
+def test_of_many_devices_those_in_use_are_the_same(database: Database) -> None:
+    submit(database, gpus=2)
+    used = set(claim(database, FOUR).devices)
+    others = {f"other-{number}" for number in range(1_000)}
+
+    with database.read() as session:
+        assert in_use(session, used | others) == in_use(session, used) == used
+        assert in_use(session, others) == set()
 
 
 def test_a_claim_takes_only_devices_that_its_worker_gives_out(database: Database) -> None:

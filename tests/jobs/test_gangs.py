@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from jobs import audit, gangs, holding, preemption, transitions, waiting, wake_up, workers
@@ -21,6 +21,7 @@ from jobs.settings import Settings
 from jobs.transitions import Claim
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, try_claim, worker
+from worker.patience import Patience
 
 RENDEZVOUS = Rendezvous("127.0.0.1", 4711, "a secret", None)
 
@@ -94,6 +95,36 @@ def test_a_gang_that_lacks_a_worker_takes_nothing(database: Database) -> None:
 
     assert claim(database, first).job_id == job_id
     assert try_claim(database, first) is None
+
+
+def test_a_look_at_the_queue_reads_the_workers_once_and_a_claim_twice(database: Database) -> None:
+    first, _ = register(database, 1, gpus=2), register(database, 2, gpus=2)
+    submit(database, gpus=2)
+    patience, statements = Patience(0.0), list[str]()
+    event.listen(database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+
+    def count() -> int:
+        return sum("workers.spec_versions" in each for each in statements)
+
+    with database.read() as session:
+        avoided = patience.avoided(session, first, first.all_free)
+        held = patience.held(session, first, first.all_free)
+        assert transitions.is_claimable(session, first, first.all_free, held, avoided)
+    assert count() == 1
+    claim(database, first)
+    assert count() == 1 + 2  # again once the other workers are locked
+
+
+def test_a_worker_that_is_cordoned_during_the_claim_of_a_gang_takes_no_part(database: Database) -> None:
+    first, second = register(database, 1, gpus=2), register(database, 2, gpus=2)
+    job_id = submit(database, gpus=2)
+
+    def take(session: Session) -> tuple[gangs.Member, ...]:
+        gangs.startable(session, first, first.all_free)
+        workers.cordon(session, second.id, True)
+        return gangs.locked(session, session.get_one(Job, job_id), first, first.all_free)
+
+    assert database.write(take) == ()
 
 
 def test_a_worker_without_an_address_claims_no_job_of_several_nodes(database: Database) -> None:
