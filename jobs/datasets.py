@@ -192,12 +192,6 @@ def read_again(session: Session, name: str) -> Dataset:
     return dataset
 
 
-def reads_requested(session: Session) -> dict[str, int]:
-    """Return how often users have requested that a folder is read again, by its name."""
-    rows = session.execute(select(Dataset.name, Dataset.reads_requested).where(Dataset.reads_requested > 0))
-    return {row[0]: row[1] for row in rows}
-
-
 class Refusal(NamedTuple):
     """A dataset that a live worker refuses, and why."""
 

@@ -45,8 +45,7 @@ def connect(database: Database, storage: Storage) -> None:
 
 
 def _compare(database: Database, storage: Storage) -> None:
-    with database.read() as session:
-        expected = _id_of(session)
+    expected = database.read_once(_id_of)
     if expected is None:
         storage.id = None  # the files of any folder may be listed
         try:

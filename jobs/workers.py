@@ -171,9 +171,8 @@ def heartbeat(
         values |= {"lag_ms": lag_ms}
     if devices is not None:
         values |= {"devices": [device.as_json() for device in devices], "gpus": len(working(devices))}
-    session.execute(update(Worker).where(Worker.id == worker_id).values(values))
-    draining = select(Worker.id).where(Worker.id == worker_id, Worker.drain_requested_at.is_not(None))
-    return session.execute(draining).first() is not None
+    beats = update(Worker).where(Worker.id == worker_id).values(values).returning(Worker.drain_requested_at)
+    return session.execute(beats).scalar_one_or_none() is not None
 
 
 def keep_for(session: Session, worker_id: str, job_id: str | None) -> None:

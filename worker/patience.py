@@ -37,6 +37,10 @@ class Patience:
         self._awaited: tuple[tuple[str, str], float, float] | None = None  # leader and job, since when, last seen
         self._avoided: dict[str, float] = {}  # leaders, each until when
 
+    def reset(self) -> None:
+        """Note that no job waits."""
+        self.kept_for = self._passed_over = self._awaited = None
+
     def held(self, session: Session, facts: WorkerFacts, free: Free) -> PassedOver | None:
         """Return the job that the worker keeps its free devices for; None if there is none yet."""
         unused = transitions.unused(session, facts, free)

@@ -39,7 +39,8 @@ from worker.datasets import Listener, Source
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 15.0  # between two looks at the folders
-_REQUEST_SECONDS = 2.0  # between two looks at the requests of users
+_CACHE_SECONDS = 10.0  # between two looks for jobs that need files of the cache, if no dataset has changed
+_REQUEST_SECONDS = 2.0  # between two looks at the requests of users; on PostgreSQL as between two heartbeats
 _LOOK_SHARE = 0.01  # of the time that looks may take
 
 
@@ -73,7 +74,7 @@ class Registration(Listener):
         Raises:
             DBAPIError: the database does not respond.
         """
-        self._added = self._present()
+        self._added, _ = self._requests()
         names = datasets.names(self._all)
         self._pending = set(names)
         return names
@@ -88,10 +89,11 @@ class Registration(Listener):
         }
         return self._settings.model_copy(update=changes)
 
-    def _present(self) -> dict[str, Added]:
+    def _requests(self) -> tuple[dict[str, Added], dict[str, int]]:
+        """Return the datasets that administrators have added, and how often each is to be read again."""
         own = datasets.names(self._settings)
-        with self._database.read() as session:
-            return {name: each for name, each in dataset_sources.added(session).items() if name not in own}
+        added, requested = self._database.read_once(dataset_sources.requests)
+        return {name: each for name, each in added.items() if name not in own}, requested
 
     def run(self) -> None:
         """Read each dataset, then watch the folders and packed files until `stop`."""
@@ -100,7 +102,7 @@ class Registration(Listener):
         first = set[str]()
         try:
             with FaultLog(log, "the requests to read folders again"):
-                requested, first = self._requested(), self._awaited()
+                (_, requested), first = self._requests(), self._awaited()
             self._read(sorted(datasets.names(self._all), key=lambda name: name not in first))
             with FaultLog(log, "the look for earlier versions of datasets in the cache"):
                 self._cached.refresh()
@@ -108,15 +110,19 @@ class Registration(Listener):
             self._pending.clear()
         names = ", ".join(self._sources) or "no datasets"
         log.info("worker %s in pool %s with %s", self._facts.name, self._facts.pool, names)
-        faults = FaultLog(log, "the look at the folders of datasets")
-        while not self._stop.wait(_REQUEST_SECONDS):
+        faults, next_refresh = FaultLog(log, "the look at the folders of datasets"), 0.0
+        seconds = _REQUEST_SECONDS if self._settings.is_sqlite else max(_REQUEST_SECONDS, self._settings.look_seconds)
+        while not self._stop.wait(seconds):
             with faults:
-                self._follow(watch)
-                before, requested = requested, self._requested()
+                present, latest = self._requests()
+                is_changed = self._follow(watch, present)
+                before, requested = requested, latest
                 read_again = [name for name in watch.names if requested.get(name, 0) > before.get(name, 0)]
                 if changed := sorted({*read_again, *watch.changed(), *self._taken()}):
                     self._read_again(changed)
-                self._cached.refresh()
+                if is_changed or changed or time.monotonic() >= next_refresh:
+                    next_refresh = time.monotonic() + _CACHE_SECONDS
+                    self._cached.refresh()
 
     def _is_folder(self, name: str) -> bool:
         source = self._sources.get(name)
@@ -151,13 +157,9 @@ class Registration(Listener):
             names = select(Job.dataset_name).where(is_due(), Job.pool == self._facts.pool).distinct()
             return set(session.execute(names).scalars())
 
-    def _requested(self) -> dict[str, int]:
-        with self._database.read() as session:
-            return rows.reads_requested(session)
-
-    def _follow(self, watch: FolderWatch) -> None:
-        """Take over the datasets that administrators have added, renamed or removed since the last look."""
-        before, present = self._added, self._present()
+    def _follow(self, watch: FolderWatch, present: dict[str, Added]) -> bool:
+        """Take over the datasets that administrators have added, renamed or removed; return whether there are any."""
+        before = self._added
         for name in [name for name, each in before.items() if present.get(name) != each]:
             watch.remove(name)
             self._facts.datasets.pop(name, None)
@@ -170,6 +172,7 @@ class Registration(Listener):
             for name in new:
                 watch.add(name, Path(present[name].path))
             self._read_again(new)
+        return before != present
 
     def _read(self, names: list[str]) -> None:
         absent = {name: why for name in names if (why := self._why_absent(name))}

@@ -121,6 +121,11 @@ class Slots:
         if not self._has_room():
             return False
         free, facts = self.free(), self._present_facts()
+        if not self._database.read_once(lambda session: transitions.may_have_work(session, facts)):
+            self._patience.reset()
+            if facts.address is not None:
+                self._announce()
+            return False
         with self._database.read() as session:
             if facts.address is not None and transitions.has_node(session, facts.id, free):
                 return True  # whatever this worker lacks, the attempt has begun and gets the reason

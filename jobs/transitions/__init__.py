@@ -20,7 +20,7 @@ fence at the start of `deliver` rejects every later write.
 Import from this package, not from its modules.
 """
 
-from jobs.transitions.claims import Claim, claim, is_claimable, unused
+from jobs.transitions.claims import Claim, claim, is_claimable, may_have_work, unused
 from jobs.transitions.fence import Requests, deliver, end_attempt, reap, requests_of, requests_query
 from jobs.transitions.nodes import (
     NodeState,
@@ -52,6 +52,7 @@ __all__ = [
     "has_node",
     "is_claimable",
     "leave_nodes",
+    "may_have_work",
     "pause",
     "preempt",
     "reap",

@@ -13,7 +13,7 @@ from jobs import checkpoints, gangs, limits
 from jobs.attempts import AttemptRef
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Signal, now_ms, signal
-from jobs.devices import Free, in_use
+from jobs.devices import Free, in_use, is_node_of
 from jobs.eligibility import WorkerFacts, fits_free, fits_worker
 from jobs.gangs import Member
 from jobs.holding import PassedOver, may_start
@@ -62,6 +62,14 @@ class Claim:
     def number(self) -> int:
         """The number of the new attempt."""
         return self.attempt.number
+
+
+def may_have_work(session: Session, worker: WorkerFacts) -> bool:
+    """Return whether a job of the worker's pool is queued, or a node waits for the worker: one short statement."""
+    is_queued = exists().where(Job.status == Status.QUEUED, Job.pool == worker.pool)
+    is_given = exists().where(is_node_of(), gangs.is_given(worker.id))
+    is_any = is_queued if worker.address is None else or_(is_queued, is_given)
+    return session.execute(select(is_any)).scalar_one()
 
 
 def is_claimable(

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from jobs import dataset_sources, datasets, submission, transitions, workers
@@ -55,6 +55,17 @@ def test_an_added_dataset_is_pending_until_a_worker_announces_it(database: Datab
     announced(database)
     with database.read() as session:
         assert datasets.unsettled(session).pending == []
+
+
+def test_a_worker_reads_all_requests_of_users_in_one_message(database: Database) -> None:
+    source, other = add(database), add(database, "more", "/data/more")
+    announced(database)
+    database.write(lambda session: datasets.read_again(session, "photos").id)
+    messages: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: messages.append(args[2]))
+
+    assert database.read_once(dataset_sources.requests) == ({"more": other, "photos": source}, {"photos": 1})
+    assert len(messages) == 1 + (database.engine.dialect.name == "sqlite")  # whose BEGIN is no message
 
 
 @pytest.mark.parametrize(

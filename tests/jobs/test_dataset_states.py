@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
-from jobs import datasets, waiting, workers
+from jobs import dataset_sources, datasets, waiting, workers
 from jobs.database import Database
 from jobs.datasets import DatasetFacts, DatasetState, State
 from jobs.eligibility import WorkerFacts
@@ -104,7 +104,7 @@ def test_a_user_has_a_folder_read_again(reading: Database) -> None:
     reading.write(lambda session: datasets.read_again(session, "photos").id)
     reading.write(lambda session: datasets.read_again(session, "photos").id)
     with reading.read() as session:
-        assert datasets.reads_requested(session) == {"photos": 2}
+        assert dataset_sources.requests(session)[1] == {"photos": 2}
     with pytest.raises(Conflict, match="only folders"):
         reading.write(lambda session: datasets.read_again(session, "digits").id)
     with pytest.raises(NotFound):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, insert, select, type_coerce, update
+from sqlalchemy import JSON, event, insert, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from jobs import queries, transitions, waiting, workers
@@ -148,6 +148,16 @@ def test_hostile_names_are_stored_as_text(database: Database) -> None:
 
 def drain(database: Database, worker_id: str) -> Worker:
     return database.write(lambda session: workers.drain(session, worker_id))
+
+
+def test_a_heartbeat_is_one_statement(database: Database) -> None:
+    worker_id = register(database)
+    messages: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: messages.append(args[2]))
+
+    database.write(lambda session: workers.heartbeat(session, worker_id, None))
+
+    assert [each.split()[0] for each in messages if not each.startswith("BEGIN")] == ["UPDATE"]
 
 
 def test_every_heartbeat_returns_a_requested_drain(database: Database) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import event
 
 from jobs import transitions, workers
 from jobs.database import Database
@@ -89,6 +90,19 @@ def test_a_wake_up_before_the_slots_are_open_claims_nothing(sqlite_database: Dat
     eventually(lambda: attempts.jobs == [job_id], "the claim")
     attempts.end(job_id)
     slots.wait(30)
+
+
+def test_a_poll_while_no_job_waits_is_one_message_to_the_database(database: Database, tmp_path: Path) -> None:
+    slots, _, _ = make_slots(database, tmp_path, gpus=2, address="10.0.0.2")
+    slots.open()
+    rows.submit(database, pool="other")
+    messages: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: messages.append(args[2]))
+
+    assert not slots.has_work()
+    assert len(messages) == 1 + (database.engine.dialect.name == "sqlite")  # whose BEGIN is no message
+    rows.submit(database, gpus=2)
+    assert slots.has_work()
 
 
 @pytest.mark.parametrize("obstacle", ["drains", "unable"])
