@@ -36,6 +36,10 @@ _MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with a value 
 
 _LISTED_MS = 7 * 86_400_000  # for which a worker that has ended is listed
 _MOST_WORKERS = 200
+SEARCH = (  # a description for clients
+    "Part of a name, an id or a dataset. One or two characters are looked for in the newest "
+    f"{search.MOST_NEWEST:,} jobs."
+)
 
 
 @dataclass(frozen=True)

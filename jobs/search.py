@@ -1,8 +1,8 @@
 """The search for jobs by a part of their name, id or dataset, and the index of it.
 
 The index holds all sequences of three characters: of PostgreSQL by its extension `pg_trgm`, of SQLite by its full-text
-search, in a table that triggers keep up to date.  It only makes a search fast: without it, and for a term of one or two
-characters, the database reads every job.
+search, in a table that triggers keep up to date.  It only makes a search fast: without it, the database reads every
+job.  It has no term of one or two characters: these are looked for among the newest jobs only.
 
 A migration builds the index of SQLite.  A server builds that of PostgreSQL in the background, since jobs go on
 meanwhile, and since an administrator of the database may have to create the extension first.
@@ -29,6 +29,7 @@ _MOST_SEQUENCES: Final = 32  # of a term; further ones hardly leave out further 
 # The jobs of SQLite's index are read before they are ordered.  A term of more jobs is one of new jobs, too, and these
 # are read in their order.
 _MOST_INDEXED: Final = 2_000
+MOST_NEWEST: Final = 2_000  # jobs that a term of one or two characters is looked for in
 
 _STATE: Final = text(
     "SELECT to_regclass(:name) IS NOT NULL AS exists, "
@@ -49,11 +50,17 @@ _SLOW: Final = "searches for a part of a name read every job"
 
 
 def matches(session: Session, term: str) -> ColumnElement[bool]:
-    """Return the condition for a job whose name, id or dataset contains a term, in either case."""
+    """Return the condition for a job whose name, id or dataset contains a term, in either case.
+
+    A term of one or two characters is looked for in the newest `MOST_NEWEST` jobs.
+    """
     term = storable(term)
     contains = or_(*(each.icontains(term, autoescape=True) for each in _COLUMNS))
+    if len(term) < _LENGTH:
+        newest = select(Job.id).order_by(Job.id.desc()).limit(MOST_NEWEST).subquery()
+        return and_(Job.id.in_(select(newest.c.id)), contains)
     sequences = [term[start : start + _LENGTH] for start in range(len(term) - _LENGTH + 1)][:_MOST_SEQUENCES]
-    if not sequences or session.get_bind().dialect.name != "sqlite" or not _has_table(session):
+    if session.get_bind().dialect.name != "sqlite" or not _has_table(session):
         return contains  # PostgreSQL itself chooses whether to use the index
     has_all = " AND ".join('"' + each.replace('"', '""') + '"' for each in sequences)
     indexed: Select[Any] = select(column("id")).select_from(table(TABLE)).where(column(TABLE).match(has_all))

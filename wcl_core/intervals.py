@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Final, NamedTuple
 
 from wcl_core.per_image import Pairs
@@ -187,6 +188,7 @@ def summary_of_shares(values: Sequence[float]) -> tuple[float, float | None, tup
     return mean, deviation, None if interval is None or interval[1] - interval[0] >= 1 else interval
 
 
+@cache  # 200 steps; a leaderboard asks for one of few seeds hundreds of times
 def t_quantile(probability: float, degrees: int) -> float:
     """Return a quantile of Student's t, by bisection of its distribution function.
 

@@ -38,7 +38,7 @@ def jobs_table(
     status: Annotated[list[str], Query(description="May be repeated.", max_length=20)] = [],  # noqa: B006
     kind: Annotated[str, Query(max_length=32)] = "",
     tag: Annotated[str, Query(max_length=64)] = "",
-    q: Annotated[str, Query(description="Part of a name, an id or a dataset.", max_length=200)] = "",
+    q: Annotated[str, Query(description=queries.SEARCH, max_length=200)] = "",
     archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
     starred: Annotated[bool, Query(description="Only jobs with a star.")] = False,
     by: Annotated[str, Query(description="Name or id of the key that the jobs are of.", max_length=200)] = "",

@@ -113,7 +113,7 @@ def list_jobs(
     status: Annotated[str | None, Query(description="One or more, separated by commas.", max_length=200)] = None,
     kind: Annotated[str | None, Query(max_length=32)] = None,
     tag: Annotated[str | None, Query(max_length=64)] = None,
-    q: Annotated[str | None, Query(description="Part of a name, an id or a dataset.", max_length=200)] = None,
+    q: Annotated[str | None, Query(description=queries.SEARCH, max_length=200)] = None,
     archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
     starred: Annotated[bool, Query(description="Only jobs with a star.")] = False,
     by: Annotated[str | None, Query(description="Name or id of the key that the jobs are of.", max_length=200)] = None,

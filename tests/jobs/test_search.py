@@ -89,6 +89,19 @@ def test_a_term_of_most_jobs_is_not_read_from_the_index(
     assert names_of(sqlite_database, "run") == ["run 0", "run 1", "run 2"]
 
 
+def test_a_term_of_two_characters_is_looked_for_in_the_newest_jobs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MOST_NEWEST", 2)
+    rows.add_dataset(database)
+    for name in ("run-a", "run-b", "run-c"):
+        rows.submit(database, name=name)
+
+    assert names_of(database, "ru") == names_of(database, "r") == ["run-b", "run-c"]
+    assert names_of(database, "-a") == []
+    assert names_of(database, "n-a") == ["run-a"]
+
+
 def test_the_index_follows_every_change(indexed: Database) -> None:
     first, other = rows.submit(indexed, name="first run"), rows.submit(indexed, name="other run")
     assert names_of(indexed, first[4:-4]) == ["first run"]
