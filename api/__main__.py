@@ -30,9 +30,10 @@ from api.app import create_app
 from api.http import connections, descriptors, hosts
 from api.rest.housekeeping import keep_clean
 from jobs import keys, policies, schema, storage_id
-from jobs.database import Database, Signal, is_outage
-from jobs.faults import describe
-from jobs.logs import log_to_stderr
+from jobs.database import Database, Signal
+from jobs.fault_log import FaultLog
+from jobs.faults import describe, fault_of
+from jobs.logs import log_error, log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
@@ -44,6 +45,7 @@ from wcl_core.files import PRIVATE_UMASK, write_bytes
 from wcl_core.text import Arguments, write_error, write_line
 
 _GRACE_SECONDS = 5
+_LONGEST_WAIT_SECONDS = 8.0  # between two tries to reach the database
 _BACKLOG = 128  # connections that wait; without descriptors asyncio reports an error for each, every second
 
 log = logging.getLogger("api")
@@ -64,26 +66,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after an orderly end.  After an error, with a line on stderr: 1 if a later start may succeed, `EX_CONFIG` if
         only a user can fix it.
     """
-    Arguments(prog="python -m api", description=__doc__).parse_args(arguments)
+    parser = Arguments(prog="python -m api", description=__doc__)
+    parser.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="end with 1 while PostgreSQL does not respond, in place of waiting; for supervisors that start it again",
+    )
+    options = parser.parse_args(arguments)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz uses it at every request
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a closed terminal ends the server in order
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         settings = read_settings()
         log_to_stderr(settings.log_format)
-        serve(settings)
+        serve(settings, waits=not options.no_wait)
     except InvalidSettings as error:
         for problem in error.problems:
             write_error(problem)
         return os.EX_CONFIG
     except StartError as error:
-        write_error(str(error))
+        log_error(log, str(error), settings.log_format)
         return os.EX_CONFIG if isinstance(error, Misconfigured) else 1
     return 0
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, *, waits: bool = True) -> None:
     """Migrate, bind, announce, and serve.
+
+    Args:
+        settings: of the server.
+        waits: whether it waits for PostgreSQL, until a signal ends it.
 
     Raises:
         StartError: there is no key, the database or the data folder cannot be used, the storage is not the database's,
@@ -97,14 +109,12 @@ def serve(settings: Settings) -> None:
     _ensure_folder(settings.data_dir)
     try:
         storage_id.refuse_new_database(settings)
-        _migrate(database)
-        storage_id.connect(database, storage)
-        database.write(lambda session: policies.store(session, settings))
+        if not _prepare(settings, database, storage, waits=waits and not settings.is_sqlite):
+            return
     except ForeignStorage as error:
         raise Misconfigured(str(error)) from error
     except StorageUnavailable as error:
         raise StartError(str(error)) from error
-    _ensure_keys(settings, database)
     listener = _listener(settings)
     url = hosts.url_of(listener)
     is_first = _is_first(settings.data_dir)
@@ -178,15 +188,37 @@ def _unusable(data_dir: Path, error: OSError) -> StartError:
     return StartError(f"the data folder {data_dir} cannot be used: {error.strerror or error} (WCL_DATA_DIR)")
 
 
-def _migrate(database: Database) -> None:
+def _prepare(settings: Settings, database: Database, storage: LocalStorage, *, waits: bool) -> bool:
+    """Bring the database to this version's state; return False if a signal ends the server first.
+
+    Raises:
+        StartError: the database or the storage cannot be used, or there is no key.
+    """
+    stop, faults, backoff = threading.Event(), FaultLog(log, "the connection to the database"), 1.0
+    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        database.migrate(lambda text: log.info("%s", text))
-    except DBAPIError as error:
-        if not is_outage(error):
-            raise
-        raise StartError(describe(error)) from error
-    except schema.Unusable as error:
-        raise Misconfigured(str(error)) from error
+        while not stop.is_set():
+            try:
+                database.migrate(lambda text: log.info("%s", text))
+                storage_id.connect(database, storage)
+                database.write(lambda session: policies.store(session, settings))
+                _ensure_keys(settings, database)
+                faults.succeeded()
+                return True
+            except schema.Unusable as error:
+                raise Misconfigured(str(error)) from error
+            except DBAPIError as error:
+                if (fault := fault_of(error)) is None:
+                    raise
+                if not (waits and fault.is_passing):
+                    raise StartError(describe(error)) from error
+                faults.failed(error)
+            stop.wait(backoff)
+            backoff = min(2 * backoff, _LONGEST_WAIT_SECONDS)
+        return False
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _ensure_keys(settings: Settings, database: Database) -> None:

@@ -4,7 +4,8 @@
       ▲   └── it is absent, and other files of its job are there ► missing ┤
       └───────────────────── the file is as registered again ──────────────┘
 
-If none of a job's files is there, the storage is not complete.  Then nothing is marked (`LostFiles`).
+If none of a job's files is there, the storage may be incomplete.  Then nothing is marked (`LostFiles`), and the job is
+held: it is tried again after a pause, while the worker takes other jobs.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 from uuid import uuid4
 
-from wcl_core.text import VisibleFormatter
+from wcl_core.text import VisibleFormatter, write_error
 
 Format = Literal["lines", "json"]
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -28,6 +28,14 @@ def log_to_stderr(form: Format) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if form == "json" else _LineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def log_error(log: logging.Logger, text: str, form: Format) -> None:
+    """Write why this process ends: a line `error: …`, or as JSON where the log is."""
+    if form == "json":
+        log.error("%s", text)
+    else:
+        write_error(text)
 
 
 @contextmanager

@@ -118,8 +118,10 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     ),
     Reason.STORAGE_UNAVAILABLE: Explanation(
         "The storage cannot be used",
-        "The folder of checkpoints is absent, read-only or another one, or it does not respond. The job is paused.",
-        "Check that it is mounted on the worker, and writable. The job then continues by itself.",
+        "The folder of checkpoints is absent, read-only or another one, or it does not respond; or it lacks all files"
+        " of this job. The job is paused.",
+        "Check that it is mounted on the worker, and writable, and that the message's files are there. The job then"
+        " continues by itself.",
     ),
     Reason.NO_RESOURCES: Explanation(
         "The worker has no free file descriptor, process or memory",

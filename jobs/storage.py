@@ -39,6 +39,10 @@ class ForeignStorage(StorageUnavailable):
     """The storage and the database do not belong together; the message names the remedy."""
 
 
+class UnreadableFile(StorageUnavailable):
+    """A registered file is there, and the account of this process may not read it; others may be readable."""
+
+
 class KeptFiles(StorageUnavailable):
     """A backup needs the files at the moment, so none is removed."""
 
@@ -314,6 +318,10 @@ def _as_bad_file() -> Iterator[None]:
         raise Damaged("its file is a link that leads outside the storage folder") from error
     except FileNotFoundError as error:
         raise Missing("its file is missing from the storage folder") from error
+    except PermissionError as error:
+        raise UnreadableFile(
+            f"the account of this process may not read its file in the storage folder ({error.strerror}); fix its owner"
+        ) from error
     except OSError as error:
         if error.errno not in (None, errno.EIO):  # a network folder that does not respond
             raise StorageUnavailable(f"the storage folder does not respond: {error.strerror}") from error

@@ -131,7 +131,7 @@ def explain_all(session: Session, jobs: Sequence[Job]) -> dict[str, Waiting]:
 
 def _on_pause(job: Job) -> Waiting:
     if job.status_reason in HELD:
-        return Waiting(Cause.PAUSED, "it continues by itself once a worker has room and its storage again")
+        return Waiting(Cause.PAUSED, "it continues by itself once a worker has room and all its files again")
     return Waiting(Cause.PAUSED, "it is paused; resume it to continue")
 
 

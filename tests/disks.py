@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,3 +74,28 @@ def mounted(folder: Path, size: str) -> Iterator[Disk]:
         yield disk
     finally:
         disk.unmount()
+
+
+class _Capabilities(ctypes.Structure):
+    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+@contextmanager
+def under_modes() -> Iterator[None]:
+    """Let this thread obey the modes of files, also as root; skip the test where that is impossible."""
+    overrides = (1 << 1) | (1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    libc, header, sets = ctypes.CDLL(None), _Header(0x20080522, 0), (_Capabilities * 2)()
+    if libc.capget(ctypes.byref(header), sets):
+        pytest.skip("NOT TESTED HERE: the capabilities of a thread cannot be read")
+    before = sets[0].effective
+    sets[0].effective = before & ~overrides
+    assert libc.capset(ctypes.byref(header), sets) == 0
+    try:
+        yield
+    finally:
+        sets[0].effective = before
+        assert libc.capset(ctypes.byref(header), sets) == 0

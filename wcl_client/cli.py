@@ -30,7 +30,7 @@ import typer
 from typer import TyperException
 from typer.main import get_command
 
-from wcl_client.address import data_folder, find_address
+from wcl_client.address import data_folder, find_address, is_loopback
 from wcl_client.commands import (
     checkpoints,
     compare,
@@ -198,7 +198,14 @@ def _fail(message: str, code: int) -> int:
 
 def _advice(error: WclError) -> str:
     if isinstance(error, Unreachable) and "certificate" not in str(error):
-        port = httpx.URL(find_address().url).port
+        address = find_address().url
+        host = httpx.URL(address).host
+        if os.environ.get("WCL_URL") and not is_loopback(host):
+            return (
+                f"{error}\nWCL_URL names a server on another machine. Compare it with the address that you were given, "
+                f"and ask its administrator whether it runs; `curl {address}/healthz` shows what answers there."
+            )
+        port = httpx.URL(address).port
         options = f" --port {port}" if port not in (None, 8000) and not os.environ.get("WCL_URL") else ""
         return (
             f"{error}\nStart the service with `wcl up{options}`. For another one on this machine, set "

@@ -139,7 +139,7 @@ class Service:
         base = _environment(options)
         # The workers start beside the server, and wait for the end of this pipe before they open the database.
         self._gate, self._gate_end = os.pipe()
-        self.server = Child("the server", [sys.executable, "-m", "api"], base, logs / "server.log")
+        self.server = Child("the server", [sys.executable, "-m", "api", "--no-wait"], base, logs / "server.log")
         self.workers = [
             Child(
                 f"worker {number}",

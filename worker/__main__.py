@@ -29,7 +29,7 @@ from jobs.database import Database, Signal, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
 from jobs.faults import describe
-from jobs.logs import log_to_stderr
+from jobs.logs import log_error, log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
@@ -84,17 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         storage_id.refuse_new_database(settings)
     except StorageUnavailable as error:
-        write_error(str(error))
+        log_error(log, str(error), settings.log_format)
         return os.EX_CONFIG
     try:
         machine = devices.find(settings)
     except devices.TooFewDevices as error:
-        write_error(str(error))
+        log_error(log, str(error), settings.log_format)
         return os.EX_CONFIG
     try:
         network = None if settings.node_address is None else addresses.resolve(settings.node_address)
     except ValueError as error:
-        write_error(f"WCL_NODE_ADDRESS: {error}")
+        log_error(log, f"WCL_NODE_ADDRESS: {error}", settings.log_format)
         return os.EX_CONFIG
     sources: dict[str, datasets.Source] = {}
     facts = WorkerFacts(
@@ -111,11 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     memory, compiles = memory_bytes(), devices.has_compiler(machine)
     draining, stop = threading.Event(), threading.Event()
-    storage_check = StorageCheck(database, storage)
     room = RoomCheck(settings)
-    ability = Ability(room, storage_check, DatasetCheck(sources))
-
     registration = Registration(database, settings, facts, sources, draining)
+    dataset_check = DatasetCheck(sources, registration.note_changed)
+    ability = Ability(room, StorageCheck(database, storage), dataset_check)
 
     def register() -> None:
         unable, names = ability.check(), registration.names()
@@ -134,16 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _wait_for_schema(database, draining)
     except schema.Unusable as error:
-        write_error(str(error))
+        log_error(log, str(error), settings.log_format)
         return os.EX_CONFIG
     _repeat(register, FaultLog(log, "the registration of this worker"), draining)
     if draining.is_set():
         return 0
     log.info("worker %s of version %s is registered", facts.name, VERSION)
     standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
-    supervisor = Supervisor(
-        database, storage, settings, sources, draining, storage_check.watch, machine, standby, network
-    )
+    supervisor = Supervisor(database, storage, settings, sources, draining, machine, standby, network)
     slots = Slots(
         database,
         facts,
@@ -155,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings.hold_seconds,
         on_bad_data=registration.note_changed,
         node_wait_seconds=settings.node_wait_seconds,
+        absent=lambda: dataset_check.absent,
     )
 
     def open_slots() -> None:

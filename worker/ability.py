@@ -11,20 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from sqlalchemy import select
-
-from jobs import checkpoints, damage, storage_id
-from jobs.damage import LostFiles
+from jobs import storage_id
 from jobs.database import Database
-from jobs.models import Job
-from jobs.status import Reason, Status
+from jobs.status import Reason
 from jobs.storage import Storage, StorageUnavailable
 from jobs.workers import Unable
 from worker.background import BackgroundWork
 
 log = logging.getLogger(__name__)
 
-Check = Callable[[], Unable | None]
+Check = Callable[[], Unable | None]  # a look at what concerns some jobs only returns None always
 _CHECK_SECONDS = 5.0
 _COMPARE_SECONDS = 1.0  # between two looks at the database for the storage's id; claims may follow each other faster
 
@@ -72,16 +68,11 @@ class Ability:
 
 
 class StorageCheck:
-    """The check of the storage: its id, and the files of jobs that lost all of theirs at once on this worker."""
+    """The check of the storage: whether it is there, and has the id of the database."""
 
     def __init__(self, database: Database, storage: Storage) -> None:
         self._database, self._storage = database, storage
-        self._waiting: dict[str, str] = {}
         self._next_comparison = 0.0
-
-    def watch(self, job_id: str, lost: LostFiles) -> None:
-        """Take no jobs while this job is paused for want of its files and none of them is in the storage."""
-        self._waiting[job_id] = lost.job_id
 
     def __call__(self) -> Unable | None:
         try:
@@ -90,20 +81,6 @@ class StorageCheck:
             else:
                 storage_id.connect(self._database, self._storage)
                 self._next_comparison = time.monotonic() + _COMPARE_SECONDS
-            for job_id, owner in list(self._waiting.items()):
-                if (message := self._loss(job_id, owner)) is not None:
-                    return Unable(Reason.STORAGE_UNAVAILABLE, message)
-                self._waiting.pop(job_id, None)
         except StorageUnavailable as error:
             return Unable(Reason.STORAGE_UNAVAILABLE, str(error))
         return None
-
-    def _loss(self, job_id: str, owner: str) -> str | None:
-        waiting = select(Job.id).where(
-            Job.id == job_id, Job.status == Status.PAUSED, Job.status_reason == Reason.STORAGE_UNAVAILABLE
-        )
-        with self._database.read() as session:
-            keys = checkpoints.file_keys(session, owner)
-            if session.execute(waiting).first() is None:
-                return None
-        return damage.loss(self._storage, owner, keys)

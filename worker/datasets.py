@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 import wcl_core
 from jobs.datasets import DatasetFacts, SampleSheet
 from jobs.settings import Settings
-from jobs.workers import Unable
 from wcl_core import plugins
 from wcl_core.config import DATASET_NAME, proposed_name
 from wcl_core.data.kinds import is_archive, kind_of
@@ -66,17 +65,37 @@ def names(settings: Settings) -> list[str]:
 
 
 class DatasetCheck:
-    """The check that the images of all datasets are there; a job without them would fail as having bad data."""
+    """The look whether the files of each dataset are there; a job without them would fail as having bad data.
 
-    def __init__(self, sources: Mapping[str, Source]) -> None:
-        self._sources = sources
+    It makes no worker unable: only the jobs of an absent dataset wait.
 
-    def __call__(self) -> Unable | None:
-        """Return why no attempt should start now; the message names no path."""
-        absent = [name for name, source in list(self._sources.items()) if not all(map(Path.exists, source.paths))]
-        if not absent:
-            return None
-        return Unable("dataset_absent", f"files of its dataset {absent[0]} are not there")
+    Args:
+        sources: the datasets by name.
+        on_change: called with the name of each dataset whose files have gone or come back.
+
+    Attributes:
+        absent: names of the datasets without their files, as of the last look.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], on_change: Callable[[str], None] = lambda _: None) -> None:
+        self._sources, self._on_change = sources, on_change
+        self.absent: frozenset[str] = frozenset()
+
+    def __call__(self) -> None:
+        """Look at the files."""
+        before, sources = self.absent, list(self._sources.items())
+        self.absent = frozenset(name for name, source in sources if not all(map(_is_there, source.paths)))
+        for name in sorted(self.absent - before):
+            log.error("dataset %s: its files are not there, so this worker takes no job that needs it", name)
+        for name in sorted(self.absent ^ before):
+            self._on_change(name)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder above it may not be searched, or its disk does not respond
+        return False
 
 
 class Listener:

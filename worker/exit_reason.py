@@ -16,15 +16,18 @@ from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
+from jobs.damage import LostFiles
 from jobs.faults import describe
 from jobs.status import Reason
-from jobs.storage import StorageUnavailable, is_full
+from jobs.storage import StorageUnavailable, UnreadableFile, is_full
 from wcl_core import limits
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.config.memory import advice
 from wcl_core.files import MIN_FREE_BYTES, free_bytes
 from wcl_core.protocol import FAILURE_FILES, LOST_PEER_FILES, PEER_LOST_EXIT, Failure, Outcome, RunFile
 
+# Faults of one file or folder.  `worker.room` checks the folders above it, `worker.ability` the storage.
+_OF_ONE_PLACE = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 
@@ -86,6 +89,13 @@ def reason_of(error: Exception) -> tuple[Reason, str]:
     if isinstance(error, DBAPIError):  # its text holds the statement and its values
         return Reason.INTERNAL_ERROR, f"the database rejected a statement of the worker: {describe(error)}"[:2000]
     return Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:2000]
+
+
+def is_of_job(error: Exception) -> bool:
+    """Return whether an error concerns the files of one job, so that this worker can run other jobs."""
+    is_of_file = isinstance(error, LostFiles | UnreadableFile)
+    is_own = isinstance(error, OSError) and not isinstance(error, StorageUnavailable)
+    return is_of_file or (is_own and getattr(error, "errno", None) in _OF_ONE_PLACE)
 
 
 def _advice(folder: Path) -> str:

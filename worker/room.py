@@ -65,6 +65,9 @@ class RoomCheck:
         """Return why no attempt should start now."""
         folders = [_existing(folder) for folder in self._folders]
         self.free = min(map(free_bytes, folders))
+        for folder in self._folders:
+            if folder.exists() and not folder.is_dir():
+                return Unable(Reason.STORAGE_UNAVAILABLE, f"{folder.name} in its data folder is a file, not a folder")
         for folder in folders:
             if not os.access(folder, os.W_OK):
                 return Unable(Reason.STORAGE_UNAVAILABLE, f"it cannot write to {folder.name} in its data folder")

@@ -25,7 +25,7 @@ from jobs.database import Database, now_ms
 from jobs.fault_log import FaultLog
 from jobs.models import Checkpoint
 from jobs.settings import Settings
-from jobs.storage import Storage
+from jobs.storage import Storage, UnreadableFile
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Scrub:
         self._bytes_per_second = settings.scrub_mib_per_second * (1 << 20)
         self._age_ms = int(settings.scrub_days * _DAY_MS)
         self._lost: set[str] = set()  # jobs without any of their files; nothing is known about these files
+        self._unreadable: set[str] = set()  # checkpoints whose file this account may not read
 
     def run(self, stop: threading.Event) -> None:
         """Scrub until `stop`; for a thread of its own."""
@@ -82,6 +83,7 @@ class Scrub:
             due = self._due(session)
         if not due:
             self._lost.clear()
+            self._unreadable.clear()
             return False
         checkpoint_id = random.choice(due)
         try:
@@ -91,6 +93,9 @@ class Scrub:
         except damage.LostFiles as lost:
             self._lost.add(lost.job_id)
             flaw = lost
+        except UnreadableFile as unreadable:  # others are read meanwhile
+            self._unreadable.add(checkpoint_id)
+            flaw = unreadable
         if flaw is not None:
             log.error("checkpoint %s: %s", checkpoint_id, flaw)
         return True
@@ -99,7 +104,8 @@ class Scrub:
         """Return the checkpoints that were not read for longest, of those that may be read again."""
         read_at = func.coalesce(Checkpoint.checked_at, 0)
         may_be_read = (Checkpoint.deleted_at.is_(None), read_at < now_ms() - self._age_ms)
-        due = select(Checkpoint.id).where(*may_be_read, Checkpoint.job_id.not_in(self._lost))
+        others = (Checkpoint.job_id.not_in(self._lost), Checkpoint.id.not_in(self._unreadable))
+        due = select(Checkpoint.id).where(*may_be_read, *others)
         return list(session.execute(due.order_by(read_at, Checkpoint.id).limit(_DRAWN)).scalars())
 
     def _digest_of(self, path: Path, stop: threading.Event) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from sqlalchemy import select
@@ -46,6 +46,7 @@ class Slots:
         clock: monotonic seconds.
         on_bad_data: called with the name of the dataset of each job that ends so.
         node_wait_seconds: for which `work_once` waits for the other workers of a job of several nodes.
+        absent: returns the names of the datasets whose files are not there now; their jobs are not claimed.
 
     Attributes:
         ability, machine: as given.
@@ -64,8 +65,9 @@ class Slots:
         clock: Callable[[], float] = time.monotonic,
         on_bad_data: Callable[[str], None] = lambda _: None,
         node_wait_seconds: float = 600.0,
+        absent: Callable[[], Collection[str]] = frozenset,
     ) -> None:
-        self._on_bad_data = on_bad_data
+        self._on_bad_data, self._absent = on_bad_data, absent
         self._node_wait_seconds, self._has_begun = node_wait_seconds, False
         self._clock, self._patience = clock, Patience(hold_seconds, clock)
         self._database, self._facts, self._supervisor, self._draining = database, facts, supervisor, draining
@@ -207,8 +209,8 @@ class Slots:
         return True
 
     def _claim(self) -> Claim | None:
-        free, facts = self.free(), self._present_facts()
         is_able = self.ability.check() is None
+        free, facts = self.free(), self._present_facts()
 
         def take(session: Session) -> Claim | None:
             node = transitions.begin_node(session, facts.id, free) if facts.address is not None else None
@@ -229,23 +231,26 @@ class Slots:
         return claim
 
     def _present_facts(self) -> WorkerFacts:
-        return replace(self._facts, devices=self.machine.devices)
+        absent = self._absent()
+        datasets = {name: digest for name, digest in self._facts.datasets.items() if name not in absent}
+        return replace(self._facts, devices=self.machine.devices, datasets=datasets)
 
     def _run_and_look(self, claim: Claim) -> None:
         self._run(claim)
         self.work()
 
     def _run(self, claim: Claim) -> None:
-        began = time.monotonic()
+        began, is_fault_of_job = time.monotonic(), False
         try:
-            self._supervisor.supervise(claim)
+            is_fault_of_job = self._supervisor.supervise(claim)
         finally:
             with self._changed:
                 self._running.remove(claim)
                 self._changed.notify_all()
         with FaultLog(log, "the heartbeat after a job"):
             reason = self._database.write(lambda session: self._note_end(session, claim))
-            self._room.note_end(reason, began)
+            if not is_fault_of_job:
+                self._room.note_end(reason, began)
             if reason == Reason.BAD_DATA:
                 self._on_bad_data(claim.dataset_name)
 

@@ -28,7 +28,6 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from jobs import logs
-from jobs.damage import LostFiles
 from jobs.database import Database, is_outage
 from jobs.errors import Superseded
 from jobs.fault_log import FaultLog
@@ -46,7 +45,7 @@ from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
 from worker.datasets import Source
 from worker.delivery import Delivery
 from worker.devices import Machine
-from worker.exit_reason import AttemptEnd, OomKills, exit_reason, reason_of
+from worker.exit_reason import AttemptEnd, OomKills, exit_reason, is_of_job, reason_of
 from worker.nodes import OpenNode, follow_node, wait_for_nodes
 from worker.open_attempt import OpenAttempt, request_of
 from worker.process import TrainingProcess, World
@@ -81,7 +80,6 @@ class Supervisor:
         database, storage, settings: the service.
         sources: the datasets of this worker by name.
         draining: set when this worker must stop.
-        on_loss: called with the id of a job that ended because none of the files that it needs is in the storage.
         machine: the devices of this worker.
         standby: forks the runs; None starts them by command.
         network: the address and the interface for runs on several machines; None for a worker that takes none.
@@ -94,7 +92,6 @@ class Supervisor:
         settings: Settings,
         sources: dict[str, Source],
         draining: threading.Event,
-        on_loss: Callable[[str, LostFiles], None],
         machine: Machine,
         standby: Standby | None = None,
         network: tuple[str, str] | None = None,
@@ -102,7 +99,7 @@ class Supervisor:
         self._network = network
         self._database, self._storage, self._settings = database, storage, settings
         self._machine, self._standby = machine, standby
-        self._sources, self._draining, self._on_loss = sources, draining, on_loss
+        self._sources, self._draining = sources, draining
         self._oom_kills = OomKills()
         self._deliveries: set[Delivery] = set()  # of the runs; the heartbeat reads a copy
 
@@ -111,14 +108,18 @@ class Supervisor:
         """The milliseconds for which the oldest report of a run has waited for its delivery."""
         return max((delivery.lag_ms for delivery in self._deliveries.copy()), default=0)
 
-    def supervise(self, claim: Claim) -> None:
-        """Run the attempt to its end; return when this worker has nothing more to do for it."""
-        with logs.about(job_id=claim.job_id, attempt=claim.number, request_id=claim.request_id):
-            self._supervise(claim)
+    def supervise(self, claim: Claim) -> bool:
+        """Run the attempt to its end; return when this worker has nothing more to do for it.
 
-    def _supervise(self, claim: Claim) -> None:
+        Returns:
+            Whether the attempt ended for a fault of this job's files, which does not concern other jobs.
+        """
+        with logs.about(job_id=claim.job_id, attempt=claim.number, request_id=claim.request_id):
+            return self._supervise(claim)
+
+    def _supervise(self, claim: Claim) -> bool:
         folder = self._settings.attempts_dir / claim.attempt.folder_of(claim.node)
-        kind = OpenNode if claim.node else OpenAttempt
+        kind, is_fault_of_job = OpenNode if claim.node else OpenAttempt, False
         attempt = kind(self._database, self._settings, self._draining, claim)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -127,19 +128,19 @@ class Supervisor:
                 self._run(attempt, claim, folder)
         except KeepSpool:
             log.warning("%s is left to the next worker of this host", claim.attempt)
-            return
+            return False
         except Superseded as error:
             log.warning("%s; its run was stopped", error)
         except Exception as error:  # the folder, the process or a record could not be made: the job gets the reason
             reason, message = reason_of(error)
+            is_fault_of_job = is_of_job(error)
             if reason in HELD:
                 log.warning("%s ends: %s", claim.attempt, message)
             else:
                 log.exception("%s failed in the supervisor", claim.attempt)
             attempt.end(AttemptEnd("failed", reason, message))
-            if isinstance(error, LostFiles):
-                self._on_loss(claim.job_id, error)
         clear(folder)
+        return is_fault_of_job
 
     def _run(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> None:
         prepared = self._prepare(attempt, claim, folder)

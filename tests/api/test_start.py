@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -29,6 +29,7 @@ from jobs.models import Attempt
 from jobs.status import Status
 from tests import parallel
 from tests.api.served import SPEC
+from tests.chaos.proxy import Proxy
 from tests.jobs import rows
 from tests.processes import Forked, outside
 from tests.waiting import PATIENCE, eventually
@@ -44,13 +45,15 @@ SECRET = re.compile(r"wcl_[\w-]{20,}|token=")
 class Server:
     """A server process and its output."""
 
-    def __init__(self, data_dir: Path, output: int | None = None, **settings: str) -> None:
+    def __init__(
+        self, data_dir: Path, output: int | None = None, arguments: Sequence[str] = (), **settings: str
+    ) -> None:
         environment = outside() | {"WCL_DATA_DIR": str(data_dir), "WCL_PORT": "0", "PYTHONUNBUFFERED": "1"} | settings
         self.data_dir = data_dir
         self.log_path = data_dir.with_suffix(f".{time.monotonic_ns()}.log")
         self.process: Forked | subprocess.Popen[bytes]
         if output is None:
-            self.process = Forked("api", environment, self.log_path)
+            self.process = Forked("api", environment, self.log_path, arguments)
             return
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -112,8 +115,8 @@ Start = Callable[..., Server]
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Server] = []
 
-    def start(name: str = "data", output: int | None = None, **settings: str) -> Server:
-        started.append(Server(tmp_path / name, output, **settings))
+    def start(name: str = "data", output: int | None = None, arguments: Sequence[str] = (), **settings: str) -> Server:
+        started.append(Server(tmp_path / name, output, arguments, **settings))
         return started[-1]
 
     yield start
@@ -312,13 +315,49 @@ def test_a_wrong_setting_is_reported(start: Start, settings: dict[str, str]) -> 
     assert server.words.startswith(f"error: {next(iter(settings))}: ")
 
 
-def test_an_unreachable_database_is_reported(start: Start) -> None:
-    server = start(WCL_DATABASE_URL="postgresql://wcl:hidden@127.0.0.1:1/wcl")
+@pytest.mark.parametrize("log_format", ["lines", "json"])
+def test_a_server_waits_for_the_database_and_says_so(start: Start, postgres_url: str, log_format: str) -> None:
+    proxy = Proxy(int(postgres_url.rpartition(":")[2].partition("/")[0]))
+    proxy.cut()
+    place = postgres_url.partition("@")[2].partition("/")[0]
+    server = start(WCL_DATABASE_URL=postgres_url.replace(place, f"127.0.0.1:{proxy.port}"), WCL_LOG_FORMAT=log_format)
+    try:
+        reason = "the connection to the database fails and is repeated: the database does not respond"
+        eventually(lambda: reason in server.words, "the reason")
+        if log_format == "json":
+            assert [json.loads(line)["level"] for line in server.words.splitlines()] == ["WARNING"]
+        assert server.process.poll() is None
+        proxy.mend()
+        server.ready()
+        assert server.words.count(reason) == 1
+        assert "the connection to the database works again" in server.words
+    finally:
+        server.stop()
+        proxy.close()
 
-    assert server.process.wait(timeout=PATIENCE) == 1
-    assert "the database does not respond" in server.words
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_waits_for_the_database_ends_at_a_signal(start: Start, number: int) -> None:
+    server = start(WCL_DATABASE_URL="postgresql://wcl:hidden@127.0.0.1:1/wcl")
+    eventually(lambda: "the database does not respond" in server.words, "the reason")
+
+    server.process.send_signal(number)
+
+    assert server.process.wait(timeout=PATIENCE) == 0
     assert "Traceback" not in server.words
     assert "hidden" not in server.words
+
+
+@pytest.mark.parametrize("log_format", ["lines", "json"])
+def test_an_unreachable_database_is_reported(start: Start, log_format: str) -> None:
+    url = "postgresql://wcl:hidden@127.0.0.1:1/wcl"
+    server = start(arguments=("--no-wait",), WCL_DATABASE_URL=url, WCL_LOG_FORMAT=log_format)
+
+    assert server.process.wait(timeout=PATIENCE) == 1
+    (line,) = server.words.splitlines()
+    message = json.loads(line)["message"] if log_format == "json" else line.removeprefix("error: ")
+    assert message.startswith("the database does not respond")
+    assert "hidden" not in line
 
 
 def test_a_data_folder_that_is_a_file_is_said(start: Start, tmp_path: Path) -> None:

@@ -159,6 +159,15 @@ def test_a_service_that_is_down_has_its_last_address(tmp_path: Path, monkeypatch
     assert find_address(tmp_path).url == DEFAULT_URL, "the key of the environment is for no server of a file"
 
 
+def test_a_client_of_a_server_elsewhere_is_not_sent_to_wcl_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WCL_URL", "https://wcl.example/wcl")
+    advice = _advice(Unreachable("no answer"))
+    assert "curl https://wcl.example/wcl/healthz" in advice
+    assert "wcl up" not in advice
+    monkeypatch.setenv("WCL_URL", "http://127.0.0.1:9123")
+    assert "wcl up" in _advice(Unreachable("no answer"))
+
+
 @pytest.mark.process
 def test_the_help_of_run_up_needs_no_environment_and_names_every_option(tmp_path: Path) -> None:
     shutil.copy("run", tmp_path)

@@ -339,7 +339,9 @@ def test_a_worker_follows_what_administrators_add_rename_and_remove(
         assert "WCL_DATASET_ROOTS" in row().refused_datasets["outside"]
         assert sources["late"].facts.counts == {"train": 0, "test": 0, "unlabelled": 10}
         assert (sources["late"].has_labels, sources["early"].has_labels) == (False, True)
-        assert datasets.DatasetCheck(sources)() is None
+        check = datasets.DatasetCheck(sources)
+        check()
+        assert not check.absent
         kept = sources["late"].path
         assert kept is not None
         inode = kept.stat().st_ino
@@ -391,14 +393,21 @@ def test_a_changed_archive_leaves_its_worker_able_while_it_is_read_again(
     pack_first(6)
     checked: list[bool] = []
     check = datasets.DatasetCheck(sources)
-    monkeypatch.setattr(Registration, "listed", lambda *_: checked.append(check() is None and first.exists()))
+
+    def look(*_: object) -> None:
+        check()
+        checked.append(not check.absent and first.exists())
+
+    monkeypatch.setattr(Registration, "listed", look)
     registered._read_again(["zip"])
     assert checked == [True], "a run may still read the images of before"
     assert (first.exists(), sum(sources["zip"].facts.counts.values())) == (False, 6)
     shutil.rmtree(sources["zip"].path or first)
-    assert check() is None, "another worker that shares the folder unpacks it again"
+    check()
+    assert not check.absent, "another worker that shares the folder unpacks it again"
     (tmp_path / "photos.zip").unlink()
-    assert check() is not None
+    check()
+    assert check.absent == {"zip"}
 
 
 def test_an_archive_keeps_no_folder_waiting(photos: Path, tmp_path: Path) -> None:

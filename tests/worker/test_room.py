@@ -85,17 +85,29 @@ def test_after_a_full_disk_it_waits_longer_each_time_or_for_room(
     assert check() is None, "the count began anew after a good end"
 
 
-def test_a_data_set_that_is_gone_is_named_without_its_path(tmp_path: Path) -> None:
+def test_a_dataset_that_is_gone_concerns_its_own_jobs_only(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
-    check = DatasetCheck({"flowers": Source(None, tmp_path / "secret"), "digits": Source(None, None)})  # type: ignore[arg-type]
-    assert check() is None
+    sources, changes = {"flowers": Source(None, tmp_path / "secret"), "digits": Source(None, None)}, []  # type: ignore[arg-type]
+    check = DatasetCheck(sources, changes.append)
+    for _ in range(2):
+        check()
+    assert (check.absent, changes) == (frozenset(), [])
 
     (tmp_path / "secret").rmdir()
+    for _ in range(2):
+        assert check() is None, "it makes no worker unable"  # type: ignore[func-returns-value]
+    assert (check.absent, changes) == ({"flowers"}, ["flowers"])
 
-    assert (unable := check()) is not None
-    assert unable.reason == "dataset_absent"
-    assert "flowers" in unable.message
-    assert "secret" not in unable.message
+    (tmp_path / "secret").mkdir()
+    check()
+    assert (check.absent, changes) == (frozenset(), ["flowers"] * 2)
+
+
+def test_a_file_in_place_of_a_folder_of_the_data_folder_takes_no_job(check: RoomCheck, tmp_path: Path) -> None:
+    (tmp_path / "attempts").write_text("")
+    unable = check()
+    assert unable is not None
+    assert "attempts in its data folder is a file" in unable.message
 
 
 def test_the_good_end_of_an_attempt_that_ran_during_the_fault_ends_no_pause(check: RoomCheck, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from jobs.damage import LostFiles
 from jobs.database import Database
 from jobs.errors import Superseded
 from jobs.models import Checkpoint
-from jobs.storage import sha256_of
+from jobs.storage import StorageUnavailable, UnreadableFile, sha256_of
+from tests.disks import under_modes
 from tests.worker.test_delivery import Spool, deliver_all
 from worker import run_file
+from worker.exit_reason import is_of_job
 from worker.run_file import MissingCheckpoint, Resume
 
 BYTES = random.Random(0).randbytes(4000)
@@ -119,6 +122,37 @@ def test_all_files_missing_at_once_are_a_storage_that_is_not_there(spool: Spool)
     assert [row.flaw for row in spool.checkpoints()] == [None, None]
     folder.with_name("elsewhere").rename(folder)
     assert begin(spool) == file_of(spool, 10)
+
+
+def test_a_file_that_the_account_may_not_read_concerns_its_job_only(spool: Spool) -> None:
+    """No older checkpoint takes its place: the newest one may be good."""
+    newest = file_of(spool, 10)
+    for place in (newest, newest.parent):
+        place.chmod(0)
+        with under_modes(), pytest.raises(UnreadableFile, match="Permission denied") as raised:
+            begin(spool)
+        place.chmod(0o700)
+        assert is_of_job(raised.value)
+
+    assert [row.flaw for row in spool.checkpoints()] == [None, None]
+    assert begin(spool) == newest
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (LostFiles("job", "no file"), True),
+        (StorageUnavailable("the folder is not mounted"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), True),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory"), True),
+        (OSError(errno.EROFS, "Read-only file system"), False),
+        (OSError(errno.ENOSPC, "No space left"), False),
+        (OSError(errno.EMFILE, "Too many open files"), False),
+        (ValueError("of the code"), False),
+    ],
+)
+def test_faults_of_one_job_are_told_from_those_of_the_worker(error: Exception, expected: bool) -> None:
+    assert is_of_job(error) == expected
 
 
 def test_a_missing_file_that_is_there_again_is_resumed_from(spool: Spool) -> None:

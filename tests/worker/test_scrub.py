@@ -16,6 +16,7 @@ from jobs.database import Database, now_ms
 from jobs.models import Checkpoint
 from jobs.settings import Settings
 from jobs.storage import LocalStorage, StorageUnavailable
+from tests.disks import under_modes
 from tests.jobs import rows
 from tests.worker.test_delivery import Spool, deliver_all
 from worker.scrub import Scrub, Stopped
@@ -99,6 +100,18 @@ def test_a_job_without_its_files_holds_up_no_other(stored: Stored) -> None:
 
     assert stored.flaws(lost) == [None] * 3
     assert stored.flaws(kept) == [None, "damaged", None]
+
+
+def test_a_file_that_the_account_may_not_read_holds_up_no_other(stored: Stored) -> None:
+    closed, other = stored.job(3), stored.job(3)
+    stored.place(closed, 2).chmod(0)
+    stored.place(other, 2).write_bytes(b"X" + BYTES[1:])
+
+    with under_modes():
+        assert run_out(stored.scrub(scrub_mib_per_second=1000)) == 6
+
+    assert stored.flaws(closed) == [None] * 3
+    assert stored.flaws(other) == [None, "damaged", None]
 
 
 def test_a_storage_that_is_away_is_not_read(stored: Stored) -> None:

@@ -37,19 +37,21 @@ class Attempts:
         self.claims: list[Claim] = []
         self._ends: dict[str, threading.Event] = {}
         self.how: dict[str, tuple[str, ...]] = {}  # the arguments of other ends
+        self.faults_of_jobs: set[str] = set()  # jobs whose attempts end for a fault of their own files
         self.most = 0  # attempts at once
 
     @property
     def jobs(self) -> list[str]:
         return [claim.job_id for claim in self.claims]
 
-    def supervise(self, claim: Claim) -> None:
+    def supervise(self, claim: Claim) -> bool:
         end = self._ends[claim.job_id] = threading.Event()
         self.claims.append(claim)
         self.most = max(self.most, sum(not each.is_set() for each in self._ends.values()))
         assert end.wait(30)
         with suppress(Superseded):
             Run(self._database, claim).end(*self.how.get(claim.job_id, ("succeeded",)))
+        return claim.job_id in self.faults_of_jobs
 
     def end(self, job_id: str) -> None:
         self._ends[job_id].set()
@@ -63,6 +65,7 @@ def make_slots(
     cpu_slots: int = 1,
     clock: Any = time.monotonic,
     address: str | None = None,
+    room: RoomCheck | None = None,
     **options: Any,
 ) -> tuple[Slots, Attempts, threading.Event]:
     attempts, draining = Attempts(database), threading.Event()
@@ -70,7 +73,7 @@ def make_slots(
     devices = rows.devices(gpus, str(data_dir))
     facts = rows.worker(devices=devices, cpu_slots=cpu_slots, address=address)
     database.write(lambda session: workers.register(session, facts, 1, []))
-    room = RoomCheck(Settings(data_dir=data_dir))
+    room = room or RoomCheck(Settings(data_dir=data_dir))
     machine = Machine(lambda: devices, cpu_slots, dict.fromkeys((each.uuid for each in devices), ""))
     supervisor, ability = cast(Supervisor, attempts), Ability(*checks)
     slots = Slots(database, facts, supervisor, draining, ability, room, machine, 60, clock, **options)
@@ -120,6 +123,48 @@ def test_a_worker_that_drains_or_is_unable_claims_nothing(
 
     assert attempts.jobs == []
     assert rows.status(sqlite_database, job_id) == "queued"
+
+
+@pytest.mark.parametrize("is_of_job", [True, False])
+def test_a_fault_of_the_files_of_one_job_makes_no_pause(
+    sqlite_database: Database, tmp_path: Path, is_of_job: bool
+) -> None:
+    room = RoomCheck(Settings(data_dir=tmp_path))
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path, room, room=room)
+    ids = [rows.submit(sqlite_database) for _ in range(2)]
+    attempts.how[ids[0]] = ("failed", Reason.STORAGE_UNAVAILABLE, "none of its files is there")
+    attempts.faults_of_jobs |= {ids[0]} if is_of_job else set()
+    slots.open()
+
+    slots.work()
+    eventually(lambda: attempts.jobs == ids[:1], "the claim")
+    attempts.end(ids[0])
+
+    if not is_of_job:
+        eventually(lambda: slots.ability.unable, "the pause")
+        return
+    eventually(lambda: attempts.jobs == ids, "the claim of the next job")
+    attempts.end(ids[1])
+    slots.wait(30)
+    assert rows.status(sqlite_database, ids[0]) == "paused"
+
+
+def test_a_job_whose_dataset_is_absent_is_not_claimed(sqlite_database: Database, tmp_path: Path) -> None:
+    absent: set[str] = set()
+    slots, attempts, _ = make_slots(sqlite_database, tmp_path, absent=lambda: absent)
+    job_id = rows.submit(sqlite_database)
+    absent.add("digits")
+    slots.open()
+
+    slots.work()
+    assert not slots.has_work()
+    assert attempts.jobs == []
+    absent.clear()
+    slots.work()
+
+    eventually(lambda: attempts.jobs == [job_id], "the claim")
+    attempts.end(job_id)
+    slots.wait(30)
 
 
 def test_attempts_run_at_once_until_devices_and_cpu_slots_are_in_use(sqlite_database: Database, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from PIL import Image
+from sqlalchemy import select, update
 
 from jobs import queries, transitions, waiting
 from jobs.database import Database
@@ -56,7 +58,7 @@ def test_a_worker_with_another_folder_takes_nothing_and_says_so(
     assert not list((tmp_path / "other").glob("checkpoints/*")), "something was written to the wrong folder"
 
 
-def test_a_job_without_any_of_its_files_is_paused_and_its_worker_waits(
+def test_a_job_without_any_of_its_files_is_paused_and_its_worker_takes_other_jobs(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
     worker = start_worker(sqlite_database)
@@ -66,32 +68,64 @@ def test_a_job_without_any_of_its_files_is_paused_and_its_worker_waits(
 
     sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
     job = jobs.wait_for(newest.job_id, "paused")
-    eventually(lambda: worker.row().unable == "storage_unavailable", "the worker's word")
-    other = jobs.submit(SHORT)
-    eventually(lambda: newest.job_id in (worker.row().unable_message or ""), "the name of the job")
     assert (job.status_reason, job.failures) == ("storage_unavailable", 0)
+    assert newest.job_id in (job.status_message or "")
+    assert jobs.wait_for(jobs.submit(SHORT), "succeeded", "failed").status == "succeeded"
+    assert worker.row().unable is None
+    assert "takes no jobs" not in worker.log()
+    with sqlite_database.read() as session:
+        assert {row.flaw for row in queries.checkpoints(session, newest.job_id)} == {None}
     (worker.folder / "lost").rename(folder)
 
-    assert start_of_attempt(jobs, newest.job_id, 3) == newest.step, "the job goes on by itself"
+    sqlite_database.write(lambda s: s.execute(update(Job).values(not_before=None)) and None)  # its pause grows
+    eventually(lambda: jobs.get(newest.job_id).status == "running", "the job goes on by itself")
+    assert start_of_attempt(jobs, newest.job_id, jobs.get(newest.job_id).attempt) == newest.step
     sqlite_database.write(lambda session: transitions.cancel(session, newest.job_id))
-    assert jobs.wait_for(other, "succeeded", "failed").status == "succeeded", "the worker takes jobs again by itself"
+    jobs.wait_for(newest.job_id, "cancelled")
     with sqlite_database.read() as session:
         assert {row.flaw for row in queries.checkpoints(session, newest.job_id)} == {None}
 
 
-@pytest.mark.long
-def test_a_worker_waits_no_longer_for_a_job_that_is_cancelled(
+def test_a_job_whose_attempt_folder_cannot_be_made_is_paused_and_its_worker_takes_other_jobs(
     sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
 ) -> None:
     worker = start_worker(sqlite_database)
-    newest, *_ = pause_with_checkpoints(sqlite_database, jobs, worker, 1)
-    (worker.folder / "checkpoints" / newest.job_id).rename(worker.folder / "lost")
-    sqlite_database.write(lambda session: transitions.resume(session, newest.job_id))
-    eventually(lambda: worker.row().unable == "storage_unavailable", "the worker's word")
+    blocked = jobs.submit(SHORT, pool="later")
+    (worker.folder / "attempts").mkdir(exist_ok=True)
+    place = worker.folder / "attempts" / blocked
+    place.write_text("a file in place of the folder")
+    sqlite_database.write(lambda s: s.execute(update(Job).values(pool="default")) and None)
 
-    sqlite_database.write(lambda session: transitions.cancel(session, newest.job_id))
+    job = jobs.wait_for(blocked, "paused", "failed")
+    assert (job.status, job.status_reason, job.failures) == ("paused", "storage_unavailable", 0)
+    assert jobs.wait_for(jobs.submit(SHORT), "succeeded", "failed").status == "succeeded"
+    assert worker.row().unable is None
+    assert "takes no jobs" not in worker.log()
+
+    place.unlink()
+    sqlite_database.write(lambda s: s.execute(update(Job).values(not_before=None)) and None)
+    assert jobs.wait_for(blocked, "succeeded", "failed").status == "succeeded"
+
+
+def test_a_job_waits_for_its_absent_dataset_while_its_worker_takes_others(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    for number in range(12):
+        folder = tmp_path / "flowers" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number * 20, 0, 0)).save(folder / f"{number}.png")
+    worker = start_worker(sqlite_database, WCL_DATASETS=json.dumps({"flowers": str(tmp_path / "flowers")}))
+    (tmp_path / "flowers").rename(tmp_path / "unmounted")
+    spec = SHORT | {"data": {"name": "flowers", "image_size": 16}, "batch_size": 4}
+    waiting_id = jobs.submit(spec)
 
     assert jobs.wait_for(jobs.submit(SHORT), "succeeded", "failed").status == "succeeded"
+    eventually(lambda: "flowers" in (worker.row().refused_datasets or {}), "the refusal", 60)
+    assert (jobs.get(waiting_id).status, jobs.get(waiting_id).attempt) == ("queued", 0)
+    assert worker.row().unable is None
+    (tmp_path / "unmounted").rename(tmp_path / "flowers")
+
+    assert jobs.wait_for(waiting_id, "succeeded", "failed").status == "succeeded"
 
 
 @pytest.mark.long
