@@ -43,6 +43,8 @@ Restart=on-failure
 RestartSec=10
 # The running jobs save first. Only `wcl up` gets the signal; it stops its processes.
 KillMode=mixed
+# A run that the kernel kills for lack of memory ends its job, and not the service.
+OOMPolicy=continue
 TimeoutStopSec={_STOP_SECONDS}
 
 [Install]
