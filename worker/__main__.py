@@ -80,6 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Celery warns of code in pickled messages; ours are JSON and name only the one task.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     database = Database(settings.resolved_database_url, settings.database_connections)
+    try:
+        return _run(database, settings, options)
+    finally:
+        database.dispose()
+
+
+def _run(database: Database, settings: Settings, options: argparse.Namespace) -> int:
+    """Run one worker until its requested stop, and return its exit code."""
     storage = LocalStorage(settings.checkpoints_dir)
     try:
         storage_id.refuse_new_database(settings)

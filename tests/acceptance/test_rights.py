@@ -18,9 +18,9 @@ def test_the_data_folder_is_of_its_owner_alone(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
         service.start()
-        client = WclClient(f"http://127.0.0.1:{service.port}", (data_dir / "key").read_text().strip())
-        job = submit_when_ready(client, SHORT_SPEC)
-        eventually(lambda: client.checkpoints(job["id"]), "a checkpoint")
+        with WclClient(f"http://127.0.0.1:{service.port}", (data_dir / "key").read_text().strip()) as client:
+            job = submit_when_ready(client, SHORT_SPEC)
+            eventually(lambda: client.checkpoints(job["id"]), "a checkpoint")
         modes = {str(path.relative_to(tmp_path)): path.lstat().st_mode for path in (tmp_path / "above").rglob("*")}
     finally:
         os.umask(umask)

@@ -12,6 +12,7 @@ from threading import Barrier
 from typing import Any, TypeVar
 
 from sqlalchemy import select, text, update
+from sqlalchemy.orm import Session
 
 from jobs import submission, transitions
 from jobs.attempts import AttemptRef
@@ -19,7 +20,7 @@ from jobs.database import Database, new_id
 from jobs.devices import Device
 from jobs.eligibility import WorkerFacts
 from jobs.ingest import Delivered, StoredFile
-from jobs.models import Attempt, Checkpoint, Dataset, Event, Job
+from jobs.models import Attempt, Base, Checkpoint, Dataset, Event, Job
 from jobs.status import Status
 from jobs.submission import NewJob
 from jobs.transitions import Claim, Requests
@@ -231,7 +232,17 @@ def checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
 def rows_of(database: Database, table: type[Any]) -> list[tuple[Any, ...]]:
     """Return every row of a table, for a comparison."""
     with database.read() as session:
-        return sorted(map(tuple, session.execute(select(*table.__table__.columns))), key=repr)
+        return _rows_in(session, table)
+
+
+def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Return every row of the database by the names of the classes, read in one transaction."""
+    with database.read() as session:
+        return {each.class_.__name__: _rows_in(session, each.class_) for each in Base.registry.mappers}
+
+
+def _rows_in(session: Session, table: type[Any]) -> list[tuple[Any, ...]]:
+    return sorted(map(tuple, session.execute(select(*table.__table__.columns))), key=repr)
 
 
 def job_in(database: Database, requested: Status) -> str:

@@ -14,7 +14,6 @@ from jobs.checked_files import Damaged
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Database
 from jobs.errors import Superseded
-from jobs.models import Base
 from tests.jobs import rows
 from tests.jobs.rows import Run, add_dataset, claim, running
 
@@ -74,7 +73,7 @@ def test_a_thousand_writes_of_superseded_attempts_change_nothing(database: Datab
     ended.deliver(rows.started(), rows.checkpoint(1))
     ended.end("cancelled")
     late.append(ended)
-    before = {table.name: database_rows(database, table.name) for table in Base.metadata.sorted_tables}
+    before = rows.contents(database)
     draw, refused, tried = random.Random(0), Counter[str](), 0
 
     names = list(WRITES)
@@ -88,10 +87,5 @@ def test_a_thousand_writes_of_superseded_attempts_change_nothing(database: Datab
 
     assert tried == sum(refused.values()) == _NUM_TRIES
     assert set(refused) == set(WRITES)
-    assert {table.name: database_rows(database, table.name) for table in Base.metadata.sorted_tables} == before
+    assert rows.contents(database) == before
     assert transitions.Requests(False, False, False) == run.send([]), "the rightful attempt still writes"
-
-
-def database_rows(database: Database, table: str) -> list[Any]:
-    mapped = {mapper.class_.__tablename__: mapper.class_ for mapper in Base.registry.mappers}
-    return rows.rows_of(database, mapped[table])

@@ -18,7 +18,7 @@ from jobs.database import Database, now_ms
 from jobs.errors import Conflict, NotFound, Superseded
 from jobs.events import record
 from jobs.ingest import Delivered
-from jobs.models import Attempt, Base, Job, Log, Point
+from jobs.models import Attempt, Job, Log, Point
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
 from jobs.transitions import fence
 from tests.jobs import rows
@@ -273,10 +273,6 @@ EVERYTHING = (
 )
 
 
-def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    return {mapper.class_.__name__: rows.rows_of(database, mapper.class_) for mapper in Base.registry.mappers}
-
-
 def supersede_by_reaping(database: Database, run: Run) -> None:
     renewals = rows.attempts(database, run.job_id)[-1].renewals
     assert database.write(lambda session: transitions.reap(session, run.attempt, renewals))
@@ -300,7 +296,7 @@ def test_a_superseded_attempt_writes_nothing(
     run = Run(database, running(database, kind=kind))
     run.deliver(rows.started(), rows.metrics(1, loss=1.0))
     supersede(database, run)
-    before = contents(database)
+    before = rows.contents(database)
 
     for line in EVERYTHING:
         with pytest.raises(Superseded):
@@ -316,12 +312,12 @@ def test_a_superseded_attempt_writes_nothing(
         with pytest.raises(Superseded):
             send()
     assert not database.write(lambda session: transitions.reap(session, run.attempt, 1))
-    assert contents(database) == before
+    assert rows.contents(database) == before
 
 
 def test_an_unknown_attempt_writes_nothing(database: Database) -> None:
     claimed = running(database)
-    before = contents(database)
+    before = rows.contents(database)
 
     records = rows.delivered(rows.numbered([rows.log("words")]))
     for changes in ({"number": 0}, {"number": 2}, {"number": -1}, {"token": "0" * 16}, {"token": None}):
@@ -331,18 +327,18 @@ def test_an_unknown_attempt_writes_nothing(database: Database) -> None:
         with pytest.raises(Superseded):
             database.write(lambda s, a=attempt: transitions.end_attempt(s, a, "failed"))  # type: ignore[misc]
         assert not database.write(lambda s, a=attempt: transitions.reap(s, a, 0))  # type: ignore[misc]
-    assert contents(database) == before
+    assert rows.contents(database) == before
 
 
 def test_a_delivery_can_be_repeated_when_its_response_was_lost(database: Database) -> None:
     run = Run(database, running(database))
     lines = rows.numbered([rows.started(), rows.metrics(1, loss=1.0), rows.checkpoint(1), rows.log("words")])
     run.send(lines, [(1, "out"), (2, "out")])
-    before = contents(database)
+    before = rows.contents(database)
 
     run.send(lines, [(1, "out"), (2, "out")])
 
-    after = contents(database)
+    after = rows.contents(database)
     assert rows.attempts(database, run.job_id)[0].renewals == 2
     for table in ("Point", "Rollup", "Log", "Checkpoint", "Event", "Series"):
         assert after[table] == before[table], table
@@ -366,11 +362,11 @@ def test_a_repeated_delivery_stores_only_its_new_records(database: Database) -> 
 @pytest.mark.parametrize("seqs", [[2], [3, 4], [1, 3], [1, 2, 4]])
 def test_a_delivery_with_a_gap_is_refused(database: Database, seqs: list[int]) -> None:
     run = Run(database, running(database))
-    before = contents(database)
+    before = rows.contents(database)
 
     with pytest.raises(ValueError, match="missing"):
         run.send([{"seq": seq, **rows.metrics(seq, loss=1.0)} for seq in seqs])
-    assert contents(database) == before
+    assert rows.contents(database) == before
 
 
 def test_twin_deliveries_store_once(database: Database) -> None:

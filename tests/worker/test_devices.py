@@ -24,6 +24,13 @@ from worker.nvml import Nvml, Unavailable
 GIB = 1 << 30
 
 
+@pytest.fixture(autouse=True)
+def _devices_of_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lock no device that a worker or another run of the tests on this machine may have: locks are the machine's."""
+    own = devices.digest_of
+    monkeypatch.setattr(devices, "digest_of", lambda data: own([os.getpid(), data]))
+
+
 class NvmlError(Exception):
     pass
 

@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from sqlalchemy import QueuePool
 
 from jobs.database import Database
 from tests.api.served import SPEC, Served, assert_problem
 from tests.jobs import rows
+from tests.waiting import eventually
 
 JOB: dict[str, Any] = {"kind": "pretrain", "spec": SPEC}
 
@@ -32,7 +34,15 @@ def administer(served: Served, statement: str) -> None:
     url = served.database.url.replace("+psycopg", "")
     with psycopg.connect(url, autocommit=True, options="-c default_transaction_read_only=off") as connection:
         connection.execute(statement)
-    served.database.dispose()
+    close(served.database)
+
+
+def close(database: Database) -> None:
+    """Close all connections, also those that note the use of a key: that follows a response, and takes a moment."""
+    pool = database.engine.pool
+    assert isinstance(pool, QueuePool)
+    eventually(lambda: pool.checkedout() == 0, "the end of all requests")
+    database.dispose()
 
 
 def assert_unavailable(answer: httpx.Response, words: str, is_passing: bool = True) -> None:
@@ -66,7 +76,7 @@ def test_a_revoked_right_is_named_without_the_statement(on_postgres: Served) -> 
         assert_unavailable(answer, "permission denied for table jobs, for INSERT", is_passing=False)
     finally:
         on_postgres.app.state.database = own
-        limited.dispose()
+        close(limited)
         administer(on_postgres, "DROP OWNED BY reader")
         administer(on_postgres, "DROP ROLE reader")
 
@@ -86,14 +96,14 @@ def test_a_full_and_a_locked_sqlite_file(small: Served, monkeypatch: pytest.Monk
 def test_a_damaged_sqlite_file_is_called_damaged(small: Served) -> None:
     client = small.client()
     place = Path(str(small.database.engine.url.database))
-    small.database.dispose()
+    close(small.database)
     content = place.read_bytes()
     place.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
     try:
         assert_unavailable(client.get("/v1/jobs"), "restore a backup", is_passing=False)
         assert "restore a backup" in small.bare().get("/readyz").json()["detail"]
     finally:
-        small.database.dispose()
+        close(small.database)
         place.write_bytes(content)
     assert client.get("/v1/jobs").status_code == 200
 
