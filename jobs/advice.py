@@ -14,11 +14,10 @@ from jobs.models import Job
 from jobs.shared_reads import dataset_named
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.presets import presets
-from wcl_core.recommendation import MIN_STEPS, SMALLEST_BATCH
+from wcl_core.recommendation import MIN_STEPS, SMALLEST_BATCH, few_steps
 from wcl_core.text import counted
 
 _MIN_STEPS_PER_EPOCH = 3  # with fewer, each epoch has almost the same batches
-_HOPELESS_STEPS = 100
 # Base rates of the recipes by optimiser and scaling: `wcl_core.presets`, and usual ones of AdamW.
 _RATES = {("sgd", "linear"): 0.12, ("lars", "sqrt"): 0.075, ("lars", "linear"): 0.3, ("adamw", "linear"): 5e-4}
 _FAR = 5.0  # times the rate of the recipe
@@ -80,18 +79,17 @@ def _of_steps(spec: PretrainSpec, images: int, preset: str | None, is_trained: b
             f"{fitting}"
         )
     total = steps * spec.epochs
-    if total < MIN_STEPS and not _is_of_its_preset(spec, preset):
-        teaches = f"too few to learn {'anything' if total < _HOPELESS_STEPS else 'much'}"
-        if is_trained:
-            teaches = "which is little"  # what it has learned is measured
-        enough = f"epochs = {math.ceil(MIN_STEPS / steps)}"
-        if is_too_large:
-            enough = f"batch_size = {fitting} with epochs = {math.ceil(MIN_STEPS / (images // fitting))}, or {enough}"
-        use = f"use at least {MIN_STEPS:,}, that is {enough}"
-        if is_trained and not is_too_large:
-            more = counted(further_epochs(spec, images, preset), "more epoch")
-            use = f"continue it for {more}, to at least {MIN_STEPS:,} steps"
-        yield f"{counted(total, 'step')} in all, {teaches}; {use}"
+    if total >= MIN_STEPS or _is_of_its_preset(spec, preset):
+        return
+    smaller = ""
+    if is_too_large:
+        smaller = f"batch_size = {fitting} with epochs = {math.ceil(MIN_STEPS / (images // fitting))}, or "
+    warning = few_steps(steps, spec.epochs, smaller)
+    if is_trained:  # what it has learned is measured
+        more = counted(further_epochs(spec, images, preset), "more epoch")
+        use = f"continue it for {more}, to at least {MIN_STEPS:,} steps"
+        warning = f"{counted(total, 'step')} in all, which is little; {warning.partition('; ')[2] if smaller else use}"
+    yield warning
 
 
 def _is_of_its_preset(spec: PretrainSpec, preset: str | None) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from jobs.checks import pretraining_count
 from jobs.datasets import why_unknown
 from jobs.errors import FieldError, Invalid, NotFound
-from jobs.estimates import busy, machine_of, slowdown, speeds
+from jobs.estimates import estimate, machine_of, slowdown, speeds
 from jobs.models import Dataset
 from jobs.shared_reads import dataset_named
 from wcl_core.config import DataConfig, PretrainSpec
@@ -18,9 +19,20 @@ from wcl_core.recommendation import LENGTHS, Content, Images, Length, Recommenda
 _GREY = {"L", "1", "I", "I;16", "LA"}  # modes of Pillow without colours
 
 
+@dataclass(frozen=True)
+class Recipe(Recommendation):
+    """A recipe for the workers of a pool.
+
+    Attributes:
+        time: that the training is expected to take, as `jobs.estimates.estimate` has it of the spec.
+    """
+
+    time: dict[str, Any] = field(default_factory=dict)
+
+
 def recommended(
     session: Session, name: str, minutes: float | None = None, content: Content = "photos", pool: str = "default"
-) -> Recommendation:
+) -> Recipe:
     """Return a recipe that fits a dataset and the workers of a pool.
 
     Minutes that were asked for are kept on a busy machine too: the recipe is for the share of it that is free.
@@ -43,12 +55,14 @@ def recommended(
 
         free = replace(machine, cores=machine.cores / times)
         recipe = recommend(name, _images(row), free, minutes, content, slowed)
-        notes = busy(session, machine, pool, None if minutes else recipe.seconds)
-        if notes and minutes:
-            notes = [f"{notes[0]}; the recipe counts on that, and takes less time once the machine is idle"]
-        return replace(recipe, notes=[*recipe.notes, *notes])
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
+    spec = PretrainSpec.model_validate(recipe.spec)
+    time = estimate(session, spec, pool, int(machine.is_gpu), pretraining_count(row, spec.data))["time"]
+    if busy := time["busy"]:
+        counts = "; the recipe counts on that, and takes less time once the machine is idle" if minutes else ""
+        recipe = replace(recipe, notes=[*recipe.notes, busy + counts])
+    return Recipe(**vars(recipe), time=time)
 
 
 def recommended_lengths(

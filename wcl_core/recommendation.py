@@ -25,6 +25,7 @@ CONTENTS: tuple[Content, ...] = get_args(Content)
 Length = Literal["quick", "standard", "thorough"]
 LEARNING_RATE = 0.06  # for SGD and a batch of 256, as the preset for CIFAR-10
 MIN_STEPS = 1_000
+_HOPELESS_STEPS = 100
 _STEPS_PER_EPOCH = 7  # at least, so that batches differ from epoch to epoch
 SMALLEST_BATCH = 8
 _MOST_EPOCHS = 1_000
@@ -110,6 +111,7 @@ class Recommendation:
         memory: bytes that the process needs; None where unknown.
         hope: what one may expect of it, as a sentence.
         notes: what to know before, as clauses.
+        warnings: why the training hardly learns, as clauses; a dry run of the spec has the same ones.
         further_epochs: that a trial, which is too short to learn, lacks of `MIN_STEPS`; 0 for other trainings.
     """
 
@@ -121,6 +123,7 @@ class Recommendation:
     hope: str
     notes: list[str] = field(default_factory=list)
     further_epochs: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 def recommend(
@@ -181,7 +184,24 @@ def recommend(
         _hope(images.count, has_labels=images.num_classes > 1),
         notes,
         max(0, plan.enough - epochs),
+        [few_steps(plan.per_epoch, epochs)] if steps < MIN_STEPS else [],
     )
+
+
+def few_steps(per_epoch: int, epochs: int, smaller: str = "") -> str:
+    """Return the warning about a training of fewer steps than `MIN_STEPS`, as a clause.
+
+    Args:
+        per_epoch: steps an epoch.
+        epochs: of the training.
+        smaller: another way to more steps, which is named first.
+    """
+    steps, enough = per_epoch * epochs, math.ceil(MIN_STEPS / per_epoch)
+    use = f"use at least {MIN_STEPS:,}, that is {smaller}epochs = {enough}"
+    if steps < _HOPELESS_STEPS:
+        return f"{counted(steps, 'step')} in all, too few to learn anything; {use}"
+    later = "" if smaller else f", or continue it for {counted(enough - epochs, 'epoch')}"
+    return f"{counted(steps, 'step')} in all, too few to learn much, so this is a trial; {use}{later}"
 
 
 @dataclass(frozen=True)
@@ -278,12 +298,8 @@ def _too_short(usual: _Plan, plan: _Plan, minutes: float, steps: int) -> Iterato
         longer = f"one epoch of {counted(plan.per_epoch * plan.batch, 'image')} takes {_time(plan.seconds(steps))} here"
         yield f"{longer}, longer than {budget}; for a trial, use fewer images"
     elif steps < MIN_STEPS:
-        further = plan.enough - steps // plan.per_epoch
-        whole = _time(plan.seconds(plan.enough * plan.per_epoch))
-        yield (
-            f"{counted(steps, 'step')} teach little, so this is a trial; to have {MIN_STEPS:,}, continue it for "
-            f"{counted(further, 'epoch')}: {whole} in all"
-        )
+        whole = plan.enough * plan.per_epoch
+        yield f"{counted(whole, 'step')} take {_time(plan.seconds(whole))}, longer than {budget}"
 
 
 def _time(seconds: float) -> str:

@@ -12,7 +12,7 @@ from api.http import files
 from api.http.auth import Reader, ServiceAdmin, Submitter
 from api.http.dependencies import TheDatabase
 from api.rest import responses
-from api.rest.responses import DatasetResponse, RefusedDataset, Response
+from api.rest.responses import DatasetResponse, RefusedDataset, Response, TrainingTime
 from jobs import dataset_sources, datasets, queries, recommendations
 from jobs.datasets import sheet_layouts, sheet_png
 from wcl_core.recommendation import Content
@@ -62,7 +62,8 @@ class RecommendationResponse(Response):
     """A recipe: `spec` for a job, its fields with reasons, steps, seconds and bytes of memory by rules of thumb.
 
     `hope` is what one may expect of it, and `notes` are what to know before. `further_epochs` are those to continue for
-    where the minutes are too short to learn; 0 where they are not.
+    where the minutes are too short to learn; 0 where they are not. `time` and `warnings` are those of a dry run of the
+    spec.
     """
 
     spec: dict[str, Any]
@@ -73,6 +74,8 @@ class RecommendationResponse(Response):
     hope: str
     notes: list[str]
     further_epochs: int
+    warnings: list[str]
+    time: TrainingTime
 
 
 class Datasets(Response):

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from jobs import queries, submission
+from jobs import estimates, queries, submission
 from jobs.advice import advice, advice_of, further_epochs_of
 from jobs.database import Database
+from jobs.recommendations import recommended
 from tests.jobs import rows
 from wcl_core.config import PretrainSpec, parse_spec, resolve_spec
 from wcl_core.presets import presets
+from wcl_core.recommendation import MIN_STEPS
 
 SGD = {"name": "sgd", "scaling": "linear"}
 
@@ -26,7 +28,14 @@ def advised(images: int, preset: str | None = None, **fields: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("images", "fields", "expected"),
     [
-        (490, {"epochs": 60}, ["420 steps in all, too few to learn much; use at least 1,000, that is epochs = 143"]),
+        (
+            490,
+            {"epochs": 60},
+            [
+                "420 steps in all, too few to learn much, so this is a trial; use at least 1,000, that is epochs = "
+                "143, or continue it for 83 epochs"
+            ],
+        ),
         (
             490,
             {"batch_size": 400, "epochs": 2000},
@@ -77,6 +86,23 @@ def test_a_training_that_has_ended_can_go_on(epochs: int, fields: dict[str, Any]
     spec = parse_spec("pretrain", {"data": {"name": "photos"}, "batch_size": 64, "epochs": epochs} | fields)
     assert isinstance(spec, PretrainSpec)
     assert advice(spec, 490, None, is_trained=True)[-1].startswith(expected)
+
+
+@pytest.mark.parametrize("minutes", [0.1, 1.0, 5.0, 60.0])
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_a_recipe_and_the_dry_run_of_it_have_one_verdict_and_one_time(
+    database: Database, dataset: str, minutes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows.add_dataset(database, name=dataset)
+    for load in (0.0, 16.0):
+        monkeypatch.setattr(estimates.os, "getloadavg", lambda load=load: (load, load, load))
+        with database.read() as session:
+            recipe = recommended(session, dataset, minutes)
+            plan = submission.plan(session, rows.new_job(spec=recipe.spec))
+        waits = "no running worker fits; the job would wait for one"
+        assert [waits, *recipe.warnings] == plan["warnings"]
+        assert (len(recipe.warnings), recipe.steps) == (recipe.steps < MIN_STEPS, plan["total_steps"])
+        assert recipe.time == plan["estimate"]["time"]
 
 
 def test_the_rate_is_compared_with_that_of_the_preset() -> None:

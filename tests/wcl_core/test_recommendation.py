@@ -79,9 +79,11 @@ def test_the_minutes_are_kept_by_smaller_images_then_batches_then_fewer_steps() 
     hurried = recommend("photos", images, CPU, 1)
     assert (hurried.steps, hurried.further_epochs, hurried.spec["epochs"]) == (375, 5, 3)
     assert hurried.seconds <= 63
-    assert hurried.notes[1] == (
-        "375 steps teach little, so this is a trial; to have 1,000, continue it for 5 epochs: about 3 minutes in all"
-    )
+    assert hurried.notes[1] == "1,000 steps take about 3 minutes, longer than 1 minute"
+    assert hurried.warnings == [
+        "375 steps in all, too few to learn much, so this is a trial; use at least 1,000, that is epochs = 8, or "
+        "continue it for 5 epochs"
+    ]
     quick = recommend("photos", images, CPU, length="quick")
     assert quick.seconds <= 1.05 * 600
 

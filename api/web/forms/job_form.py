@@ -49,7 +49,6 @@ from jobs.new_job import default_name, kind_of
 from wcl_core.config import Kind, PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.overlay import changes_from, leaves, merged, overlaid
 from wcl_core.presets import described_presets, presets
-from wcl_core.text import counted
 
 router = APIRouter(include_in_schema=False)
 
@@ -94,11 +93,9 @@ class Form(SpecForm):
 
     @property
     def warnings(self) -> list[str]:
-        """The warnings of the dry run; a proposal says itself, beside the choice, where it is a trial."""
-        plan = self.plan or {}
-        few = f"{counted(plan.get('total_steps', 0), 'step')} in all"
-        is_proposal = self.recipe is not None and self.spec_request == self.recipe.proposal.spec
-        return [text for text in plan["warnings"] if not (is_proposal and text.startswith(few))]
+        """The warnings of the dry run; those of a proposal stand beside the choice."""
+        shown = self.recipe.proposal.warnings if self.recipe else []
+        return [text for text in (self.plan or {})["warnings"] if text not in shown]
 
     @property
     def seconds(self) -> float | None:
@@ -122,6 +119,11 @@ class Form(SpecForm):
         return yaml.safe_dump(self.request.get("spec") or {}, sort_keys=False, allow_unicode=True).strip()
 
     @property
+    def file(self) -> str:
+        """The name of a file for the spec."""
+        return f"{self.recipe.dataset if self.recipe else 'spec'}.yaml"
+
+    @property
     def command(self) -> str:
         """The command line that submits the same job."""
         words = ["wcl", "submit"]
@@ -130,7 +132,7 @@ class Form(SpecForm):
             words += ["--preset", self.request["preset"]]
             words += [word for name, value in leaves(spec) for word in ("--set", f"{name}={_json(value)}")]
         else:
-            words += ["spec.yaml"]
+            words += [self.file]
         words += ["--kind", "evaluate"] if self.kind == "evaluate" else []
         for name in ("name", "pool", *NUMBERS):
             words += [f"--{name.replace('_', '-')}", str(self.request[name])] if name in self.request else []

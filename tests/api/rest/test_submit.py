@@ -161,7 +161,8 @@ def test_a_dry_run_returns_the_plan_and_creates_nothing(served: Served) -> None:
     assert plan["total_steps"] == 1000 // 256 * 100
     assert plan["warnings"] == [
         "no running worker fits; the job would wait for one",
-        "300 steps in all, too few to learn much; use at least 1,000, that is epochs = 334",
+        "300 steps in all, too few to learn much, so this is a trial; use at least 1,000, that is epochs = 334, or "
+        "continue it for 234 epochs",
     ]
     assert rows.rows_of(served.database, Job) == []
     assert rows.rows_of(served.database, IdempotencyKey) == []
