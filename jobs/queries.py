@@ -14,6 +14,7 @@ from jobs import access, search
 from jobs.database import now_ms, project_of, within
 from jobs.errors import FieldError, Invalid, NotFound, existing
 from jobs.models import (
+    LISTED,
     Artifact,
     Attempt,
     Checkpoint,
@@ -97,6 +98,7 @@ def list_jobs(
     archived: Archived = "",
     starred: bool = False,
     by: str | None = None,
+    folded: bool = False,
     cursor: str | None = None,
     limit: int = 50,
 ) -> Page[Job]:
@@ -109,6 +111,7 @@ def list_jobs(
         tag: only jobs with this tag.
         q: text that name, id or dataset must contain.
         archived, starred, by: as `Filters`.
+        folded: whether evaluations of a training and trials of a sweep are left out.
         cursor: the last id of the previous page.
         limit: jobs of a page.
 
@@ -122,6 +125,7 @@ def list_jobs(
         filters = Filters(states, kind or "", tag or "", q or "", archived, starred, by or "")
         statement = matching(session, select(Job.id), filters)
         statement = statement.where(Job.id < cursor) if cursor else statement
+        statement = statement.where(LISTED) if folded else statement
         return statement.order_by(Job.id.desc()).limit(limit + 1)
 
     # The newest ones of each state are a range of an index; several states at once would be sorted as a whole.

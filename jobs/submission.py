@@ -6,12 +6,13 @@ repeated request return the first request's row.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 
-from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import access, activity, checkpoints, listing, queries, weights
@@ -377,7 +378,7 @@ def free_name(session: Session, name: str) -> str:
     """
 
     def taken(beginning: str) -> set[str]:
-        statement = select(Job.name).where(Job.name.startswith(beginning, autoescape=True))
+        statement = select(Job.name).where(Job.name.startswith(beginning, autoescape=True), _is_kept())
         return set(session.execute(statement).scalars())
 
     base, _, number = name.rpartition("-")
@@ -388,22 +389,33 @@ def free_name(session: Session, name: str) -> str:
     return name if name not in names else next(each for each in numbered if each not in names)
 
 
-def same_name(session: Session, name: str | None, besides: str | None = None) -> list[str]:
-    """Return the warning that others of the newest jobs have a name that a user gives; none where it is free.
+def same_name(session: Session, name: str | None, besides: Sequence[str] = ()) -> list[str]:
+    """Return the warning that others have a name that a user gives, with a free one; none where it is free.
 
     Args:
         session: a transaction.
         name: that was given; None for a name that the service chooses.
-        besides: the id of the job that has it by now.
+        besides: the ids of the jobs that have it by now.
     """
-    if name is None:
-        return []
-    newest = select(Job.id, Job.name).order_by(Job.id.desc()).limit(_MOST_NAMES).subquery()
-    others = select(func.count()).select_from(newest).where(newest.c.name == name, newest.c.id != (besides or ""))
-    if not (number := session.execute(others).scalar_one()):
-        return []
-    have = "another job has" if number == 1 else f"{number:,} other jobs have"
-    return [f"{have} the name {name}, so only ids tell them apart; {free_name(session, name)} is free"]
+    warnings = [] if name is None else list(same_names(session, [name], besides).values())
+    return [f"{each}; {free_name(session, name)} is free" for each in warnings if name is not None]
+
+
+def same_names(session: Session, names: Sequence[str], besides: Sequence[str] = ()) -> dict[str, str]:
+    """Return the warning about each name that others of the newest jobs have, or that was given twice.
+
+    Arguments as for `same_name`.
+    """
+    newest = select(Job.id, Job.name).where(_is_kept()).order_by(Job.id.desc()).limit(_MOST_NAMES).subquery()
+    others = select(newest.c.name).where(newest.c.name.in_(set(names)), newest.c.id.not_in(besides))
+    counts = Counter(session.execute(others).scalars()) + Counter({name: n - 1 for name, n in Counter(names).items()})
+    have = {name: "another job has" if n == 1 else f"{n:,} other jobs have" for name, n in counts.items()}
+    return {name: f"{has} the name {name}, so only ids tell them apart" for name, has in have.items()}
+
+
+def _is_kept() -> ColumnElement[bool]:
+    """Return the condition for a job whose name counts: not one that was cancelled before it began."""
+    return or_(Job.status != Status.CANCELLED, Job.attempt > 0)
 
 
 def idle_gpus(gpus: int, spec: dict[str, Any]) -> list[str]:

@@ -438,8 +438,8 @@ def _headline(gains: Sequence[Gain], is_random: bool, is_over: bool, *, with_num
             to = "" if parts else f" to {beginning}"
             parts.append(f"no difference{to} shown{'' if is_over else ' yet'} in {count}{numbers}")
         else:
-            than = "" if parts else f" than {beginning}"
-            parts.append(f"{finding}{than} in {count}{numbers}")
+            word, than = ("below", "") if finding == "worse" and not is_over else (finding, "than ")
+            parts.append(f"{word}{'' if parts else f' {than}{beginning}'} in {count}{numbers}")
     text = ", ".join(parts)
     return f"{text[:1].upper()}{text[1:]}{few}"
 
@@ -546,7 +546,8 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
         "too few seeds for an interval" if gap.is_open else f"interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
     )
     if gap.is_shown:
-        finding = f"{'better' if gap.value > 0 else 'worse'} than {other} by {points} {margin} points"
+        worse = "worse than" if is_over else "below"  # what goes on may still get better
+        finding = f"{'better than' if gap.value > 0 else worse} {other} by {points} {margin} points"
         return f"{subject} is {finding}" if subject else f"{finding[:1].upper()}{finding[1:]}"
     if gap.value:
         ahead, behind = ("ahead of", "behind") if subject else ("above", "below")
@@ -682,6 +683,32 @@ def sides(session: Session, job: Job) -> tuple[dict[int, Job], dict[int, Job]]:
     own = {int(each.spec["seed"]): each for each in alike if each.spec["method"] == method}
     twin = {int(each.spec["seed"]): each for each in alike if each.spec["method"] != method}
     return own | {int(job.spec["seed"]): job}, twin
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The twin of a training.
+
+    Attributes:
+        method: of the twin.
+        title: of the method, for people.
+        job: the one with the same settings, if there are several the one with the same seed; None while there is none
+            but failed and cancelled ones.
+    """
+
+    method: str
+    title: str
+    job: Job | None
+
+
+def its_twin(session: Session, job: Job) -> Twin | None:
+    """Return the twin of a training, which its spec alone decides; None for an evaluation, and for a sweep's trial."""
+    if job.kind != "pretrain" or job.sweep_id is not None:
+        return None
+    method, others = twin_of(str(job.spec["method"])), sides(session, job)[1]
+    by_seed = {seed: each for seed, each in others.items() if each.status not in (Status.FAILED, Status.CANCELLED)}
+    newest = max(by_seed.values(), key=lambda each: each.id, default=None)
+    return Twin(method, method_title(method), by_seed.get(int(job.spec["seed"]), newest))
 
 
 def _beside_method(job: Job) -> dict[str, object]:

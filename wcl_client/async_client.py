@@ -475,6 +475,14 @@ class AsyncWclClient(AsyncSweepClient):
         """Return a job with its spec."""
         return await self._json(Job, "GET", f"/v1/jobs/{part(job_id)}")
 
+    async def twin(self, job_id: str) -> Json:
+        """Return the twin of a training: `method`, `title`, and `job_id`, `name`, `status`, None while there is none.
+
+        Raises:
+            ConflictError: the job is an evaluation or a trial of a sweep.
+        """
+        return await self._json(Json, "GET", f"/v1/jobs/{part(job_id)}/twin")
+
     async def compare(self, job_ids: Sequence[str], *, twin: bool = False) -> Json:
         """Return the verdict about jobs, their results side by side, and the fields that differ.
 
@@ -494,13 +502,16 @@ class AsyncWclClient(AsyncSweepClient):
         archived: Archived | None = None,
         starred: bool = False,
         by: str | None = None,
+        folded: bool = False,
         limit: int = 50,
     ) -> list[Job]:
         """Return the newest jobs that match, at most `limit`; `q` is a part of the name, `by` a key's name or id.
 
-        Archived jobs are left out, unless `archived` is `all`, or `only` for these alone.
+        Archived jobs are left out, unless `archived` is `all`, or `only` for these alone. `folded` leaves out
+        evaluations of a training and trials of a sweep.
         """
         filters = {"kind": kind, "tag": tag, "q": q, "archived": archived, "by": by}
+        filters |= {"folded": "true" if folded else None}
         return await self._newest("/v1/jobs", limit, status=status, starred="true" if starred else None, **filters)
 
     async def archive(self, job_id: str) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -135,11 +136,26 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
         ("busy", (job.get("expected_time") or {}).get("busy")),
         ("verdict", verdict_text(job)),
         ("accuracy", job.get("before_training")),
+        ("map", f"{url}/jobs/{job['id']}/map" if _has_map(job) else None),
         *(("compared", each["sentence"]) for each in (job.get("verdict") or {}).get("contrasts", ())),
         ("weak labels", _weak_labels(job)),
         ("warning", (job.get("weak_labels") or {}).get("warning")),
         *(("warning", f"{capitalised(each)}.") for each in job.get("warnings", ())),
     ]
+
+
+def _has_map(job: Job) -> bool:
+    return job["status"] == "succeeded" and "map" in (job.get("spec") or {}).get("protocols", ())
+
+
+def twin_text(job: Job, twin: Json) -> str:
+    """Return the twin of a training with the command that compares both, or the one that trains it."""
+    short = job["id"][-12:]
+    if twin["job_id"] is not None:
+        return f"{twin['title']} twin {twin['name']} ({twin['status']}): wcl compare {short}"
+    name = shlex.quote(f"{job['name']}-{twin['method']}")
+    adds = f"{twin['title']} twin, which shows what the method adds"
+    return f"{adds}: wcl clone {short} --set method={twin['method']} --name {name}"
 
 
 def verdict_text(job: Job) -> str | None:

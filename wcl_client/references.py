@@ -50,7 +50,8 @@ def find_job(client: WclClient, reference: str, kind: JobKind | None = None) -> 
 def matching_jobs(rows: Sequence[Any], reference: str, kind: JobKind | None = None) -> list[Any]:
     """Return the jobs, or sweeps, that a reference names.
 
-    A whole name, and the beginning or the end of an id, come before the middle of an id and a part of a name.
+    A whole name, and the beginning or the end of an id, come before the middle of an id and a part of a name. A job
+    that was cancelled before it began comes after all others.
 
     Args:
         rows: with `id`, `name` and, if a kind is preferred, `kind`.
@@ -68,7 +69,14 @@ def matching_jobs(rows: Sequence[Any], reference: str, kind: JobKind | None = No
     if not whole and is_part:
         inside = [job for job in rows if _matches(job["id"], reference)]
         whole = [*inside, *named(lambda name: reference.casefold() in name.casefold())]
-    return list({job["id"]: job for job in whole}.values())
+    named_jobs = {job["id"]: job for job in whole}
+    began = {job_id: job for job_id, job in named_jobs.items() if not _is_dropped(job)}
+    return list((began or named_jobs).values())
+
+
+def _is_dropped(row: Any) -> bool:
+    """Return whether a job was cancelled before it began; others of its name are meant."""
+    return bool(row["status"] == "cancelled" and row.get("attempt") == 0)
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

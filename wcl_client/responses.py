@@ -185,11 +185,15 @@ class WeakGroups(TypedDict, total=False):
 
 
 class Group(TypedDict, total=False):
-    """A seed group: jobs that differ in their seed only. `results` are numbers over the seeds."""
+    """A seed group: jobs that differ in their seed only. `results` are numbers over the seeds.
+
+    `warnings` are those of its submission.
+    """
 
     group_id: str
     items: list[Job]
     results: list[Json]
+    warnings: list[str]
 
 
 class Dataset(TypedDict, total=False):

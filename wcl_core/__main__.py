@@ -140,12 +140,15 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("file", type=Path, help="exported backbone or native checkpoint")
     verb.add_argument("folder", type=Path, help="folder with a folder for each class, or list with classes")
     verb.add_argument("out", type=Path, help="a file that ends in .safetensors")
+    verb.add_argument("--checkpoint", metavar="ID", help="id of the weights in a service, which the file names")
     _size_option(verb)
     verb.set_defaults(run=_classify_fit)
 
     verb = verbs.add_parser("classify-predict", help="write the classes of the images of a folder as a table")
     verb.add_argument("file", type=Path, help="a file of classify-fit")
-    verb.add_argument("folder", type=Path, nargs="+", help="image folder, list of images, or image files")
+    verb.add_argument(
+        "folder", type=Path, nargs="+", help="image folder, list of images, image files, or file of the protocol embed"
+    )
     verb.add_argument("out", type=Path, help="a file that ends in .csv")
     verb.set_defaults(run=_classify_predict)
 
@@ -305,7 +308,8 @@ def _neighbours(options: argparse.Namespace) -> int:
 def _classify_fit(options: argparse.Namespace) -> int:
     from wcl_core.evaluation.image_classifier import fit_classifier
 
-    fitted = fit_classifier(options.file, options.folder, options.out, _checked_size(options), _say_left_out)
+    size = _checked_size(options)
+    fitted = fit_classifier(options.file, options.folder, options.out, size, _say_left_out, options.checkpoint)
     counts = list(fitted.counts.items())
     more = f" and {len(counts) - 20:,} more" if len(counts) > 20 else ""
     write_line(f"read as: {fitted.layout}")

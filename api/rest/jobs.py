@@ -23,9 +23,11 @@ from api.rest.seed_groups import SubmittedGroup
 from jobs import queries, references, transitions
 from jobs import submission as service
 from jobs.database import Database
+from jobs.errors import Conflict
 from jobs.models import Job
 from jobs.new_job import NewJob
 from jobs.seed_groups import members
+from jobs.verdicts import its_twin
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -65,8 +67,10 @@ def submit(
     def answer(session: Session, job: Job) -> tuple[str, Response]:
         if body.seeds is None:
             return f"/v1/jobs/{job.id}", _created(session, job, body.name)
-        group = seed_groups.submitted(session, members(session, job.group_id or ""))
-        return f"/v1/groups/{job.group_id}", group
+        jobs = members(session, job.group_id or "")
+        names = [each.name for each in jobs] if body.name is not None else []
+        warnings = service.same_names(session, names, [each.id for each in jobs])
+        return f"/v1/groups/{job.group_id}", seed_groups.submitted(session, jobs, list(warnings.values()))
 
     response.headers["Location"], submitted = job_bodies.create_jobs(submission, body, new, answer)
     return submitted
@@ -80,11 +84,12 @@ def _plan(session: Session, body: JobBody, new: list[NewJob]) -> dict[str, Any]:
 
 
 class BatchItem(Response):
-    """A job of a batch."""
+    """A job of a batch; it has a warning if others have the name that was given."""
 
     id: str
     name: str
     status: str
+    warnings: list[str]
 
 
 class SubmittedBatch(Response):
@@ -94,16 +99,23 @@ class SubmittedBatch(Response):
 
 
 @router.post(":batch", status_code=201, responses=REPLAYED)
-def submit_batch(body: BatchBody, principal: Submitter, submission: TheSubmission) -> SubmittedBatch:
+def submit_batch(
+    body: BatchBody, principal: Submitter, database: TheDatabase, submission: TheSubmission
+) -> SubmittedBatch:
     """Submit up to 1,000 jobs by one request: all of them, or none.
 
     Errors name the job by its place, such as `/jobs/3/spec/data/name`.  With `Idempotency-Key`, a repeated request gets
     the first request's jobs, with status 200 and `Idempotency-Replayed: true`.
     """
     jobs = job_bodies.create_batch(submission, body)
-    return SubmittedBatch(
-        items=[BatchItem.model_construct(id=job.id, name=job.name, status=job.status) for job in jobs]
-    )
+    given = [each.name for each in body.jobs if each.name is not None]
+    with database.read() as session:
+        warnings = service.same_names(session, given, [job.id for job in jobs]) if given else {}
+    items = []
+    for job, sent in zip(jobs, body.jobs, strict=True):
+        about = [warnings[job.name]] if sent.name is not None and job.name in warnings else []
+        items.append(BatchItem.model_construct(id=job.id, name=job.name, status=job.status, warnings=about))
+    return SubmittedBatch(items=items)
 
 
 @router.get("")
@@ -117,6 +129,9 @@ def list_jobs(
     archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
     starred: Annotated[bool, Query(description="Only jobs with a star.")] = False,
     by: Annotated[str | None, Query(description="Name or id of the key that the jobs are of.", max_length=200)] = None,
+    folded: Annotated[
+        bool, Query(description="Whether evaluations of a training and trials of a sweep are left out.")
+    ] = False,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the previous part.", max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
 ) -> JobPage:
@@ -133,6 +148,7 @@ def list_jobs(
             archived=archived,
             starred=starred,
             by=by,
+            folded=folded,
             cursor=cursor,
             limit=limit,
         )
@@ -146,6 +162,33 @@ def show(job_id: str, principal: Reader, database: TheDatabase) -> JobResponse:
     """Return one job with its spec, and the reason why it waits."""
     with database.read() as session:
         return _response(session, queries.get_job(session, job_id))
+
+
+class TwinResponse(Response):
+    """The twin of a training: the SimCLR run with the settings of a WCL run, or the other way round.
+
+    `title` names its method for people.  `job_id`, `name` and `status` are null while there is none but failed and
+    cancelled ones.
+    """
+
+    method: str
+    title: str
+    job_id: str | None
+    name: str | None
+    status: str | None
+
+
+@router.get("/{job_id}/twin")
+def twin(job_id: str, principal: Reader, database: TheDatabase) -> TwinResponse:
+    """Return the twin of a training, which its spec alone decides; an evaluation and a trial of a sweep have none."""
+    with database.read() as session:
+        found = its_twin(session, queries.get_job(session, job_id))
+    if found is None:
+        raise Conflict("only a training has a twin, and this job is an evaluation or a trial of a sweep")
+    response = TwinResponse(method=found.method, title=found.title, job_id=None, name=None, status=None)
+    if (job := found.job) is None:
+        return response
+    return response.model_copy(update={"job_id": job.id, "name": job.name, "status": job.status})
 
 
 @router.patch("/{job_id}")
@@ -278,7 +321,7 @@ def _rendered(database: Database, job: Job) -> JobResponse:
 def _created(session: Session, job: Job, name: str | None) -> JobResponse:
     """Return a new job; its warnings begin with those about the name that was given, and about GPUs that idle."""
     response = _response(session, job)
-    first = service.same_name(session, name, job.id) + service.idle_gpus(job.gpus, job.spec)
+    first = service.same_name(session, name, [job.id]) + service.idle_gpus(job.gpus, job.spec)
     return response.model_copy(update={"warnings": first + response.warnings})
 
 

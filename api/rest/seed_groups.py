@@ -21,10 +21,11 @@ router = APIRouter(prefix="/v1/groups", tags=["jobs"])
 
 
 class SubmittedGroup(Response):
-    """One job for each seed, in the order of the seeds."""
+    """One job for each seed, in the order of the seeds; `warnings` are about names that other jobs have."""
 
     group_id: str
     items: list[JobSummary]
+    warnings: list[str]
 
 
 class GroupResult(Response):
@@ -64,16 +65,16 @@ def show(group_id: str, principal: Reader, database: TheDatabase) -> GroupRespon
     with database.read() as session:
         jobs = seed_groups.members(session, group_id)
         results = [_result(result) for result in seed_groups.results(session, jobs)]
-        return GroupResponse(group_id=group_id, items=_items(session, jobs), results=results)
+        return GroupResponse(group_id=group_id, items=_items(session, jobs), warnings=[], results=results)
 
 
 def _result(result: Result) -> GroupResult:
     return GroupResult.of(result, title=result_title(result.protocol, result.metric))
 
 
-def submitted(session: Session, jobs: Sequence[Job]) -> SubmittedGroup:
+def submitted(session: Session, jobs: Sequence[Job], warnings: list[str]) -> SubmittedGroup:
     """Return a group as `POST /v1/jobs` does."""
-    return SubmittedGroup(group_id=jobs[0].group_id or "", items=_items(session, jobs))
+    return SubmittedGroup(group_id=jobs[0].group_id or "", items=_items(session, jobs), warnings=warnings)
 
 
 def _items(session: Session, jobs: Sequence[Job]) -> list[JobSummary]:

@@ -25,8 +25,8 @@ from jobs import checkpoints, dataset_sources, datasets, queries, references, tr
 from jobs import submission as service
 from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Invalid
-from jobs.verdicts import sides
-from wcl_core.config import Protocol, twin_of
+from jobs.verdicts import its_twin
+from wcl_core.config import Protocol
 
 router = APIRouter(include_in_schema=False)
 
@@ -95,11 +95,11 @@ def train_twin(job_id: str, submitter: Submitter, database: TheDatabase, submiss
     """Train the twin of a training; redirect to its page, or to the comparison if there is a twin already."""
     with database.read() as session:
         job = queries.get_job(session, job_id)
-        if job.kind != "pretrain":
-            raise Conflict("only a training has a twin, and this job is an evaluation")
-        if sides(session, job)[1]:
+        if (twin := its_twin(session, job)) is None:
+            raise Conflict("only a training has a twin, and this job is an evaluation or a trial of a sweep")
+        if twin.job is not None:
             return _see(f"/compare?job={job_id}&twin=true")
-        method = twin_of(job.spec["method"])
+        method = twin.method
         name = service.free_name(session, service.shortened(job.name, f"-{method}"))
     body = CloneBody(spec={"method": method}, name=name)
     return _see(f"/jobs/{create_clone(submission, job_id, body).id}")

@@ -16,7 +16,7 @@ from jobs.database import Database
 from jobs.datasets import DatasetFacts, announce
 from jobs.models import Dataset, DatasetVersion, Evaluation
 from jobs.seed_groups import results
-from jobs.verdicts import Verdict, before_training, best_of, sides, verdict
+from jobs.verdicts import Verdict, before_training, best_of, its_twin, sides, verdict
 from tests.jobs import rows
 from wcl_core.intervals import newcombe, paired, wilson
 from wcl_core.per_image import KEY, Pairs, packed
@@ -58,7 +58,7 @@ def test_a_difference_that_the_images_do_not_show_is_called_so(database: Databas
     ("accuracies", "start"),
     [
         ((0.5, 0.62), "Better than the untrained network by 12.0 ± 1.4 points. kNN accuracy 62.0%"),
-        ((0.62, 0.5), "Worse than the untrained network by 12.0 ± 1.4 points. kNN"),
+        ((0.62, 0.5), "Below the untrained network by 12.0 ± 1.4 points. kNN"),
         ((0.5, 0.5), "No difference shown yet: as good as the untrained network, interval -1.4 to +1.4. kNN"),
     ],
 )
@@ -207,6 +207,28 @@ def test_a_run_is_compared_with_its_twin_over_paired_seeds(database: Database) -
     assert twin == "Better than its SimCLR twin by 4.0 ± 2.5 points (t-interval over 3 paired seeds)."
 
 
+def test_two_trainings_are_paired_by_their_specs_before_one_has_begun(database: Database) -> None:
+    rows.add_dataset(database)
+    ours, other_seed = rows.submit(database, spec={"seed": 1}), rows.submit(database, spec={"seed": 2})
+    evaluation = rows.submit(database, "evaluate", {"features": {"kind": "pixels"}})
+
+    def paired_with(job_id: str) -> str | None:
+        with database.read() as session:
+            found = its_twin(session, rows.job(database, job_id))
+        assert found is not None
+        assert (found.method, found.title) == (("simclr", "SimCLR") if job_id != twin else ("wcl", "WCL"))
+        return found.job and found.job.id
+
+    twin = ""
+    assert paired_with(ours) is None
+    twin = rows.submit(database, spec={"seed": 1, "method": "simclr"})
+    assert [paired_with(each) for each in (ours, other_seed, twin)] == [twin, twin, ours]
+    database.write(lambda session: transitions.cancel(session, twin))
+    assert paired_with(ours) is None, "a cancelled one compares nothing"
+    with database.read() as session:
+        assert its_twin(session, rows.job(database, evaluation)) is None
+
+
 def test_a_twin_that_has_succeeded_stands_before_a_newer_one_that_has_not(database: Database) -> None:
     dataset(database, [67, 40])
     ours = trained(database, {0: 0.5, 10: 0.6})
@@ -326,6 +348,19 @@ def result_of(right: str, protocol: str = "linear", *, is_stored: bool = True, *
     details = {KEY: packed(hits)} if is_stored else {}
     facts = {"protocol": protocol, "params": params, "details": details}
     return rows.evaluation(sum(hits) / 100, **facts)
+
+
+def test_a_comparison_names_the_baselines_that_all_must_beat(database: Database) -> None:
+    dataset(database, [60, 40])
+    jobs = [trained(database, {0: 0.3, 10: 0.6}, method=method) for method in ("wcl", "simclr")]
+    for job_id, right in zip(jobs, ("1111111100", "1111111000"), strict=True):
+        evaluated(database, job_id, result_of(right))
+    with database.read() as session:
+        (before,) = comparison(session, jobs).rows
+    measured(database, {"kind": "pixels"}, result_of("1110000000"))
+    with database.read() as session:
+        (row,) = comparison(session, jobs).rows
+    assert ([*before.to_beat], [*row.to_beat]) == ([], [("raw pixels", 0.3)])
 
 
 @pytest.fixture

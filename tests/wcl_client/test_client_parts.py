@@ -89,6 +89,18 @@ def test_the_warnings_about_a_spec_are_shown(capsys: pytest.CaptureFixture[str])
     assert [text.strip() for name, text in lines if name == "warning"] == ["20 steps in all.", "Too high a rate."]
 
 
+@pytest.mark.parametrize(
+    ("status", "protocols", "is_shown"),
+    [("succeeded", ["map"], True), ("running", ["map"], False), ("succeeded", ["knn"], False)],
+)
+def test_a_job_that_has_made_a_map_links_to_it(
+    status: str, protocols: list[str], is_shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job: Job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "status": status, "spec": {"protocols": protocols}}
+    out.show(output.answer_table(job, "http://server"))
+    assert (f"http://server/jobs/{job['id']}/map" in capsys.readouterr().out) == is_shown
+
+
 def test_a_row_is_one_line_of_a_terminal_and_whole_in_a_pipe() -> None:
     job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "name": "a rather long name " * 8, "kind": "pretrain"}
     job |= {"dataset": {"name": "photos-of-a-long-holiday"}, "status": "failed", "status_reason": "out_of_memory"}

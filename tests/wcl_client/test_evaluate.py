@@ -42,6 +42,39 @@ def test_a_job_stands_for_its_last_checkpoint(server: Served) -> None:
     assert by_checkpoint["spec"]["features"]["checkpoint_id"] == first.id
 
 
+def test_several_jobs_are_evaluated_by_one_command_or_none_of_them(server: Served) -> None:
+    first, second = trained(server.database), trained(server.database)
+    arguments = ["--protocol", "knn", "--baselines"]
+    refused = CliRunner().invoke(app, ["evaluate", first, "absent", *arguments])
+    assert "no job matches absent" in str(refused.exception)
+    assert len(rows.rows_of(server.database, Job)) == 2, "nothing was submitted"
+    assert CliRunner().invoke(app, ["evaluate", first, second, "--checkpoint", "5"]).exit_code == 2
+
+    done = CliRunner().invoke(app, ["evaluate", first, second, *arguments])
+
+    assert done.exit_code == 0, done.output
+    parents = [rows.job(server.database, job_id).parent_id for job_id in done.stdout.split()]
+    assert parents == [first, second]
+    listed = CliRunner().invoke(app, ["evaluate", first, second, "--protocol", "knn", "--json"])
+    assert [each["parent_id"] for each in json.loads(listed.stdout)] == [first, second]
+
+
+def test_the_twin_is_offered_at_once_and_then_compared(server: Served) -> None:
+    job_id = CliRunner().invoke(app, ["submit", "--preset", "digits-cpu", "--name", "ours"]).stdout.strip()
+    short = job_id[-12:]
+    shown = " ".join(CliRunner().invoke(app, ["show", job_id]).stdout.split())
+    offer = f"SimCLR twin, which shows what the method adds: wcl clone {short} --set method=simclr --name ours-simclr"
+    assert offer in shown
+
+    cloned = CliRunner().invoke(app, ["clone", short, "--set", "method=simclr", "--name", "ours-simclr"])
+    other = cloned.stdout.strip()
+    submitted = CliRunner().invoke(app, ["submit", "--preset", "digits-cpu", "--set", "epochs=70"])
+    assert "SimCLR twin, which shows what the method adds" in " ".join(submitted.stderr.split())
+    for each, named, title in ((job_id, "ours-simclr", "SimCLR"), (other, "ours", "WCL")):
+        shown = " ".join(CliRunner().invoke(app, ["show", each]).stdout.split())
+        assert f"{title} twin {named} (queued): wcl compare {each[-12:]}" in shown
+
+
 def test_baselines_are_measured_in_the_same_way(server: Served) -> None:
     job_id = trained(server.database)
     done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "linear", "--set", "seed=3", "--baselines"])

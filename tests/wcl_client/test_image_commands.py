@@ -177,6 +177,25 @@ def test_a_classifier_of_a_dataset_comes_from_the_job_that_has_its_features(comp
     predicted = predict(target, [tmp_path / "one"], tmp_path / "c.csv", None, pytest.fail)
     assert predicted.counts == {"zero": 1}
 
+    table = tmp_path / "digits.csv"
+    done = wcl("classify", "predict", str(target), "--dataset", "digits", "-o", str(table))
+    assert done.exit_code == 0, done.output
+    cells = [line.split(",")[:2] for line in table.read_text().splitlines()]
+    assert cells == [["path", "class"], ["train/0", "one"], ["train/1", "zero"]]
+    assert len(rows.rows_of(computed.server.database, Job)) == 2, "no second job computes them"
+    other = tmp_path / "other.safetensors"
+    (tmp_path / "zero").mkdir()
+    Image.new("RGB", (8, 8), (20, 30, 200)).save(tmp_path / "zero" / "blue.png")
+    (tmp_path / "both").mkdir()
+    for name in ("one", "zero"):
+        (tmp_path / name).rename(tmp_path / "both" / name)
+    assert wcl("classify", "fit", str(tmp_path / "native"), str(tmp_path / "both"), "-o", str(other)).exit_code == 0
+    for file, message in ((other, "names no checkpoint of the service"), (tmp_path / "native", "is no classifier")):
+        refused = wcl("classify", "predict", str(file), "--dataset", "digits", "-o", str(table), "--force")
+        assert message in " ".join(refused.stderr.replace("│", " ").split())
+    refused = wcl("classify", "predict", str(target), "-o", str(table), "--force")
+    assert "either a folder or images, or --dataset NAME" in " ".join(refused.stderr.replace("│", " ").split())
+
 
 def test_weights_of_a_training_that_goes_on_name_their_epoch(server: Served, tmp_path: Path) -> None:
     training = rows.Run(server.database, rows.running(server.database))

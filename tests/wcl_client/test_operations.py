@@ -83,6 +83,9 @@ def test_a_folder_and_a_file_of_several_specs_are_submitted_together(server: Ser
     ]
     assert len(rows.rows_of(server.database, Job)) == 4
     assert "4 jobs" in done.stderr
+    assert "warning" not in done.stderr
+    again = wcl("submit", "--preset", "digits-cpu", "--set", "epochs=20", str(folder)).stderr
+    assert "warning: another job has the name a, so only ids tell them apart" in again
     for option in (("--name", "x"), ("--seeds", "1,2"), ("--dry-run",)):
         assert f"{option[0]}: expected one spec, but there are 4" in " ".join(
             wcl("submit", str(folder), str(file), *option).stderr.replace("│", " ").split()
@@ -124,7 +127,7 @@ def test_a_job_that_has_ended_has_no_checkpoint_yet_to_come(server: Served) -> N
 def test_retry_and_clone_print_page_and_next_command_beside_the_id(server: Served) -> None:
     job_id = submit()
     wcl("cancel", job_id)
-    for verb, ending in (("retry", "-2"), ("clone", "-4")):
+    for verb, ending in (("retry", ""), ("clone", "-3")):  # the cancelled job had not begun, and keeps no name
         done = wcl(verb, job_id)
         new = done.stdout.strip()
         assert f"wcl digits tiny{ending}  {server.url}/jobs/{new}" in done.stderr
@@ -157,6 +160,9 @@ def test_submit_says_page_steps_place_and_what_will_hardly_learn(server: Served)
     planned = wcl("submit", "--preset", "digits-cpu", "--name", "short", "--dry-run").stdout
     assert taken.replace("another job has", "2 other jobs have") in " ".join(planned.split())
     assert wcl("submit", "--preset", "digits-cpu", "--dry-run").stdout.startswith("wcl digits tiny  one pretrain job")
+    for _ in range(2):
+        seeds = wcl("submit", "--preset", "digits-cpu", "--name", "both", "--seeds", "1,2").stderr
+    assert "warning: another job has the name both, seed 1, so only ids" in " ".join(seeds.split())
 
 
 def test_a_waiting_job_is_changed(server: Served) -> None:

@@ -132,6 +132,8 @@ def test_a_job_is_named_by_its_name(server: Served) -> None:
     assert all(f"{each[-12:]}: first (pretrain, queued, " in str(ambiguous) for each in (first, third))
     for each, named in ((second, "AGAIN"), (third, third[9:18]), (third, third[:-1]), (third, third[1:])):
         assert printed_json("show", named)["id"] == each, "a part of a name or of an id"  # type: ignore[index]
+    wcl("cancel", third)
+    assert printed_json("show", "first")["id"] == first, "the other one was cancelled before it began"  # type: ignore[index]
     assert "no job matches aga;" in str(wcl("show", "aga").exception), "too short a part"
     part = first[-12:]
     fourth = submit("--name", part)

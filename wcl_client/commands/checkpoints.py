@@ -27,7 +27,7 @@ from wcl_client.commands.shared import (
 from wcl_client.download import Downloaded
 from wcl_client.errors import ConflictError, ForeignServer
 from wcl_client.references import checkpoint_sentence, find_checkpoint, find_job
-from wcl_client.responses import FileKind, Job
+from wcl_client.responses import FileKind, Job, Json
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import err, out, print_json
 
@@ -55,9 +55,12 @@ def checkpoints(job: JobId, as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=USE)
 def evaluate(
-    reference: CheckpointId,
+    references: Annotated[
+        list[str],
+        typer.Argument(metavar="CHECKPOINT...", help="Checkpoints' ids, or jobs: each stands for its last checkpoint."),
+    ],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Of a job: the step of the checkpoint, or its id; default: its last checkpoint.")
+        str | None, typer.Option(help="Of one job: the step of the checkpoint, or its id; default: its last one.")
     ] = None,
     protocol: Annotated[
         list[str] | None, typer.Option(help="May be repeated; default: knn, linear, few_labels; without labels a map.")
@@ -70,20 +73,40 @@ def evaluate(
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the jobs end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a job that evaluates a checkpoint."""
+    """Submit a job that evaluates a checkpoint, for each checkpoint.
+
+    Two trainings that are evaluated with `--protocol knn` are compared image by image by `wcl compare`.
+    """
     spec = apply_overrides({"protocols": list(protocol)} if protocol else {}, overrides or ())
+    if checkpoint is not None and len(references) > 1:
+        raise typer.BadParameter(f"--checkpoint: expected one job, but there are {len(references)}")
     with WclClient.connect() as client:
-        job = client.evaluate(find_checkpoint(client, reference, checkpoint), spec)
-        if measures := job.get("measures"):
-            err.say(f"measures {measures['sentence']}")
-        jobs = [job, *(_baselines(client, job) if baselines else ())]
+        # All are looked up before the first is submitted.
+        ids = [find_checkpoint(client, reference, checkpoint) for reference in references]
+        evaluations: list[Job] = []
+        jobs: list[Job] = []
+        for checkpoint_id in ids:
+            job = client.evaluate(checkpoint_id, spec)
+            if measures := job.get("measures"):
+                err.say(f"measures {measures['sentence']}")
+            added = [job, *(_baselines(client, job) if baselines else ())]
+            evaluations.append(job)
+            jobs += [each for each in added if each["id"] not in {other["id"] for other in jobs}]
         if priority is not None:
             jobs = [_with_priority(client, each, priority) for each in jobs]
-        for baseline in jobs[1:]:
-            err.say(f"{baseline['name']}: {baseline['id']}")
+        submitted = {each["id"] for each in evaluations}
+        for baseline in jobs:
+            if baseline["id"] not in submitted:
+                err.say(f"{baseline['name']}: {baseline['id']}")
         if follow:
             jobs = follow_jobs(client, jobs, to_stderr=as_json)
-        print_json(jobs[0]) if as_json else out.say(jobs[0]["id"])
+        shown = {each["id"]: each for each in jobs}
+        evaluations = [shown[each["id"]] for each in evaluations]
+        if as_json:
+            print_json(evaluations[0] if len(references) == 1 else evaluations)
+        else:
+            for each in evaluations:
+                out.say(each["id"])
         if follow:
             require_success(jobs)
 
@@ -146,9 +169,7 @@ def download(
 def _loading_lines(path: Path) -> list[str]:
     """Return the lines of Python that load an exported backbone, by the metadata of the file."""
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(min(_MAX_HEADER_BYTES, int.from_bytes(file.read(8), "little"))))
-        facts = json.loads(header["__metadata__"]["wcl"])
+        facts = file_facts(path)
         lines = [line.replace("'backbone.safetensors'", repr(str(path))) for line in facts["load"]]
         side = int(facts["data"]["image_size"])
         return [
@@ -165,6 +186,18 @@ def _loading_lines(path: Path) -> list[str]:
         RecursionError,
     ):  # of a server of an older version
         return []
+
+
+def file_facts(path: Path) -> Json:
+    """Return the metadata of a weight file or a classifier.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, RecursionError: it cannot be read, or is of another kind.
+    """
+    with path.open("rb") as file:
+        header = json.loads(file.read(min(_MAX_HEADER_BYTES, int.from_bytes(file.read(8), "little"))))
+    facts: Json = json.loads(header["__metadata__"]["wcl"])
+    return facts
 
 
 def announced_checkpoint(client: WclClient, reference: str) -> str:

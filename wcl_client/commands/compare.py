@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,8 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import LOOK, AsCsv, AsJson, JobIds, refuse_both
+from wcl_client.commands.shared import LOOK, AsCsv, AsJson, JobIds, refuse_both, twin_texts
 from wcl_client.references import find_job
-from wcl_client.responses import Job
 from wcl_client.terminal import Rows, Styled, bold, out, print_csv, print_json
 from wcl_core.text import counted
 
@@ -40,10 +38,11 @@ def compare(
         comparison = client.compare(ids, twin=len(ids) == 1)
         query = "&".join([*(f"job={job_id}" for job_id in ids), *(["twin=true"] if len(ids) == 1 else [])])
         page = f"{client.url}/compare?{query}"
+        texts = twin_texts(client, jobs_of[0]) if len(comparison["configurations"]) < 2 else []
     if as_json:
         print_json(comparison)
         return
-    _say(comparison, jobs_of[0])
+    _say(comparison, texts)
     for table in (_results(comparison), _differing(comparison)):
         if table.has_rows:
             out.say()
@@ -52,18 +51,14 @@ def compare(
     out.say(page)
 
 
-def _say(comparison: Mapping[str, Any], first: Job) -> None:
-    """Print the verdict, or how to train the twin of the first job; then what makes the comparison unfair."""
+def _say(comparison: Mapping[str, Any], texts: Sequence[str]) -> None:
+    """Print the verdict, or how to train the twin, as `texts` say; then what makes the comparison unfair."""
     if verdict := comparison.get("verdict"):
         out.say(bold(f"{verdict.get('title', 'kNN accuracy')}: {verdict['sentence']}"))
     elif len(comparison["configurations"]) < 2:
         out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
-        if first["kind"] == "pretrain":
-            from wcl_core.config.methods import twin_of  # here, as it takes longer than the rest of `wcl`
-
-            method = twin_of(first["spec"]["method"])
-            name = shlex.quote(f"{first['name']}-{method}")
-            out.say(f"  train it: wcl clone {first['id'][-12:]} --set method={method} --name {name}")
+        for text in texts:
+            out.say(f"  {text}")
     else:
         out.say(bold("The accuracies cannot be compared: a job has none yet, or not all have labels."))
     for row in comparison["results"]:

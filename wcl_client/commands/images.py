@@ -6,6 +6,7 @@ a job of the service computes them once, and this machine downloads them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from typing import Annotated, TextIO
 import typer
 
 from wcl_client.api import WclClient
-from wcl_client.commands.checkpoints import announced_checkpoint, download_to
+from wcl_client.commands.checkpoints import announced_checkpoint, download_to, file_facts
 from wcl_client.commands.shared import USE, Force, follow_jobs, output_file, require_success
 from wcl_client.references import checkpoint_sentence, find_checkpoint, find_job
-from wcl_client.responses import Job
+from wcl_client.responses import Job, Json
 from wcl_client.terminal import err
 
 app = typer.Typer()
@@ -142,11 +143,13 @@ def _write_neighbours(
     if not Path(reference).is_file():  # before weights are downloaded, and a job is submitted for it
         run_library(["check-image", str(image)])
     out = [] if target is None else [f"--output={target}"]
+    if target is None:  # on standard error, so that a script reads rows alone
+        err.say(f"cosine similarity to {image.name}, the nearest image first:")
     if place.exists() or Path(reference).is_file():
         on_weights(reference, lambda file: ["neighbours", file, str(image), str(place), f"--count={count}", *out], size)
         return
     with tempfile.TemporaryDirectory(prefix="wcl-features-") as downloads, WclClient.connect() as client:
-        weights, stored = _of_dataset(client, reference, str(place), size, Path(downloads))
+        weights, stored, _ = _of_dataset(client, reference, str(place), size, Path(downloads))
         run_library(["neighbours", str(weights), str(image), str(stored), f"--count={count}", *out])
 
 
@@ -160,10 +163,16 @@ def _check_ending(target: Path) -> None:
         raise typer.BadParameter(f"{target}: expected a name that ends in .csv, .parquet or .npy")
 
 
-def _of_dataset(client: WclClient, reference: str, dataset: str, size: int | None, place: Path) -> tuple[Path, Path]:
-    """Return the downloaded weights of a job, and the features of a dataset by them; raise as `_dataset_features`."""
+def _of_dataset(
+    client: WclClient, reference: str, dataset: str, size: int | None, place: Path
+) -> tuple[Path, Path, str]:
+    """Return the weights of a job, the features of a dataset by them, and the checkpoint; raise as `_dataset_features`.
+
+    Both files are downloaded.
+    """
     stored = _dataset_features(client, reference, dataset, size, place)
-    return download_to(client, find_checkpoint(client, reference), place, "backbone").path, stored
+    checkpoint_id = find_checkpoint(client, reference)
+    return download_to(client, checkpoint_id, place, "backbone").path, stored, checkpoint_id
 
 
 def _dataset_features(client: WclClient, reference: str, dataset: str, size: int | None, place: Path) -> Path:
@@ -194,8 +203,10 @@ def _dataset_features(client: WclClient, reference: str, dataset: str, size: int
     data |= {} if size is None else {"image_size": size}
     job = client.evaluate(checkpoint["id"], {"protocols": ["embed"], "data": data})
     err.say(f"features of {dataset} by {checkpoint_sentence(checkpoint, trained)}: {client.url}/jobs/{job['id']}")
-    jobs = [job] if job["status"] == "succeeded" else follow_jobs(client, [job], to_stderr=True)
-    require_success(jobs)
+    if job["status"] == "succeeded":
+        return _stored_features(client, job, place)
+    err.say("a worker of the service computes them once; the job waits in the queue until one has room:")
+    require_success(follow_jobs(client, [job], to_stderr=True))
     return _stored_features(client, job, place)
 
 
@@ -231,25 +242,64 @@ def classify_fit(
     if target.suffix.lower() != ".safetensors":
         raise typer.BadParameter(f"{target}: expected a name that ends in .safetensors")
     with output_file(target, force):
-        if folder.exists() or Path(reference).is_file():
+        if Path(reference).is_file():
             _existing([folder])
             on_weights(reference, lambda file: ["classify-fit", file, str(folder), str(target)], size)
             return
         with tempfile.TemporaryDirectory(prefix="wcl-features-") as place, WclClient.connect() as client:
-            weights, stored = _of_dataset(client, reference, str(folder), size, Path(place))
-            run_library(["classify-fit", str(weights), str(stored), str(target)])
+            sizes = [f"--size={size}"] if size else []
+            if folder.exists():
+                images, checkpoint_id = folder, announced_checkpoint(client, reference)
+                weights = download_to(client, checkpoint_id, Path(place), "backbone").path
+            else:
+                weights, images, checkpoint_id = _of_dataset(client, reference, str(folder), size, Path(place))
+                sizes = []
+            origin = f"--checkpoint={checkpoint_id}"
+            run_library(["classify-fit", str(weights), str(images), str(target), origin, *sizes])
 
 
 @group.command(name="predict")
 def classify_predict(
     file: Annotated[Path, typer.Argument(help="A file of `wcl classify fit`.")],
-    images: Annotated[list[Path], typer.Argument(metavar="FOLDER_OR_IMAGES...", help=_IMAGES, callback=_existing)],
     target: Annotated[Path, typer.Option("--output", "-o", help="The .csv file to write.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER_OR_IMAGES...", help=_IMAGES, callback=_existing)
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="In place of a folder: a dataset of the service; a job computes its features.")
+    ] = None,
     force: Force = False,
 ) -> None:
-    """Predict the classes of images: a table with the path, the class and the probability of each class."""
+    """Predict the classes of images: a table with the path, the class and the probability of each class.
+
+    For a dataset, the classifier must have been fitted with the weights of a job of the service.
+    """
+    if bool(images) == (dataset is not None):
+        raise typer.BadParameter("expected either a folder or images, or --dataset NAME")
     with output_file(target, force):
-        run_library(["classify-predict", str(file), *map(str, images), str(target)])
+        if dataset is None:
+            run_library(["classify-predict", str(file), *map(str, images or ()), str(target)])
+            return
+        checkpoint_id, size = _origin(file)
+        with tempfile.TemporaryDirectory(prefix="wcl-features-") as place, WclClient.connect() as client:
+            stored = _dataset_features(client, checkpoint_id, dataset, size, Path(place))
+            run_library(["classify-predict", str(file), str(stored), str(target)])
+
+
+def _origin(file: Path) -> tuple[str, int]:
+    """Return the checkpoint that a classifier was fitted with, and the side of its images.
+
+    Raises:
+        BadParameter: the file is no classifier, or names no checkpoint.
+    """
+    facts: Json = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        facts = file_facts(file)
+    if "classifier" not in facts:
+        raise typer.BadParameter(f"{file} is no classifier; expected a file of `wcl classify fit`")
+    if (checkpoint_id := facts["classifier"].get("checkpoint_id")) is None:
+        raise typer.BadParameter(f"{file} names no checkpoint of the service; fit it with a job, or predict a folder")
+    return str(checkpoint_id), int(facts["spec"]["data"]["image_size"])
 
 
 def on_weights(reference: str, arguments: Callable[[str], list[str]], size: int | None = None) -> None:

@@ -28,6 +28,7 @@ from wcl_client.commands.shared import (
     refuse_both,
     require_success,
     say_submitted,
+    twin_texts,
 )
 from wcl_client.errors import NotFoundError
 from wcl_client.plans import print_plan
@@ -60,12 +61,20 @@ def jobs(
     by: Annotated[
         str | None, typer.Option("--by", metavar="KEY", help="Only jobs of the key with this name or id.")
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also evaluations of a training, and trials of a sweep.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print all that match as CSV, without a maximum.")] = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    Evaluations of a training and trials of a sweep are left out, as on the page, unless an option filters the jobs, or
+    the output is JSON or CSV.
+    """
     refuse_both(as_json, as_csv)
+    folded = not (every or as_json or any((status, kind, tag, query, archived, starred, by)))
     archives: Literal["only"] | None = "only" if archived else None
     if as_csv:
         with WclClient.connect() as client:
@@ -84,9 +93,12 @@ def jobs(
             archived=archives,
             starred=starred,
             by=by,
+            folded=folded,
             limit=limit,
         )
     print_json(rows) if as_json else out.show(output.jobs_table(rows))
+    if folded and out.is_terminal:
+        out.say("evaluations and trials of sweeps are left out; all jobs: wcl jobs --all")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -97,12 +109,13 @@ def show(reference: JobId, as_json: AsJson = False) -> None:
         evaluations = client.evaluations(job["id"])
         attempts = [] if as_json or not job.get("attempt") else client.attempts(job["id"])
         note = "" if as_json else dataset_note(client, job)
+        twins = [] if as_json else twin_texts(client, job)
     if as_json:
         print_json({**job, "evaluations": evaluations})
         return
     _say(client.url, job)
-    if note:
-        out.say(f" {note}")
+    for line in (*twins, *([note] if note else [])):
+        out.say(f" {line}")
     for line in (job.get("note") or "").splitlines():
         out.say(f" | {line}")
     for table in (

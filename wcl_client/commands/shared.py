@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 
 from wcl_client import completion
 from wcl_client.api import WclClient
-from wcl_client.errors import WclError
-from wcl_client.output import verdict_text
+from wcl_client.errors import NotFoundError, WclError
+from wcl_client.output import twin_text, verdict_text
 from wcl_client.plans import plan_lines, time_lines
 from wcl_client.progress import watch
 from wcl_client.responses import Job, JobOptions, Json
@@ -103,7 +103,18 @@ def conclusion(client: WclClient, ended: Job) -> list[str | Styled]:
         lines.append(f"  a map of its images, as no labels can be compared: wcl evaluate {short} --watch")
     elif all(each["evaluation_id"] is None for each in measures):
         lines.append(f"  more measures, beside the untrained network: wcl evaluate {short} --baselines --watch")
-    return [*lines, f"  features of new images: wcl features {short} FOLDER -o features.csv"]
+    lines.append(f"  features of new images: wcl features {short} FOLDER -o features.csv")
+    return [*lines, *(f"  {text}" for text in twin_texts(client, job))]
+
+
+def twin_texts(client: WclClient, job: Job) -> list[str]:
+    """Return the twin of a training with the next command, as `twin_text`; nothing for a job that has none."""
+    if job["kind"] != "pretrain" or job.get("sweep_id") or job["status"] in ("failed", "cancelled"):
+        return []
+    try:
+        return [twin_text(job, client.twin(job["id"]))]
+    except NotFoundError:  # a server of an older version
+        return []
 
 
 def _has_labels(client: WclClient, job: Job) -> bool:
@@ -154,15 +165,18 @@ def say_submitted(url: str, job: Job, facts: Sequence[str | Styled] = (), group:
     err.say(f"  follow {'them' if len(ids) > 1 else 'it'}: wcl watch {' '.join(ids)}")
 
 
-def describe_submitted(client: WclClient, jobs: Sequence[Job], facts: Sequence[str] = ()) -> None:
+def describe_submitted(
+    client: WclClient, jobs: Sequence[Job], facts: Sequence[str] = (), warnings: Sequence[str] = ()
+) -> None:
     """Print new jobs on standard error, as `say_submitted`: a training with its steps, its estimate and its warnings.
 
     Args:
         client: of the service.
         jobs: as the service has returned them; more than one is a seed group.
         facts: lines to print before those of the plan.
+        warnings: to print before those of the plan.
     """
-    warnings = list(jobs[0].get("warnings") or ())
+    warnings = [*warnings, *(jobs[0].get("warnings") or ())]
     with contextlib.suppress(WclError):  # the jobs are accepted, whatever becomes of the server now
         first = client.job(jobs[0]["id"])
         lines: list[str | Styled] = list(facts)
@@ -173,6 +187,7 @@ def describe_submitted(client: WclClient, jobs: Sequence[Job], facts: Sequence[s
             options: JobOptions = {"preset": first.get("preset"), "pool": first["pool"], "gpus": first["gpus"]}
             plan = client.plan("pretrain", first["spec"], **options)
         lines += plan_lines(plan | {"warnings": dict.fromkeys([*warnings, *plan["warnings"]])})
+        lines += [f"  {text}" for text in (twin_texts(client, first) if len(jobs) == 1 else ())]
         say_submitted(client.url, first, lines, jobs)
 
 

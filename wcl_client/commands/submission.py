@@ -30,10 +30,10 @@ from wcl_client.references import find_job, find_start
 from wcl_client.registration import when_registered
 from wcl_client.responses import JobKind
 from wcl_client.specfile import apply_overrides
-from wcl_client.terminal import Rows, bold, err, out, print_json
+from wcl_client.terminal import Rows, Styled, bold, err, out, print_json
 from wcl_core.files import write_bytes
 from wcl_core.spec_files import read_specs, spec_files
-from wcl_core.text import capitalised
+from wcl_core.text import capitalised, counted
 
 app = typer.Typer()
 
@@ -130,7 +130,7 @@ def submit(
             )
             jobs = group["items"]
         if not as_json:
-            describe_submitted(client, jobs)
+            describe_submitted(client, jobs, warnings=[] if numbers is None else group.get("warnings", []))
         if follow:
             jobs = follow_jobs(client, jobs, to_stderr=as_json)
         if numbers is None:
@@ -178,10 +178,13 @@ def recommend(
             out.say(f"  {choice['reason']}")
         last = choice["reason"]
     memory = "" if recipe["memory"] is None else f", about {output.size(recipe['memory'])} of memory"
-    out.say(f"{recipe['steps']:,} steps, about {max(1, round(recipe['seconds'] / 60)):,} min of training{memory}")
+    out.say(f"{recipe['steps']:,} steps{memory}")
+    out.say(f"time: {recipe['time']['text']}")
     out.say(f"to expect: {recipe['hope'][:1].lower()}{recipe['hope'][1:]}.")
     for note in recipe["notes"]:
         out.say(f"{capitalised(note)}.")
+    for warning in recipe["warnings"]:
+        out.say(Styled(f"warning: {warning}", "yellow"))
     if target is None:
         out.say(f"To use it: wcl recommend {dataset} -o {dataset}.yaml, then wcl submit {dataset}.yaml")
     else:
@@ -225,6 +228,7 @@ _CONTENTS = ("photos", "drawings", "overhead")
 _OF_BATCH = re.compile(r"/jobs/(\d+)(.*)")
 _MAX_BATCH = 1_000  # jobs of one request
 _MAX_WATCHED = 32
+_MOST_WARNINGS = 5
 _MAX_NAME = 200  # characters of a job's name
 
 
@@ -268,6 +272,11 @@ def _submit_batch(
         raise _named(error, list(specs)) from error
     if not as_json:
         err.say(bold(f"{len(items):,} jobs"), f"  {client.url}/")
+        warnings = list(dict.fromkeys(warning for item in items for warning in item.get("warnings", ())))
+        for warning in warnings[:_MOST_WARNINGS]:
+            err.say(Styled(f"  warning: {warning}", "yellow"))
+        if more := warnings[_MOST_WARNINGS:]:
+            err.say(Styled(f"  {counted(len(more), 'more warning')}", "yellow"))
     ended = follow_jobs(client, [client.job(item["id"]) for item in items], to_stderr=as_json) if follow else []
     if as_json:
         print_json({"items": ended or items})

@@ -75,7 +75,9 @@ class Predicted:
     left_out: Counter[str]
 
 
-def fit_classifier(file: Path, folder: Path, out: Path, size: int | None, warn: Warn) -> Fitted:
+def fit_classifier(
+    file: Path, folder: Path, out: Path, size: int | None, warn: Warn, checkpoint_id: str | None = None
+) -> Fitted:
     """Fit a classifier on the features of a labelled folder or list, and write it.
 
     If the folder has no test split, a fifth of each class measures the accuracy; then the classifier is fitted again on
@@ -86,6 +88,7 @@ def fit_classifier(file: Path, folder: Path, out: Path, size: int | None, warn: 
         folder: with a folder for each class, or a list with classes; or the file of a dataset's features by the same
             network.
         out: a safetensors file; it becomes visible whole.
+        checkpoint_id: of a service, that the weights are of; the file names it.
 
     Raises:
         ValueError: the ending of `out` is another one, or the file of features is that of another network.
@@ -112,7 +115,8 @@ def fit_classifier(file: Path, folder: Path, out: Path, size: int | None, warn: 
     mean, deviation = standard(rows[kept])
     weights = fit((rows[kept] - mean) / deviation, labels[kept], strength)
     tensors = {f"{_PREFIX}{name}": value for name, value in computed.network.state_dict().items()}
-    facts = {"spec": exported_facts(file, images.size), "classifier": {"classes": list(names)}}
+    origin = {} if checkpoint_id is None else {"checkpoint_id": checkpoint_id}
+    facts = {"spec": exported_facts(file, images.size), "classifier": {"classes": list(names)} | origin}
     checkpoint.write(out, tensors | {_WEIGHTS: weights, _MEAN: mean, _DEVIATION: deviation}, facts)
     counts = Counter(names[label] for label in labels[kept].tolist())
     by_class = {name: counts[name] for name in names}
@@ -207,33 +211,45 @@ def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, Hel
 
 
 def predict(file: Path, places: Sequence[Path], out: Path, size: int | None, warn: Warn) -> Predicted:
-    """Write the classes of the images of a folder or list, or of single images, as CSV.
+    """Write the classes of the images of a folder, a list or a dataset, or of single images, as CSV.
 
     Args:
         file: as `fit_classifier` writes it.
-        places, size, warn: as for `write_features`.
+        places: as for `write_features`; or the file of a dataset's features by the same network.
+        size, warn: as for `write_features`.
         out: a `.csv` file; it becomes visible whole.
 
     Raises:
-        ValueError: the ending of `out` is another one.
+        ValueError: the ending of `out` is another one, or the file of features is that of another network.
         DataError: there is no image that can be read.
         CheckpointError: the file is no classifier.
     """
     if out.suffix.lower() != ".csv":
         raise ValueError(f"{out}: expected a name that ends in .csv")
     names, weights, mean, deviation = _read(file)
-    computed = Features(file, size, warn)
-    files = images_of(places, warn)
-    paths = [path for path, _ in files.unlabelled]
-    read, rows = computed.of(files.root, paths)
+    left_out = Counter[str]()
+    if [each.suffix for each in places] == [".safetensors"]:
+        stored = read_embeddings(places[0])
+        paths, rows = stored.paths, stored.features
+        if rows.shape[1] != len(mean):
+            raise ValueError(
+                f"{places[0]}: its features have {rows.shape[1]} numbers, and those of {file} {len(mean)}; expected "
+                "features by the same network"
+            )
+    else:
+        computed = Features(file, size, warn)
+        files = images_of(places, warn)
+        found = [path for path, _ in files.unlabelled]
+        read, rows = computed.of(files.root, found)
+        paths, left_out = [shown(found[place]) for place in read], computed.left_out
     probabilities = logits((rows - mean) / deviation, weights).softmax(dim=1)
     chosen = probabilities.argmax(dim=1).tolist()
     table = [
-        [shown(paths[place]), names[best], *(f"{value:.4f}" for value in (row[best], *row))]
-        for place, best, row in zip(read, chosen, probabilities.tolist(), strict=True)
+        [path, names[best], *(f"{value:.4f}" for value in (row[best], *row))]
+        for path, best, row in zip(paths, chosen, probabilities.tolist(), strict=True)
     ]
     write_table(out, ["path", "class", "probability", *(f"p({name})" for name in names)], table)
-    return Predicted(Counter(names[best] for best in chosen), computed.left_out)
+    return Predicted(Counter(names[best] for best in chosen), left_out)
 
 
 def _read(file: Path) -> tuple[Sequence[str], Tensor, Tensor, Tensor]:

@@ -25,7 +25,8 @@ def test_seeds_make_a_group_of_jobs_that_differ_in_the_seed_alone(served: Served
 
     group = answer.json()
     assert answer.status_code == 201
-    assert group.keys() == {"group_id", "items"}
+    assert group.keys() == {"group_id", "items", "warnings"}
+    assert group["warnings"] == []
     assert answer.headers["location"] == f"/v1/groups/{group['group_id']}"
     assert [job["name"] for job in group["items"]] == ["three, seed 3", "three, seed 0", "three, seed 5"]
     assert {job["group_id"] for job in group["items"]} == {group["group_id"]}
@@ -49,6 +50,39 @@ def test_the_same_key_answers_with_the_same_group(served: Served) -> None:
     assert again.json() == first.json()
     assert_problem(other, 422)
     assert len(rows.rows_of(served.database, Job)) == 3
+
+
+def test_a_name_that_others_have_gives_a_warning_also_for_seeds_and_batches(served: Served) -> None:
+    client = served.client()
+    client.post("/v1/jobs", json=BODY)
+
+    group = client.post("/v1/jobs", json=BODY | {"seeds": [5, 6]}).json()
+    unnamed = [client.post("/v1/jobs", json={key: BODY[key] for key in ("kind", "spec", "seeds")}) for _ in range(2)]
+    job = {"kind": "pretrain", "spec": SPEC}
+    names = ["three, seed 5", "new", "twice", "twice"]
+    batch = client.post("/v1/jobs:batch", json={"jobs": [job, *(job | {"name": name} for name in names)]}).json()
+
+    ends = "so only ids tell them apart"
+    assert group["warnings"] == [f"another job has the name three, seed 5, {ends}"]
+    assert [each.json()["warnings"] for each in unnamed] == [[], []], "the service chose these names"
+    assert [each["warnings"] for each in batch["items"]] == [
+        [],
+        [f"2 other jobs have the name three, seed 5, {ends}"],
+        [],
+        *[[f"another job has the name twice, {ends}"]] * 2,
+    ]
+
+
+def test_a_job_that_was_cancelled_before_it_began_keeps_no_name(served: Served) -> None:
+    client, named = served.client(), {"kind": "pretrain", "spec": SPEC, "name": "mine"}
+    first = client.post("/v1/jobs", json=named).json()
+    client.post(f"/v1/jobs/{first['id']}/cancel")
+    second = client.post("/v1/jobs", json=named).json()
+    third = client.post("/v1/jobs", json=named).json()
+
+    assert not any("the name" in text for text in second["warnings"])
+    assert "another job has the name mine, so only ids tell them apart; mine-2 is free" in third["warnings"]
+    assert client.post(f"/v1/jobs/{first['id']}/clone").json()["name"] == "mine-2"
 
 
 def test_a_group_that_is_wrong_makes_nothing(served: Served) -> None:
