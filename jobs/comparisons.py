@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import queries, seed_groups, verdicts
-from jobs.baselines import difference_of_one_seed
+from jobs.baselines import Beside, beside, difference_of_one_seed
 from jobs.configurations import Configuration, Measure, configurations_of, measured
 from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Job
@@ -57,7 +57,8 @@ class Row:
 
     `lead` is None where fewer than two configurations were measured.
     `difference` is that of the first of two configurations to the second one.
-    `reference` is the result of the comparison's reference.
+    `reference` is the result of the comparison's reference.  `to_beat` are the accuracies that all configurations must
+    beat, by name: of the largest class, the raw pixels and the untrained network, where each has the same.
     """
 
     measure: Measure
@@ -66,6 +67,7 @@ class Row:
     lead: Lead | None
     difference: Difference | None
     reference: Result | None = None
+    to_beat: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,9 @@ def _rows(session: Session, chosen: Sequence[Configuration], pinned: Configurati
             of_reference[measure] = result
     names = dict(session.execute(select(Dataset.digest, Dataset.name)).all())
     table = {each: results for each, results in table.items() if not _is_outdated(each, results, table)}
+    around = beside(
+        session, [own for results in table.values() for each in results if each for own in each.evaluations]
+    )
     rows = [
         Row(
             measure=each,
@@ -200,6 +205,7 @@ def _rows(session: Session, chosen: Sequence[Configuration], pinned: Configurati
             lead=_lead(each, results, _distinct_names(chosen)),
             difference=_of_two(results),
             reference=of_reference.get(each),
+            to_beat=_to_beat(results, around),
         )
         for each, results in table.items()
     ]
@@ -212,6 +218,16 @@ def _rows(session: Session, chosen: Sequence[Configuration], pinned: Configurati
             row.measure.title,
         ),
     )
+
+
+def _to_beat(results: Sequence[Result | None], around: Mapping[str, Beside]) -> list[tuple[str, float]]:
+    """Return the accuracies beside the results, by name, that are the same for all of them."""
+    every = [dict(around[own.id].values) for each in results if each for own in each.evaluations if own.id in around]
+    return [
+        (name, value)
+        for name, value in (every[0] if every else {}).items()
+        if all((name, value) in each.items() for each in every)
+    ]
 
 
 def _is_outdated(each: Measure, results: list[Result | None], table: dict[Measure, list[Result | None]]) -> bool:

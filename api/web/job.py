@@ -33,10 +33,10 @@ from jobs.references import references
 from jobs.seed_groups import Result
 from jobs.status import TERMINAL, Status
 from jobs.sweeps import Place
-from jobs.verdicts import Verdict, before_training, verdict
+from jobs.verdicts import Twin, Verdict, before_training, its_twin, verdict
 from jobs.waiting import Waiting, explain, pending
 from jobs.weak_labels import lasting_quality
-from wcl_core.config import PROTOCOLS, protocol_facts
+from wcl_core.config import PROTOCOLS, protocol_facts, why_no_weak_labels
 from wcl_core.export import loading_lines
 from wcl_core.metrics import is_hardware
 from wcl_core.protocol import GPU_PERCENT, HARDWARE_PREFIX, MAP_FACTS, PROCESS_MEMORY_MIB
@@ -82,6 +82,7 @@ class Run:
     note: str | None
     reference: Job | None  # the training that it is compared with
     verdict: Verdict | None
+    twin: Twin | None
     noise: str | None
     before_training: str | None  # about an accuracy that is still that of the untrained network
     measures: Measured | None
@@ -214,6 +215,7 @@ def run(session: Session, job_id: str) -> Run:
         note=_note(session, job),
         reference=_reference(session, job),
         verdict=verdict(session, job),
+        twin=its_twin(session, job),
         noise=None if (labels := lasting_quality(session, job)) is None else labels.warning,
         before_training=before_training(session, [job]).get(job.id),
         measures=queries.measured_checkpoint(session, job),
@@ -251,7 +253,7 @@ def sections(run: Run, address: str = "") -> list[tuple[str, str]]:
     after_curves = parts.index(("curves", "Curves")) + 1 if run.has_curves else 0
     if run.map_job:
         links.insert(after_curves, (f"/jobs/{run.map_job}/map", "Map"))
-    if run.has_curves:
+    if run.has_curves and why_no_weak_labels(str(run.job.spec["method"])) is None:
         links.insert(after_curves, (f"/jobs/{run.job.id}/weak-labels", "Weak labels"))
     return links
 

@@ -42,6 +42,24 @@ def test_measurements_stand_apart_and_absent_ones_are_explained(visitor: Visitor
     assert page.url.endswith("#hardware")
 
 
+def test_a_print_has_the_charts_that_were_never_on_the_screen(visitor: Visitor, site: Site) -> None:
+    run = site.running("printed")
+    run.start()
+    run.report({"type": "metrics", "step": 1, "values": {"train/loss": 3.0, **CPU}})
+    run.end()
+    page = visitor.window()
+    page.set_viewport_size({"width": 1440, "height": 200})
+    page.goto(f"/jobs/{run.job_id}")
+    expect(page.locator("#hardware figure.chart")).to_have_count(3)
+    unseen = page.locator("figure.chart:not([data-seen])")
+    assert unseen.count() > 0, "no chart is below the screen"
+
+    page.evaluate("() => void dispatchEvent(new Event('beforeprint'))")
+
+    expect(unseen).to_have_count(0)
+    expect(page.locator("#hardware figure.chart canvas")).to_have_count(3)
+
+
 def test_missing_gpu_metrics_are_explained(visitor: Visitor, site: Site) -> None:
     site.submit("on a GPU", processes=2)
     run = site.claim()

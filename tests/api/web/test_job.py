@@ -257,6 +257,31 @@ def test_a_waiting_job_shows_the_sections_of_a_run_once_it_starts(visitor: Visit
     run.end()
 
 
+def test_a_run_leads_to_its_twin_and_one_without_weak_labels_has_no_page_of_them(visitor: Visitor, site: Site) -> None:
+    ours = site.submit("ours", seed=77)
+    page = visitor.window(f"/jobs/{ours}")
+    page.get_by_role("button", name="Train the SimCLR twin").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("ours-simclr")
+    expect(page.locator("#twin")).to_contain_text("WCL twin ours")
+
+    for _ in range(2):
+        run = site.claim()
+        run.start()
+        run.losses([1])
+        run.checkpoint(1)
+        run.end()
+
+    links = page.get_by_role("navigation", name="Sections").get_by_role("link")
+    page.goto(f"/jobs/{run.job_id}")
+    expect(links).to_have_text(["Evaluations", "Curves", "Checkpoints", "Timeline", "Spec"])
+    lines = page.locator("#loading-lines .code-copy")
+    expect(lines.get_by_role("button")).to_have_attribute("data-copy", lines.locator("pre").inner_text())
+    page.goto(f"/jobs/{ours}")
+    expect(links.filter(has_text="Weak labels")).to_have_count(1)
+    page.locator("#twin").get_by_role("link", name="Compare both").click()
+    expect(page).to_have_url(f"{site.url}/compare?job={ours}&twin=true")
+
+
 def test_a_continued_run_draws_the_curves_of_its_parent_before_its_own(visitor: Visitor, site: Site) -> None:
     parent = site.running("the parent")
     parent.start()

@@ -112,6 +112,7 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
         "--preemptible --seeds 3,4"
     )
     assert yaml.safe_load(plan.locator("#as-yaml").text_content() or "") == {"loss": {"temperature": 0.2}}
+    expect(plan.locator("#command")).not_to_contain_text("in a file")
     page.get_by_role("button", name="Submit").click()
     job = job_of(page, site)
     assert (job.name, job.preset, job.spec["seed"]) == ("two seeds, seed 3", "wcl-digits", 3)

@@ -65,6 +65,15 @@ const sight = new IntersectionObserver(
   { rootMargin: "400px" },
 );
 
+// A printed page has no screen: it shows all.
+addEventListener("beforeprint", () => {
+  for (const figure of document.querySelectorAll("figure.chart:not([data-seen])")) {
+    sight.unobserve(figure);
+    figure.dataset.seen = "yes";
+    figure.dispatchEvent(new Event("seen"));
+  }
+});
+
 export class PlotFigure {
   /** @param {object} kind `title`, `about`, `isExplained`: whether `about` is shown, `isShare`, `height`, `sync`: the key of charts that share a cursor. */
   constructor(kind, view, place) {
