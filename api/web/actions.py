@@ -92,13 +92,13 @@ def go_on(
 
 @router.post("/jobs/{job_id}/twin")
 def train_twin(job_id: str, submitter: Submitter, database: TheDatabase, submission: TheFormSubmission) -> Response:
-    """Train the twin of a training; redirect to its page, or to the comparison if there is a twin already."""
+    """Train the twin of a training; redirect to its page, or to that of the one that there is already."""
     with database.read() as session:
         job = queries.get_job(session, job_id)
         if (twin := its_twin(session, job)) is None:
             raise Conflict("only a training has a twin, and this job is an evaluation or a trial of a sweep")
         if twin.job is not None:
-            return _see(f"/compare?job={job_id}&twin=true")
+            return _see(f"/jobs/{twin.job.id}")
         method = twin.method
         name = service.free_name(session, service.shortened(job.name, f"-{method}"))
     body = CloneBody(spec={"method": method}, name=name)

@@ -73,7 +73,7 @@ def evaluate(
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the jobs end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a job that evaluates a checkpoint, for each checkpoint.
+    """Submit jobs that evaluate checkpoints.
 
     Two trainings that are evaluated with `--protocol knn` are compared image by image by `wcl compare`.
     """

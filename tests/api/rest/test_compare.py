@@ -74,7 +74,7 @@ def test_a_run_without_a_twin_gets_one_from_the_page_and_by_the_printed_command(
     twin = rows.job(served.database, created.headers["location"].removeprefix("/jobs/"))
     assert (twin.name, twin.spec["method"], twin.spec["loss"]["temperature"]) == ("ours-simclr", "simclr", 0.5)
     again = browser.post(f"/jobs/{job_id}/twin", data={"key": "one"}, headers=origin)
-    assert again.headers["location"] == f"/compare?job={job_id}&twin=true", "a second request trains no second twin"
+    assert again.headers["location"] == f"/jobs/{twin.id}", "a second request trains no second twin"
     assert "Compare with the twin" in browser.get(f"/compare?job={job_id}").text
 
 
