@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -167,7 +168,7 @@ def _measuring_jobs(session: Session, trained_ids: Sequence[str], *only: ColumnE
     is_copy = Job.kind == "evaluate", Job.parent_id.is_not(None)
     parents = select(Job.parent_id).join(measuring, Job.id == measuring.c.id).where(*is_copy)
     ancestors = measuring.union(parents)
-    features = Job.spec["features"].as_json().label("features")
+    features = Job.spec["features"].as_string().label("features")  # parsed for the few that are compared
     statement = select(Job.id, Job.kind, Job.parent_id, Job.origin, features)
     return {row.id: row for row in session.execute(statement.where(Job.id.in_(select(ancestors.c.id))))}
 
@@ -181,7 +182,7 @@ def _measures_the_best(jobs: dict[str, Any], measuring_id: str, trained_id: str)
     return (
         planned is not None
         and BEST_ORIGIN.fullmatch(planned.origin or "") is not None
-        and bool(planned.features == measuring.features)
+        and bool(json.loads(planned.features) == json.loads(measuring.features))
     )
 
 
