@@ -32,7 +32,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the rows of the tests
 
-from sqlalchemy import event, update
+from sqlalchemy import bindparam, event, update
 from sqlalchemy.orm import Session
 
 from jobs import gangs, policies, transitions, workers
@@ -385,12 +385,9 @@ class Simulation:
         if not self.runs:
             return
         left = [{"job": job_id, "eta": {"eta_seconds": run.ends - self.now}} for job_id, run in self.runs.items()]
-
-        def change(session: Session) -> None:
-            for each in left:
-                session.execute(update(Job).where(Job.id == each["job"]).values(progress=each["eta"]))
-
-        self.database.write(change)
+        jobs = Job.__table__
+        report = update(jobs).where(jobs.c.id == bindparam("job")).values(progress=bindparam("eta"))
+        self.database.write(lambda session: session.connection().execute(report, left).rowcount)
 
     def _look_everywhere(self) -> None:
         for machine in self.machines.values():
@@ -450,6 +447,11 @@ def simulate(num_workers: int, hours: float, seed: int, changes: dict[str, Any])
             simulation.database.dispose()
 
 
+def _simulate_named(task: tuple[str, int, float, int, dict[str, Any]]) -> tuple[str, Outcome]:
+    name, num_workers, hours, seed, changes = task
+    return name, simulate(num_workers, hours, seed, changes)
+
+
 def _main() -> None:
     from measure.report import save_results, setting  # it loads torch, which the simulations do not need
 
@@ -462,9 +464,13 @@ def _main() -> None:
     few = options.workers // 10
     runs = {f"{options.workers:,} workers": (options.workers, {})}
     runs |= {f"{few:,} workers, {name}": (few, changes) for name, changes in VARIANTS.items()}
-    tasks = [(workers, options.hours, options.seed, changes) for workers, changes in runs.values()]
+    tasks = [(name, workers, options.hours, options.seed, changes) for name, (workers, changes) in runs.items()]
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
-        outcomes = dict(zip(runs, pool.starmap(simulate, tasks, chunksize=1), strict=True))
+        ready: dict[str, Outcome] = {}
+        for name, outcome in pool.imap_unordered(_simulate_named, tasks):
+            ready[name] = outcome
+            print(_table({name: outcome}, options.hours, options.seed), flush=True)
+        outcomes = {name: ready[name] for name in runs}
     table = _table(outcomes, options.hours, options.seed)
     print(table)
     facts = {name: _facts(outcome) for name, outcome in outcomes.items()}
