@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from jobs import gangs
@@ -163,17 +164,22 @@ def _fewest(victims: Sequence[_Victim], free: Free, waiting: Job) -> Sequence[_V
 
 def _preemptible(session: Session) -> list[tuple[Job, Attempt, set[str]]]:
     """Return running jobs that may give way, with their workers, in pools where no job is giving way already."""
+    result = []
+    for job, attempt in session.execute(_running()).all():
+        nodes = gangs.nodes_of(session, [attempt])[attempt.number] if job.nodes > 1 else []
+        result.append((job, attempt, {attempt.worker_id, *(node.worker_id for node in nodes)}))
+    return result
+
+
+@cache
+def _running() -> Select[Job, Attempt]:
+    """Make the statement of each poll once, since its making takes as long as its execution."""
     leaving = select(Job.pool).where(*_GIVES_WAY)
-    statement = (
+    return (
         select(Job, Attempt)
         .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
         .where(Job.status == Status.RUNNING, Job.preemptible, Job.pool.not_in(leaving))
     )
-    result = []
-    for job, attempt in session.execute(statement).all():
-        nodes = gangs.nodes_of(session, [attempt])[attempt.number] if job.nodes > 1 else []
-        result.append((job, attempt, {attempt.worker_id, *(node.worker_id for node in nodes)}))
-    return result
 
 
 def _waiting(session: Session, lowest: int) -> Sequence[Job]:

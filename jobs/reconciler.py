@@ -18,10 +18,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import cache, partial
 from typing import Generic, TypeVar
 
-from sqlalchemy import Update, and_, delete, exists, literal, select, update
+from sqlalchemy import CompoundSelect, Select, Update, and_, delete, exists, literal, select, update
 from sqlalchemy.orm import Session
 
 from jobs import keys, preemption, sweeps, transitions, workers
@@ -261,14 +261,24 @@ def _open_attempts(session: Session) -> dict[tuple[AttemptRef, int], int]:
 
     The first node judges a node that has not begun: it waits for a time of its own (`worker.nodes`).
     """
+    rows = session.execute(_renewals_of_open())
+    return {(AttemptRef(job_id, number, token), node): renewals for job_id, number, token, node, renewals in rows}
+
+
+@cache
+def _renewals_of_open() -> CompoundSelect[str, int, str | None, int, int]:
+    """Make the statement of each poll once, since its making takes as long as its execution."""
     names, is_open = (Attempt.job_id, Attempt.number, Attempt.token), Attempt.ended_at.is_(None)
     first = select(*names, literal(0), Attempt.renewals).where(is_open)
     further = select(*names, AttemptNode.node, AttemptNode.renewals).join(AttemptNode, is_node_of())
     has_begun = and_(AttemptNode.node > 0, AttemptNode.renewals > 0, AttemptNode.ended_at.is_(None))
-    rows = session.execute(first.union_all(further.where(is_open, has_begun)))
-    return {(AttemptRef(job_id, number, token), node): renewals for job_id, number, token, node, renewals in rows}
+    return first.union_all(further.where(is_open, has_begun))
 
 
 def _heartbeats(session: Session) -> dict[str, int]:
-    rows = session.execute(select(Worker.id, Worker.heartbeats).where(Worker.is_live))
-    return dict(rows.all())
+    return dict(session.execute(_live_workers()).all())
+
+
+@cache
+def _live_workers() -> Select[str, int]:
+    return select(Worker.id, Worker.heartbeats).where(Worker.is_live)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs import access, activity, transitions
@@ -63,8 +64,14 @@ def next_step(sweep: Sweep, results: TrialResults) -> Step:
 
 def due(session: Session) -> list[str]:
     """Return the ids of the running sweeps that have a next step; it reads the results of all of them."""
-    running = session.execute(select(Sweep).where(Sweep.status == Status.RUNNING).order_by(Sweep.id)).scalars()
+    running = session.execute(_running()).scalars()
     return [sweep.id for sweep in running if next_step(sweep, trial_results(session, sweep))]
+
+
+@cache
+def _running() -> Select[Sweep]:
+    """Make the statement of each poll once, since its making takes as long as its execution."""
+    return select(Sweep).where(Sweep.status == Status.RUNNING).order_by(Sweep.id)
 
 
 def advance(session: Session, sweep_id: str) -> Step:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import exists, select
+from functools import cache
+
+from sqlalchemy import Select, exists, select
 from sqlalchemy.orm import Session, aliased
 
 from jobs import preemption
@@ -26,7 +28,13 @@ def preempt(session: Session) -> preemption.Preemption | None:
 
 def has_blocked(session: Session) -> bool:
     """Return whether any job waits for another one."""
-    return session.execute(select(Job.id).where(Job.status == Status.BLOCKED).limit(1)).first() is not None
+    return session.execute(_first_blocked()).first() is not None
+
+
+@cache
+def _first_blocked() -> Select[str]:
+    """Make the statement of each poll once: its making takes as long as its execution; so for the others below."""
+    return select(Job.id).where(Job.status == Status.BLOCKED).limit(1)
 
 
 def unblock(session: Session) -> int:
@@ -54,7 +62,12 @@ _BATCH = 100  # jobs that one transaction resumes
 
 def has_held(session: Session) -> bool:
     """Return whether a job is paused until a worker has room or its storage again, and its backoff is over."""
-    return session.execute(select(Job.id).where(is_held()).limit(1)).first() is not None
+    return session.execute(_first_held()).first() is not None
+
+
+@cache
+def _first_held() -> Select[str]:
+    return select(Job.id).where(is_held()).limit(1)
 
 
 def resume_held(session: Session) -> int:

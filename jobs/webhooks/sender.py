@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import httpcore
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import Select, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs import verdicts
@@ -122,7 +122,7 @@ class Sender:
     def _due(self) -> list[str]:
         """Return the oldest due message of each webhook."""
         with self._database.read() as session:
-            return list(session.execute(select(func.min(WebhookDelivery.id)).where(*_is_due()).group_by(_BY)).scalars())
+            return list(session.execute(_oldest_due()).scalars())
 
     def _deliver(self, claimed: Claimed) -> None:
         try:
@@ -204,6 +204,12 @@ def _is_due() -> tuple[Any, ...]:
     enabled = exists().where(Webhook.id == _BY, Webhook.disabled_at.is_(None))
     is_free = or_(WebhookDelivery.leased_until.is_(None), WebhookDelivery.leased_until <= now)
     return WebhookDelivery.state == "pending", WebhookDelivery.due_at <= now, is_free, ~busy, enabled
+
+
+@cache
+def _oldest_due() -> Select[str]:
+    """Make the statement of each poll once, since its making takes as long as its execution."""
+    return select(func.min(WebhookDelivery.id)).where(*_is_due()).group_by(_BY)
 
 
 def claim(session: Session, delivery_id: str) -> Claimed | None:

@@ -21,7 +21,7 @@ from jobs.transitions import Claim
 from jobs.workers import Unable
 from tests.jobs import rows
 from tests.jobs.rows import Run
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from worker.ability import Ability
 from worker.devices import Machine
 from worker.room import RoomCheck
@@ -48,7 +48,7 @@ class Attempts:
         end = self._ends[claim.job_id] = threading.Event()
         self.claims.append(claim)
         self.most = max(self.most, sum(not each.is_set() for each in self._ends.values()))
-        assert end.wait(30)
+        assert end.wait(PATIENCE)
         with suppress(Superseded):
             Run(self._database, claim).end(*self.how.get(claim.job_id, ("succeeded",)))
         return claim.job_id in self.faults_of_jobs
@@ -92,7 +92,7 @@ def test_a_wake_up_before_the_slots_are_open_claims_nothing(sqlite_database: Dat
 
     eventually(lambda: attempts.jobs == [job_id], "the claim")
     attempts.end(job_id)
-    slots.wait(30)
+    slots.wait(PATIENCE)
 
 
 def test_a_poll_while_no_job_waits_is_one_message_to_the_database(database: Database, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_attempts_run_at_once_until_devices_and_cpu_slots_are_in_use(sqlite_data
     for job_id in ids:
         if job_id not in (ids[0], ids[1], ids[2]):
             attempts.end(job_id)
-    slots.wait(30)
+    slots.wait(PATIENCE)
     assert {rows.status(sqlite_database, job_id) for job_id in ids} == {"succeeded"}
 
 
@@ -200,7 +200,7 @@ def test_without_devices_a_worker_runs_one_job_at_a_time(sqlite_database: Databa
         slots.work()
         eventually(lambda job_id=job_id: attempts.jobs[-1:] == [job_id], "the claim")  # type: ignore[misc]
         attempts.end(job_id)
-    slots.wait(30)
+    slots.wait(PATIENCE)
 
     assert attempts.most == 1
 
@@ -235,7 +235,7 @@ def test_the_dataset_of_a_job_that_ends_for_bad_data_is_named(sqlite_database: D
         slots.work()
         eventually(lambda job_id=job_id: attempts.jobs[-1:] == [job_id], "the claim")  # type: ignore[misc]
         attempts.end(job_id)
-        slots.wait(30)
+        slots.wait(PATIENCE)
     eventually(lambda: names, "the look at the end")
     assert names == ["digits"]
 
@@ -255,7 +255,7 @@ def test_a_device_is_given_out_again_once_its_run_has_exited(sqlite_database: Da
     eventually(lambda: attempts.jobs == [first, first], "the next claim")
     assert attempts.claims[1].devices == attempts.claims[0].devices
     attempts.end(first)
-    slots.wait(30)
+    slots.wait(PATIENCE)
 
 
 def test_a_worker_announces_what_it_keeps_its_devices_for_and_takes_that_back(
@@ -297,7 +297,7 @@ def test_a_worker_announces_what_it_keeps_its_devices_for_and_takes_that_back(
     slots.work()
     eventually(lambda: gang in attempts.jobs, "the node of the gang")
     attempts.end(gang)
-    slots.wait(30)
+    slots.wait(PATIENCE)
 
 
 def test_smaller_jobs_pass_a_large_one_for_a_while_only(sqlite_database: Database, tmp_path: Path) -> None:
@@ -319,4 +319,4 @@ def test_smaller_jobs_pass_a_large_one_for_a_while_only(sqlite_database: Databas
     for job_id in (large, small[1]):
         eventually(lambda job_id=job_id: job_id in attempts.jobs, "the claim")  # type: ignore[misc]
         attempts.end(job_id)
-    slots.wait(30)
+    slots.wait(PATIENCE)
