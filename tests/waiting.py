@@ -13,16 +13,19 @@ import pytest
 
 T = TypeVar("T")
 
-_LOOK_SECONDS = 0.05
+# The pause after a look is a share of the wait, within these bounds.  A look at a database or at all processes takes
+# some milliseconds, and six processes of tests wait for most of their time.
+_LOOK_SECONDS, _SHARE, _LONGEST_SECONDS = 0.03, 0.04, 0.15
 PATIENCE = 240.0  # seconds that only bound a failure: a busy machine is ten times slower than a quiet one
 
 
 def eventually(look: Callable[[], T], what: str = "it", seconds: float = PATIENCE) -> T:
     """Return the first true value of `look`."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not (value := look()):
-        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
-        time.sleep(_LOOK_SECONDS)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"{what} did not happen in {seconds:g} s"
+        time.sleep(min(max(_LOOK_SECONDS, _SHARE * waited), _LONGEST_SECONDS))
     return value
 
 

@@ -19,8 +19,9 @@ from wcl_client.errors import WclError
 
 _VARIABLES = ("JOB", "EVALUATION", "GROUP", "SWEEP", "CHECKPOINT", "KEY", "V1")
 
-# Threads that wait for each other's turn on busy cores would take most of the time of such small runs.
-_CALM = {"WCL_LEASE_SECONDS": "60", "OMP_NUM_THREADS": "1"}
+# Threads that wait for each other's turn on busy cores would take most of the time of such small runs, and looks at the
+# database twice a second most of the time of the service, which hears of new jobs without them.
+_CALM = {"WCL_LEASE_SECONDS": "60", "WCL_LOOK_SECONDS": "2", "OMP_NUM_THREADS": "1"}
 
 
 class DocsService(Service):

@@ -2455,7 +2455,7 @@ GUARDS = (
         "worker/delivery.py",
         "return None if is_file and is_inside else",
         "return None if is_file else",
-        ("tests/worker/test_recovery.py::test_a_file_outside_of_the_folder_is_not_taken[sqlite-link to a folder]",),
+        ("tests/worker/test_recovery.py::test_a_file_outside_of_the_folder_is_not_taken[sqlite]",),
     ),
     Guard(
         "a record that cannot be stored ends its attempt",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,81 +26,90 @@ from worker import recovery
 from worker.attempt_folder import LOCK_FILE
 from worker.backoff import Backoff
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture
 def left(database: Database, tmp_path: Path) -> Leftovers:
     return Leftovers(database, tmp_path)
 
 
-def recover_beside_a_good_one(left: Leftovers, spoil: Callable[[Path, list[dict[str, Any]]], list[bytes]]) -> Any:
+# Changes the folder of an attempt, given its valid records, and returns the lines of its spool.
+Spoil = Callable[[Path, list[dict[str, Any]]], list[bytes]]
+
+
+def recover_beside_a_good_one(left: Leftovers, spoil: Spoil) -> Any:
     """Recover two attempts, of which `spoil` has changed the first; return the job of that one."""
-    bad, good = left.attempt(), left.attempt()
-    if bad.job_id > good.job_id:  # a recovery takes the folders in their order
-        bad, good = good, bad
+    (job,) = recover_all(left, {"": spoil}).values()
+    return job
+
+
+def recover_all(left: Leftovers, spoils: Mapping[str, Spoil]) -> dict[str, Any]:
+    """Recover an attempt for each of `spoils`, and a good one after these; return the jobs of the spoiled ones."""
+    # A recovery takes the folders in their order.
+    *bad, good = sorted((left.attempt() for _ in range(len(spoils) + 1)), key=lambda attempt: attempt.job_id)
     left.write_spool(good, lines_of(valid_records(left.folder(good))))
-    lines = spoil(left.folder(bad), valid_records(left.folder(bad)))
-    if not (left.folder(bad) / SPOOL_FILE).exists():
-        left.write_spool(bad, lines)
+    for attempt, spoil in zip(bad, spoils.values(), strict=True):
+        lines = spoil(left.folder(attempt), valid_records(left.folder(attempt)))
+        if not (left.folder(attempt) / SPOOL_FILE).exists():
+            left.write_spool(attempt, lines)
 
     recovery.recover(left.database, left.storage, left.settings)
 
     assert left.job(good).status == "succeeded"
     assert left.precious.read_bytes() == PRECIOUS
     assert left.foreign_files() == []
-    return left.job(bad)
+    return {name: left.job(attempt) for name, attempt in zip(spoils, bad, strict=True)}
 
 
-@pytest.mark.parametrize(
-    "junk",
-    [
-        b"5",
-        b"null",
-        b"[]",
-        b"{}",
-        b"[" * 200_000,
-        b'{"seq": 2, "type": "log", "level": "info", "message": ' + b"[" * 900 + b"]" * 900 + b"}",
-        b'{"seq": 2, "type": "started", "start_step": 0, "x": ' + b"[" * 150 + b"]" * 150 + b"}",
-        b'{"seq": 2, "type": "metrics", "step": 0, "values": {"a": 1' + b"0" * 5_000 + b"}}",
-        b'{"seq": 2, "type": "metrics", "step": 1e30, "values": {"a": 1}}',
-        b'{"seq": 2, "type": "metrics", "step": 0, "values": {"a": 1' + b"0" * 400 + b"}}",
-        b"x" * 3_000_000,
-        b"\n" * 5_000,
-    ],
-    ids=lambda junk: f"{junk[:12]!r}-{len(junk)}",
-)
-def test_a_junk_line_costs_a_warning(left: Leftovers, junk: bytes) -> None:
-    def spoil(folder: Path, records: list[dict[str, Any]]) -> list[bytes]:
-        del folder
+_JUNK = [
+    b"5",
+    b"null",
+    b"[]",
+    b"{}",
+    b"[" * 200_000,
+    b'{"seq": 2, "type": "log", "level": "info", "message": ' + b"[" * 900 + b"]" * 900 + b"}",
+    b'{"seq": 2, "type": "started", "start_step": 0, "x": ' + b"[" * 150 + b"]" * 150 + b"}",
+    b'{"seq": 2, "type": "metrics", "step": 0, "values": {"a": 1' + b"0" * 5_000 + b"}}",
+    b'{"seq": 2, "type": "metrics", "step": 1e30, "values": {"a": 1}}',
+    b'{"seq": 2, "type": "metrics", "step": 0, "values": {"a": 1' + b"0" * 400 + b"}}",
+    b"x" * 3_000_000,
+    b"\n" * 5_000,
+]
+
+
+def test_a_junk_line_costs_a_warning(left: Leftovers) -> None:
+    def spoil(_: Path, records: list[dict[str, Any]], *, junk: bytes) -> list[bytes]:
         lines = lines_of(records)
         return [lines[0], junk, *lines[2:]]
 
-    job = recover_beside_a_good_one(left, spoil)
+    jobs = recover_all(left, {f"{junk[:12]!r}-{len(junk)}": partial(spoil, junk=junk) for junk in _JUNK})
 
-    assert (job.status, job.latest_metrics["train/loss"]) == ("succeeded", 1.5)
+    recovered = {name: (job.status, job.latest_metrics["train/loss"]) for name, job in jobs.items()}
+    assert recovered == dict.fromkeys(jobs, ("succeeded", 1.5))
+    assert len(jobs) == len(_JUNK)
 
 
-@pytest.mark.parametrize("place", ["absolute", "above", "link", "link to a folder", "long", "long names", "folder"])
-def test_a_file_outside_of_the_folder_is_not_taken(left: Leftovers, place: str) -> None:
-    def spoil(folder: Path, records: list[dict[str, Any]]) -> list[bytes]:
-        places = {
-            "absolute": str(left.precious),
-            "above": os.path.relpath(left.precious, folder),
-            "link": "linked",
-            "link to a folder": "outside/precious",
-            "long": "a" * 5_000,
-            "long names": "ä" * 190,
-            "folder": "checkpoints",
-        }
+def test_a_file_outside_of_the_folder_is_not_taken(left: Leftovers) -> None:
+    def spoil(folder: Path, records: list[dict[str, Any]], *, place: str) -> list[bytes]:
+        path = os.path.relpath(left.precious, folder) if place == "above" else places[place]
         (folder / "linked").symlink_to(left.precious)
         (folder / "outside").symlink_to(left.precious.parent)
         for record in records:
             if "path" in record:
-                record |= {"path": places[place], "size": len(PRECIOUS), "sha256": hashlib.sha256(PRECIOUS).hexdigest()}
+                record |= {"path": path, "size": len(PRECIOUS), "sha256": hashlib.sha256(PRECIOUS).hexdigest()}
         return lines_of(records)
 
-    assert recover_beside_a_good_one(left, spoil).status == "succeeded"
+    places = {
+        "absolute": str(left.precious),
+        "above": "",  # follows from the folder
+        "link": "linked",
+        "link to a folder": "outside/precious",
+        "long": "a" * 5_000,
+        "long names": "ä" * 190,
+        "folder": "checkpoints",
+    }
+    jobs = recover_all(left, {place: partial(spoil, place=place) for place in places})
+
+    assert {place: job.status for place, job in jobs.items()} == dict.fromkeys(places, "succeeded")
 
 
 def _make_fifo(path: Path) -> None:
@@ -222,12 +232,14 @@ def test_records_after_the_end_are_not_read(left: Leftovers) -> None:
     assert recover_beside_a_good_one(left, spoil).status == "succeeded"
 
 
-@pytest.mark.parametrize("place", range(8))
-def test_a_record_that_comes_first_ends_no_job(left: Leftovers, place: int) -> None:
-    def spoil(_: Path, records: list[dict[str, Any]]) -> list[bytes]:
+def test_a_record_that_comes_first_ends_no_job(left: Leftovers) -> None:
+    def spoil(_: Path, records: list[dict[str, Any]], *, place: int) -> list[bytes]:
         return lines_of(renumbered([records[place], *records[:place], *records[place + 1 :]]))
 
-    assert recover_beside_a_good_one(left, spoil).status == "succeeded"
+    jobs = recover_all(left, {str(place): partial(spoil, place=place) for place in range(8)})
+
+    assert {place: job.status for place, job in jobs.items()} == dict.fromkeys(jobs, "succeeded")
+    assert len(jobs) == 8
 
 
 def test_facts_of_a_run_are_no_facts_of_its_job(left: Leftovers) -> None:

@@ -43,9 +43,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     server = Site(tmp_path_factory.mktemp("site"))
-    server.database.migrate()
+    shutil.copyfile(sqlite_template, str(server.database.engine.url.database))  # a twentieth of the time of migrations
     server.register()
     server.start()
     yield server
