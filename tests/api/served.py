@@ -54,7 +54,7 @@ class Served:
             client.close()
         self.app.state.stopping.set()
         self._server.should_exit = True
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=PATIENCE)
         assert not self._thread.is_alive()
 
     def key(self, *scopes: str) -> str:

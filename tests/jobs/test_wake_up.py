@@ -21,7 +21,7 @@ from jobs.reconciler import Reconciler
 from jobs.settings import Settings
 from tests.jobs import rows
 from tests.jobs.rows import submit, worker
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 
 @pytest.fixture
@@ -147,12 +147,12 @@ def test_a_wake_up_that_is_needed_while_another_is_sent_is_sent_after_it(
     def send(*_: object) -> None:
         calls.append(1)
         begun.set()
-        may_end.wait(10)
+        may_end.wait(PATIENCE)
 
     monkeypatch.setattr(wake_up, "send_where_needed", send)
     sender = wake_up.WakeUpSender(database, settings)
     sender.start()
-    begun.wait(10)
+    begun.wait(PATIENCE)
     for _ in range(3):
         sender.start()
     may_end.set()

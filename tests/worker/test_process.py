@@ -17,7 +17,7 @@ import pytest
 
 from tests import parallel
 from tests.processes import ROOT
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from tests.worker.running import ENDLESS
 from wcl_core.protocol import DatasetSource, RunFile
 from worker import process as process_module
@@ -103,7 +103,7 @@ def test_killing_reaches_processes_that_left_for_a_session_of_their_own(folder: 
     try:
         process.kill()
 
-        assert strayed.wait(10) == -signal.SIGKILL
+        assert strayed.wait(PATIENCE) == -signal.SIGKILL
         assert process.exit_code() is not None
         assert list(marked("job/kill")) == []
         assert other.poll() is None, "another attempt's process was killed"
@@ -135,7 +135,7 @@ def test_processes_that_restart_each_other_are_all_killed() -> None:
 
         _kill_all(find_slowly)
 
-        assert parent.wait(10) == -signal.SIGKILL
+        assert parent.wait(PATIENCE) == -signal.SIGKILL
         eventually(lambda: not list(marked(mark)), "the end of the children")
     finally:
         for process in marked(mark):

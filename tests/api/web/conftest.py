@@ -59,6 +59,7 @@ class Visitor:
         self._browser, self._site = browser, site
         self._contexts: list[BrowserContext] = []
         self.complaints: list[str] = []
+        self._has_failures = False
 
     def window(
         self,
@@ -94,8 +95,17 @@ class Visitor:
         page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
 
     def _complain(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning"):
+        is_expected = self._has_failures and text.startswith("Failed to load resource")
+        if kind in ("error", "warning") and not is_expected:
             self.complaints.append(f"{kind}: {text}")
+
+    def forget_failures(self) -> None:
+        """Forget the complaints so far, and later ones of failed requests.
+
+        The browser may log a failed request only after the page has shown it, or while its window is closed.
+        """
+        self._has_failures = True
+        self.complaints.clear()
 
     def close(self) -> None:
         for context in self._contexts:

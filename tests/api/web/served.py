@@ -104,7 +104,7 @@ class Site:
     def stop(self) -> None:
         if self._process and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=PATIENCE)
         self.database.dispose()
 
     def session(self, scopes: Sequence[str] = SCOPES) -> str:

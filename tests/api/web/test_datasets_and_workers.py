@@ -136,7 +136,7 @@ def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site
     answer = page.goto("/datasets/unknown")
     assert answer
     assert answer.status == 404
-    visitor.complaints.clear()  # the browser logs the 404
+    visitor.forget_failures()  # the browser logs the 404
 
 
 @pytest.mark.parametrize("scripts", [True, False])

@@ -56,7 +56,7 @@ def test_an_error_page_links_back_to_its_job(visitor: Visitor, site: Site) -> No
     page.get_by_role("link", name="All datasets").click()
     expect(page.locator("h1")).to_have_text("Datasets")
     assert all("Failed to load resource" in text for text in visitor.complaints)
-    visitor.complaints.clear()
+    visitor.forget_failures()
 
 
 @pytest.mark.parametrize(

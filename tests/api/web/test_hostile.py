@@ -186,7 +186,7 @@ def test_a_form_keeps_what_was_typed(visitor: Visitor, site: Site) -> None:
     values.fill(typed)
     page.locator("button[name=step][value=submit]").click()
     assert values.input_value() == typed
-    visitor.complaints.clear()  # the browser logs each answer that is an error
+    visitor.forget_failures()  # the browser logs each answer that is an error
 
 
 def test_a_picture_of_a_curve_is_valid_whatever_its_metric_is_called(visitor: Visitor, site: Site) -> None:
@@ -218,7 +218,7 @@ def test_addresses_are_text_too(visitor: Visitor, site: Site, scripts: bool) -> 
     page.goto("/jobs/%3Cimg%20src=x%20onerror=pwned=1%3E")
     expect(page.get_by_role("heading", name="Not found")).to_be_visible()
     assert page.locator(TRACES).count() == 0
-    visitor.complaints.clear()  # the browser logs each answer that is an error
+    visitor.forget_failures()  # the browser logs each answer that is an error
 
 
 @pytest.fixture(scope="module")

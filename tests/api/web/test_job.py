@@ -87,7 +87,7 @@ def test_a_killed_server_leaves_neither_gap_nor_repeat(visitor: Visitor, site: S
     run.end()
     # The browser logs only that the connection was refused.
     assert all("ERR_" in complaint for complaint in visitor.complaints), visitor.complaints
-    visitor.complaints.clear()
+    visitor.forget_failures()
 
 
 def test_a_hidden_tab_holds_no_connection_and_catches_up(visitor: Visitor, site: Site) -> None:
@@ -198,7 +198,7 @@ def test_a_refused_action_shows_the_reason(visitor: Visitor, site: Site) -> None
 
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#toast")).to_contain_text("cannot pause a job that is succeeded")
-    visitor.complaints.clear()  # the browser logs the refusal and the aborted request
+    visitor.forget_failures()  # the browser logs the refusal and the aborted request
 
 
 def test_a_run_begins_with_its_answer(visitor: Visitor, site: Site) -> None:

@@ -122,7 +122,7 @@ def test_a_form_is_checked_while_it_is_filled_in(visitor: Visitor, site: Site) -
     expect(page.get_by_label("Time limit (s)")).to_have_value("3600")
     expect(page.get_by_label("May give way")).to_have_value("true")
     assert job.group_id
-    visitor.complaints.clear()  # the browser logs each 422
+    visitor.forget_failures()  # the browser logs each 422
 
 
 def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
@@ -149,7 +149,7 @@ def test_a_form_works_without_scripts(visitor: Visitor, site: Site) -> None:
     assert (job.spec["method"], job.spec["batch_size"], job.preset) == ("simclr", 128, "simclr-digits")
     with site.database.read() as session:
         assert queries.tags(session, [job.id])[job.id] == ["by hand", "trial"]
-    visitor.complaints.clear()  # the browser logs the 422
+    visitor.forget_failures()  # the browser logs the 422
 
 
 def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
@@ -164,7 +164,7 @@ def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
     ):
         page.locator(f"#{name}").fill(value)
         expect(page.locator(f"#message-{name}")).to_contain_text(expected)
-    visitor.complaints.clear()  # the browser logs each 422
+    visitor.forget_failures()  # the browser logs each 422
 
 
 @pytest.mark.parametrize("scripts", [True, False])
@@ -225,7 +225,7 @@ def test_the_form_says_what_cannot_run_or_learn(visitor: Visitor, site: Site) ->
     expect(page.locator("#plan")).to_contain_text("It would hardly learn")
     expect(page.locator("#plan")).to_contain_text("an epoch is only 2 steps")
     expect(page.get_by_role("button", name="Submit anyway")).to_be_visible()
-    visitor.complaints.clear()  # the browser logs the 422 of the handful
+    visitor.forget_failures()  # the browser logs the 422 of the handful
 
 
 def test_every_field_has_a_label_and_a_section() -> None:
@@ -319,7 +319,7 @@ def test_readers_get_no_form(visitor: Visitor, site: Site) -> None:
     answer = page.goto("/submit")
     assert answer
     assert answer.status == 403
-    visitor.complaints.clear()  # the browser logs the refusal
+    visitor.forget_failures()  # the browser logs the refusal
 
 
 def test_a_script_that_sends_a_form_again_sends_its_key_again(visitor: Visitor, site: Site) -> None:
@@ -351,4 +351,4 @@ def test_a_script_that_sends_a_form_again_sends_its_key_again(visitor: Visitor, 
     assert retries == [page.url.rsplit("/", 1)[1]]
     assert keys == [keys[0]] * 2
     assert keys[0]
-    visitor.complaints.clear()  # the browser logs the lost answer
+    visitor.forget_failures()  # the browser logs the lost answer

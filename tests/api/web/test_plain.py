@@ -265,7 +265,7 @@ def test_a_page_shows_that_its_session_ended(visitor: Visitor, site: Site) -> No
     site.submit("a change")
 
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
-    visitor.complaints.clear()  # the browser logs the refused requests
+    visitor.forget_failures()  # the browser logs the refused requests
 
 
 # A token, or a class that sets --mark, with its colours in both themes.

@@ -96,7 +96,7 @@ def test_the_form_shows_the_trials_and_starts_the_sweep(visitor: Visitor, site: 
     assert sweep.base["data"]["held_out_share"] == 0.2
     with site.database.read() as session:
         assert trial_counts(session, [sweep.id])[sweep.id] == 9
-    visitor.complaints.clear()  # the browser logs each 422
+    visitor.forget_failures()  # the browser logs each 422
 
 
 def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, site: Site) -> None:
@@ -139,7 +139,7 @@ def test_a_form_works_without_scripts_over_the_spec_of_a_job(visitor: Visitor, s
     # the fields that a sweep adds to its trials are no part of the next base
     assert job(site.database, source).spec["evaluations"] == []
     expect(page.locator("[id='spec.evaluations']")).to_have_value("[]")
-    visitor.complaints.clear()  # the browser logs each 422
+    visitor.forget_failures()  # the browser logs each 422
 
 
 FORM = {
@@ -247,4 +247,4 @@ def test_readers_get_no_form(visitor: Visitor, site: Site) -> None:
     answer = page.goto("/sweeps/new")
     assert answer
     assert answer.status == 403
-    visitor.complaints.clear()  # the browser logs the refusal
+    visitor.forget_failures()  # the browser logs the refusal

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.waiting import PATIENCE
 from tests.wcl_core import small
 from wcl_core.distributed import SINGLE, Ranks
 from wcl_core.images.view_parameters import draw_parameters
@@ -43,7 +44,7 @@ def test_a_thread_draws_the_parameters_of_the_next_step(monkeypatch: pytest.Monk
     monkeypatch.setattr(view_maker, "draw_parameters", watch)
     ahead = views.ahead(range(2, 6))
     first = next(ahead)
-    assert is_next.wait(20), "step 3 is drawn although only step 2 was taken"
+    assert is_next.wait(PATIENCE), "step 3 is drawn although only step 2 was taken"
     for ours, theirs in zip([first, *ahead], expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert torch.equal(one.values, other.values)
