@@ -14,8 +14,6 @@ from tests.api.web.conftest import Visitor
 from tests.api.web.served import PlayedRun, Site
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
-
 STEPS = 6_000
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
-import pytest
 from playwright.sync_api import expect
 
 from api.web.published import references
@@ -19,8 +18,6 @@ from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, SPEC, Site
 from tests.waiting import PATIENCE
 from wcl_core.config import parse_spec
-
-pytestmark = pytest.mark.timeout(120)
 
 LINEAR = {"protocol": "linear_sgd", "protocol_version": 1, "metric": "top1", "params": {"form": "sgd"}, "n": 359}
 

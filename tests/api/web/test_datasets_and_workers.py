@@ -19,8 +19,6 @@ from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, Site, sheet
 from tests.jobs import rows
 
-pytestmark = pytest.mark.timeout(120)
-
 COLOURS = ((200, 30, 30), (30, 160, 60), (40, 60, 220))
 FLOWERS = DatasetFacts(
     "flowers",

@@ -10,8 +10,6 @@ from jobs.models import Event
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def test_a_long_timeline_has_pages(visitor: Visitor, site: Site) -> None:
     run = site.running("restless")

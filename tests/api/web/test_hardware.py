@@ -8,8 +8,6 @@ from playwright.sync_api import expect
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
 
-pytestmark = pytest.mark.timeout(120)
-
 CPU = {"system/cpu_percent": 180.5, "system/process_memory_mib": 612.0, "train/images_per_second": 900.0}
 GPU = CPU | {"system/gpu_memory_mib": 3072.0}
 

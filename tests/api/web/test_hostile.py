@@ -26,8 +26,6 @@ from tests.api.web.served import Site, sheet
 from tests.jobs import sweeping
 from wcl_core.text import visible_lines
 
-pytestmark = pytest.mark.timeout(120)
-
 # The elements that a payload would create as markup.
 TRACES = "script:not([src]), img:not([src^='/jobs/']), iframe, base, style, math, body[onload], [onerror], [onfocus]"
 # The texts of a page, and those of its attributes, in which a reader would not see each character.

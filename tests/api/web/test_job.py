@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from jobs.models import DatasetVersion
@@ -15,8 +14,6 @@ from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, PlayedRun, Site
 from tests.waiting import eventually
 from wcl_core.config import SPEC_VERSIONS
-
-pytestmark = pytest.mark.timeout(120)
 
 
 def curve(page: Page, name: str = "train/loss") -> dict[str, Any]:

@@ -24,8 +24,6 @@ from wcl_core.config import parse_spec, resolve_spec
 from wcl_core.config.overlay import changed_fields
 from wcl_core.presets import presets
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def job_of(page: Page, site: Site) -> Job:
     page.wait_for_url("**/jobs/*")

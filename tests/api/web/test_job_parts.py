@@ -17,8 +17,6 @@ from tests.api.web.served import PlayedRun, Site
 from wcl_core.config import parse_spec, resolve_spec
 from wcl_core.presets import presets
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def from_preset(seed: int = 0, **changes: Any) -> NewJob:
     sent = resolve_spec(presets()["digits-cpu"]) | {"seed": seed} | changes

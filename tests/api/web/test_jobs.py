@@ -14,8 +14,6 @@ from tests.api.web.served import SPEC, Site
 from tests.waiting import eventually
 from wcl_core.config import parse_spec
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def test_an_empty_service_shows_how_to_submit(visitor: Visitor, site: Site) -> None:
     page = visitor.window()

@@ -13,8 +13,6 @@ from tests.api.web.conftest import Visitor
 from tests.api.web.served import SPEC, PlayedRun, Site
 from wcl_core.config import parse_spec
 
-pytestmark = pytest.mark.timeout(120)
-
 HOSTILE = "<img src=x onerror=pwned=1>"
 
 

@@ -25,7 +25,7 @@ from tests.docs.pages import ROOT, blocks
 from tests.waiting import PATIENCE, eventually
 from wcl_client.api import WclClient
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.process
 HOST = "localhost"
 _VARIANTS = {
     "as documented": {},

@@ -14,8 +14,6 @@ from tests.api.web.conftest import Visitor
 from tests.api.web.served import PlayedRun, Site
 from tests.waiting import PATIENCE
 
-pytestmark = pytest.mark.timeout(120)
-
 STATIC = Path(__file__).parents[3] / "api" / "web" / "static"
 
 

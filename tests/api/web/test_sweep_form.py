@@ -23,8 +23,6 @@ from tests.jobs.rows import job
 from tests.waiting import PATIENCE
 from wcl_core.presets import presets
 
-pytestmark = pytest.mark.timeout(120)
-
 RATE, TEMPERATURE = sweeping.RATE, sweeping.TEMPERATURE
 
 

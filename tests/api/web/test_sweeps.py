@@ -16,8 +16,6 @@ from tests.jobs import sweeping
 from tests.jobs.rows import job
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(180)
-
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 

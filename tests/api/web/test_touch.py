@@ -8,8 +8,6 @@ from playwright.sync_api import Locator, Page, expect
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import PlayedRun, Site
 
-pytestmark = pytest.mark.timeout(120)
-
 Point = tuple[float, float]
 
 

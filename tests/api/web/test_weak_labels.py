@@ -12,8 +12,6 @@ from playwright.sync_api import Locator, Page, expect
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import PlayedRun, Site
 
-pytestmark = pytest.mark.timeout(120)
-
 COLOURS = [(200, 40, 40), (40, 160, 40), (40, 40, 200), (200, 200, 40), (40, 200, 200), (200, 40, 200), (120, 120, 120)]
 CLASSES = [0, 0, 0, 1, 1, 1, 1]
 HOSTILE = "<img src=x onerror=alert(1)>"
