@@ -389,22 +389,24 @@ def free_name(session: Session, name: str) -> str:
     return name if name not in names else next(each for each in numbered if each not in names)
 
 
-def same_name(session: Session, name: str | None, besides: Sequence[str] = ()) -> list[str]:
+def same_name(session: Session, name: str | None, besides: str | None = None) -> list[str]:
     """Return the warning that others have a name that a user gives, with a free one; none where it is free.
 
     Args:
         session: a transaction.
         name: that was given; None for a name that the service chooses.
-        besides: the ids of the jobs that have it by now.
+        besides: the id of the job that has it by now.
     """
-    warnings = [] if name is None else list(same_names(session, [name], besides).values())
-    return [f"{each}; {free_name(session, name)} is free" for each in warnings if name is not None]
+    if name is None:
+        return []
+    warnings = same_names(session, [name], [] if besides is None else [besides])
+    return [f"{each}; {free_name(session, name)} is free" for each in warnings.values()]
 
 
 def same_names(session: Session, names: Sequence[str], besides: Sequence[str] = ()) -> dict[str, str]:
     """Return the warning about each name that others of the newest jobs have, or that was given twice.
 
-    Arguments as for `same_name`.
+    `besides` are the ids of the jobs that have the names by now.
     """
     newest = select(Job.id, Job.name).where(_is_kept()).order_by(Job.id.desc()).limit(_MOST_NAMES).subquery()
     others = select(newest.c.name).where(newest.c.name.in_(set(names)), newest.c.id.not_in(besides))

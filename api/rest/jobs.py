@@ -321,7 +321,7 @@ def _rendered(database: Database, job: Job) -> JobResponse:
 def _created(session: Session, job: Job, name: str | None) -> JobResponse:
     """Return a new job; its warnings begin with those about the name that was given, and about GPUs that idle."""
     response = _response(session, job)
-    first = service.same_name(session, name, [job.id]) + service.idle_gpus(job.gpus, job.spec)
+    first = service.same_name(session, name, job.id) + service.idle_gpus(job.gpus, job.spec)
     return response.model_copy(update={"warnings": first + response.warnings})
 
 

@@ -323,8 +323,10 @@ def test_a_retry_and_a_continuation_have_names_of_their_own(database: Database) 
     def retry(job_id: str) -> Job:
         return database.write(lambda session: submission.retry(session, job_id, OWNER))
 
-    def cancelled(job_id: str) -> str:
+    def cancelled(job_id: str, *, has_begun: bool = True) -> str:
         database.write(lambda session: transitions.cancel(session, job_id))
+        began = update(Job).where(Job.id == job_id).values(attempt=int(has_begun))
+        database.write(lambda session: session.execute(began))
         return job_id
 
     run = rows.Run(database, rows.running(database, name="whole"))
@@ -339,6 +341,7 @@ def test_a_retry_and_a_continuation_have_names_of_their_own(database: Database) 
     names = [second.name, retry(cancelled(second.id)).name, retry(first).name]
     assert names == [f"mine, seed 0-{number}" for number in (2, 3, 4)]
     assert {seedless_name(name) for name in names} == {"mine"}
+    assert retry(cancelled(submit(database, name="never begun"), has_begun=False)).name == "never begun"
 
 
 def test_two_clones_at_one_time_get_two_names(database: Database) -> None:
