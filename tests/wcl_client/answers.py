@@ -25,6 +25,8 @@ def answer(path: str, text: Callable[[], str]) -> Any:
         return {"items": [weights(text)]}
     if path.startswith("/v1/weights/"):
         return weights(text) | {"flaw": text()}
+    if path.endswith("/twin"):
+        return {"method": text(), "title": text(), "job_id": ID, "name": text(), "status": text()}
     if path.endswith("/artifacts"):
         return {"items": [{"name": text()}]}
     if path.endswith("/evaluations"):

@@ -38,6 +38,7 @@ URLS = ("http://[", "http://a:99999", "ftp://x", "//", "x", "http://\udcff", "ht
 # A value that the other parameters of a command have meanwhile, where a default does not do.
 USUAL = {"spec": "SPEC", "file": "SPEC", "reference": ID, "job": ID, "jobs": ID, "group_id": ID, "preset": "digits-cpu"}
 USUAL |= {
+    "references": ID,
     "name": "mine",
     "new_name": "other",
     "path": "absent",

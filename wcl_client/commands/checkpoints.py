@@ -101,7 +101,7 @@ def evaluate(
         if follow:
             jobs = follow_jobs(client, jobs, to_stderr=as_json)
         shown = {each["id"]: each for each in jobs}
-        evaluations = [shown[each["id"]] for each in evaluations]
+        evaluations = [shown.get(each["id"], each) for each in evaluations]
         if as_json:
             print_json(evaluations[0] if len(references) == 1 else evaluations)
         else:
