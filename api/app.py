@@ -25,6 +25,7 @@ from api.web.pages import NAVIGATION
 from api.web.render import error_response
 from jobs.database import Database
 from jobs.errors import JobsError
+from jobs.monitoring import FlawCounts
 from jobs.settings import InvalidSettings, Settings
 from jobs.storage import LocalStorage, Storage
 
@@ -50,6 +51,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
     app.state.storage_watch = StorageWatch(database, app.state.storage)
     app.state.broker_watch = broker_watch(settings)
     app.state.request_metrics = RequestMetrics()
+    app.state.flaw_counts = FlawCounts()
     place = None
     with suppress(FileNotFoundError):  # before the first migration
         place = database.place()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import activity, backups, keys, schema, search, storage_id, workers
+from jobs import activity, backups, keys, monitoring, schema, search, storage_id, workers
 from jobs.audit import audit
 from jobs.database import Database, is_outage
 from jobs.errors import JobsError
@@ -79,12 +79,12 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
     database.migrate()
     if options.command == "create-key":
         scopes = options.scopes.split(",")
-        secret = database.acting_for(activity.OPERATOR).write(
-            lambda session: keys.create(session, options.name, scopes, options.expires, project=options.project)[1]
+        key, secret = database.acting_for(activity.OPERATOR).write(
+            lambda session: keys.create(session, options.name, scopes, options.expires, project=options.project)
         )
         write_line(secret)
         with database.read() as session:
-            if (notice := keys.notice(session)) is not None:
+            for notice in filter(None, (keys.namesakes(session, key), keys.notice(session))):
                 write_line(notice, sys.stderr)
     if options.command == "audit":
         return _audit(database, LocalStorage(settings.checkpoints_dir))
@@ -118,6 +118,11 @@ def _backup(database: Database, storage: LocalStorage, options: argparse.Namespa
         f"{Path(options.folder) / manifest.name}: {manifest.counts['jobs']:,} jobs; database {size}; "
         f"{len(manifest.files):,} files, {backup.num_copied:,} of them copied now ({copied})"
     )
+    try:
+        total = manifest.database.size + sum(manifest.files.values())
+        monitoring.note_backup(database, str(Path(options.folder) / manifest.name), total)
+    except DBAPIError as error:  # the backup is whole; a read-only database can be backed up, too
+        write_line(f"the backup is not in the activity log: {describe(error)}", sys.stderr)
     if marked := len(manifest.flaws) - len(backup.new_flaws):
         write_line(f"{marked:,} files are not in it: they are marked as damaged or missing", sys.stderr)
     for flaw in backup.new_flaws:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -84,16 +85,12 @@ def create(
         Invalid: a scope is unknown, or there is none; or name, days or limits cannot be one.
         NotFound: there is no such project.
     """
-    if not 0 < len(name) <= 200 or visible(name) != name:
-        raise Invalid([FieldError("/name", "expected 1 to 200 characters, without control characters")])
-    if not scopes or not set(scopes) <= set(SCOPES):
-        raise Invalid([FieldError("/scopes", f"expected some of {', '.join(SCOPES)}")])
     secret = _new_secret()
     key = Key(
         id=new_id(),
-        name=name,
+        name=_checked_name(name),
         hash=_hash(secret),
-        scopes=sorted(set(scopes), key=SCOPES.index),
+        scopes=_checked_scopes(scopes),
         expires_at=_expiry(session, days),
         form_key=form_key or None,
         project_id=projects.of_new_key(session, project, scopes),
@@ -114,33 +111,87 @@ def was_sent(session: Session, form_key: str) -> bool:
     return session.execute(select(Key.id).where(Key.form_key == form_key)).first() is not None
 
 
-def change(session: Session, key_id: str, limits: Mapping[str, int | None], project: str | None = None) -> Key:
-    """Change limits of a key (jobs.limits), or move it to another project; its jobs stay where they are.
+def change(
+    session: Session,
+    key_id: str,
+    limits: Mapping[str, int | None],
+    project: str | None = None,
+    *,
+    name: str | None = None,
+    scopes: Sequence[str] | None = None,
+    days: Days = "keep",
+) -> Key:
+    """Change a key: its name, scopes, expiry, limits (jobs.limits) or project; its jobs stay where they are.
+
+    Its secret stays.  All changes hold at once, also for browser sessions.
 
     Args:
         session: a writing transaction.
         key_id: of the key.
         limits: of `LIMITS`, by name; None for that of the service.
         project: its name, or `projects.ALL`; None leaves the key where it is.
+        name, scopes: as of `create`; None leaves them as they are.
+        days: until it expires; `keep` leaves that time as it is.
 
     Raises:
         NotFound: there is no such key, or no such project.
         Forbidden: the transaction may not give access to all projects.
-        Conflict: it is revoked, or the last active key with `admin` in all projects would move into one.
-        Invalid: a limit is out of range.
+        Conflict: it is revoked, or its scopes and name are those of a person of a proxy, or the last active key with
+            `admin` in all projects would lose this.
+        Invalid: a value cannot be one.
     """
     key = existing(session.get(Key, key_id, with_for_update=True), f"key {key_id}")
     if key.revoked_at is not None:
         raise Conflict(f"the key {key.name} is revoked; create another one")
+    if key.proxy_user is not None and (name is not None or scopes is not None):
+        raise Conflict(
+            f"the proxy gives {key.name} name and scopes; change the groups there, or WCL_PROXY_GROUP_SCOPES"
+        )
     _set_limits(key, limits)
+    project_id = key.project_id
     if project is not None:
-        project_id = projects.of_new_key(session, project, key.scopes)
-        if project_id is not None and [each.id for each in _administrators(session, is_locking=True)] == [key_id]:
-            raise Conflict(f"{key.name} is the last key with `admin` for all projects; create another one first")
-        key.project_id = project_id
+        project_id = projects.of_new_key(session, project, key.scopes if scopes is None else scopes)
+    kept = key.scopes if scopes is None else _checked_scopes(scopes)
+    if ("admin" not in kept or project_id is not None) and _is_last_administrator(session, key_id):
+        raise Conflict(f"{key.name} is the last key with `admin` for all projects; create another one first")
+    facts: dict[str, Any] = {"limits": dict(limits) or None, "project": project}
+    if name is not None and name != key.name:
+        facts["renamed_to"] = name
+    if kept != key.scopes:
+        facts["scopes"] = kept
+    if days != "keep":
+        facts["expires"] = "never" if days is None else _day(_expiry(session, days))
+    activity.note(session, "key.change", key_id, key.name, **facts)
+    key.name, key.scopes, key.project_id = _checked_name(key.name if name is None else name), kept, project_id
+    if days != "keep":
+        key.expires_at = _expiry(session, days)
     session.flush()
-    activity.note(session, "key.change", key_id, key.name, limits=dict(limits) or None, project=project)
     return key
+
+
+def _is_last_administrator(session: Session, key_id: str) -> bool:
+    return [each.id for each in _administrators(session, is_locking=True)] == [key_id]
+
+
+def _checked_name(name: str) -> str:
+    if not 0 < len(name) <= 200 or visible(name) != name:
+        raise Invalid([FieldError("/name", "expected 1 to 200 characters, without control characters")])
+    return name
+
+
+def _checked_scopes(scopes: Collection[str]) -> list[str]:
+    if not scopes or not set(scopes) <= set(SCOPES):
+        raise Invalid([FieldError("/scopes", f"expected some of {', '.join(SCOPES)}")])
+    return sorted(set(scopes), key=SCOPES.index)
+
+
+def namesakes(session: Session, key: Key) -> str | None:
+    """Return a warning if other active keys have the name of a key; None otherwise."""
+    others = select(Key.id).where(Key.name == key.name, Key.id != key.id, *is_active())
+    if (count := len(session.execute(others).all())) == 0:
+        return None
+    have = "another key has" if count == 1 else f"{count} other keys have"
+    return f"{have} the name {key.name}, too; commands that name it need the id, {key.id} for this one"
 
 
 def _set_limits(key: Key, limits: Mapping[str, int | None]) -> None:
@@ -312,6 +363,11 @@ def notice(session: Session) -> str | None:
     )
 
 
+def administrators_end(session: Session) -> float:
+    """Return when the last key with `admin` in all projects expires; infinite if one does not, 0 if there is none."""
+    return max((math.inf if row.expires_at is None else row.expires_at for row in _administrators(session)), default=0)
+
+
 def note_use(session: Session, key_id: str) -> None:
     """Record that the key was used now, at most once a minute over all servers."""
     is_old = or_(Key.last_used_at.is_(None), Key.last_used_at <= now_ms() - 60_000)
@@ -324,16 +380,17 @@ def has_keys(session: Session) -> bool:
 
 
 def ended(session: Session, principals: Collection[Principal]) -> set[Principal]:
-    """Return those whose key is revoked, expired, rotated or moved to another project, or whose session is over."""
+    """Return those whose key is revoked, expired, rotated, moved or lost a scope, or whose session is over."""
     ids, hashes = {each.key_id for each in principals}, {each.session for each in principals if each.session}
-    active = select(Key.id, Key.rotated_at, Key.project_id).where(Key.id.in_(ids), *is_active())
-    keys = {tuple(row) for row in session.execute(active)}
+    active = select(Key.id, Key.rotated_at, Key.project_id, Key.scopes).where(Key.id.in_(ids), *is_active())
+    keys = {tuple(row)[:3]: frozenset(row.scopes) for row in session.execute(active)}
     open_sessions = select(SignInToken.hash).where(SignInToken.hash.in_(hashes), SignInToken.expires_at > now_ms())
     sessions = set(session.execute(open_sessions).scalars()) if hashes else set()
     return {
         each
         for each in principals
-        if (each.key_id, each.rotated_at, each.project_id) not in keys
+        if (scopes := keys.get((each.key_id, each.rotated_at, each.project_id))) is None
+        or not each.scopes <= scopes
         or (each.session and each.session not in sessions)
     }
 

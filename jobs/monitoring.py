@@ -6,21 +6,25 @@ deletion of old jobs changes their meaning.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
-from jobs import queries
-from jobs.database import now_ms
+from jobs import activity, keys, queries
+from jobs.database import Database, now_ms, project_of
 from jobs.eligibility import is_due
-from jobs.models import Attempt, Job, Worker
+from jobs.models import Activity, Attempt, Checkpoint, Job, Worker
 from jobs.status import HELD, TERMINAL, Reason, Status
 from jobs.webhooks import subscriptions
 
 HOUR_MS = 3_600_000
+_BACKUP, _BACKUPS = "backup.create", "backups"  # action and object in the activity log
+_KEPT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Snapshot:
         workers: those that run.
         workers_lost: in the last hour.
         deliveries: messages of webhooks, by state.
+        backup_age_seconds: of the newest backup; infinite where none was made.
+        administrator_seconds: until the last key with `admin` in all projects expires; infinite if one does not.
     """
 
     jobs: Mapping[str, int]
@@ -48,6 +54,8 @@ class Snapshot:
     workers: list[Worker]
     workers_lost: int
     deliveries: Mapping[str, int]
+    backup_age_seconds: float
+    administrator_seconds: float
 
 
 def snapshot(session: Session) -> Snapshot:
@@ -85,7 +93,46 @@ def snapshot(session: Session) -> Snapshot:
         workers=queries.workers(session, alive_only=True),
         workers_lost=session.execute(lost).scalar_one(),
         deliveries=subscriptions.counts_by_state(session),
+        backup_age_seconds=_backup_age_seconds(session, now),
+        administrator_seconds=max(0.0, keys.administrators_end(session) - now) / 1000,
     )
+
+
+def note_backup(database: Database, name: str, size: int) -> None:
+    """Add a backup to the activity log, which tells the age of the newest one.
+
+    Raises:
+        DBAPIError: the database takes no changes.
+    """
+    facts = {"backup": name, "size": size}
+    database.write(lambda session: activity.note(session, _BACKUP, _BACKUPS, **facts, by=activity.OPERATOR))
+
+
+def _backup_age_seconds(session: Session, now: int) -> float:
+    newest = select(Activity.at).where(Activity.object_id == _BACKUPS, Activity.action == _BACKUP)
+    at = session.execute(newest.order_by(Activity.id.desc()).limit(1)).scalar_one_or_none()
+    return math.inf if at is None else max(0, now - at) / 1000
+
+
+class FlawCounts:
+    """The numbers of damaged and missing checkpoints; a count reads all checkpoints, so it is kept for a minute.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: dict[str | None, tuple[float, dict[str, int]]] = {}  # by the project of the reader
+
+    def read(self, session: Session) -> dict[str, int]:
+        """Return the numbers by state, of the project of the transaction or of all."""
+        project_id, now = project_of(session), self._clock()
+        if project_id not in self._kept or now - self._kept[project_id][0] > _KEPT_SECONDS:
+            columns = (func.count(Checkpoint.damaged_at), func.count(Checkpoint.missing_at))
+            row = session.execute(select(*columns).where(Checkpoint.deleted_at.is_(None))).one()
+            self._kept[project_id] = now, {"damaged": row[0], "missing": row[1]}
+        return self._kept[project_id][1]
 
 
 def _counts(session: Session, statement: Select[str | None, int]) -> Counter[str]:

@@ -79,6 +79,18 @@ def register(
         announce(session, facts)
 
 
+def namesakes(session: Session, worker: WorkerFacts) -> str | None:
+    """Return a warning if another live worker has the name of a worker; None otherwise."""
+    others = select(Worker.pid).where(Worker.name == worker.name, Worker.id != worker.id, Worker.is_live)
+    pids = session.execute(others.order_by(Worker.id)).scalars().all()
+    if not pids:
+        return None
+    return (
+        f"another worker has the name {worker.name} (process {', '.join(map(str, pids))} of its machine); commands "
+        "that name it need an id. Give one another name (WCL_WORKER_NAME), unless it has just ended"
+    )
+
+
 def _cordoned_at(session: Session, name: str) -> int | None:
     """Return since when the last worker of a name is cordoned; a restart of the worker does not change that."""
     last = (

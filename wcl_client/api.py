@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import httpx
@@ -36,6 +37,7 @@ from wcl_client.responses import (
     WeakGroups,
     Webhook,
     Weights,
+    WhoAmI,
     Worker,
 )
 from wcl_client.sse import Message
@@ -616,16 +618,33 @@ class WclClient(SweepClient):
         """
         return self._json(dict, "PATCH", f"/v1/projects/{part(project_id)}", json=dict(limits))
 
-    def change_key(self, key_id: str, limits: Mapping[str, int | None], project: str | None = None) -> Key:
-        """Change limits of a key, which hold at once, or move it to another project; return the key.
+    def change_key(
+        self,
+        key_id: str,
+        limits: Mapping[str, int | None] = MappingProxyType({}),
+        project: str | None = None,
+        *,
+        name: str | None = None,
+        scopes: Iterable[str] | None = None,
+        days: int | Literal["keep"] | None = "keep",
+    ) -> Key:
+        """Change a key at once, also for its browser sessions and waiting jobs; return it.  Its secret stays.
 
         Args:
             key_id: of the key.
             limits: some of `max_waiting`, `max_devices` and `max_submissions`; None for that of the service.
             project: its name, or `*` for all; None leaves the key where it is.
+            name, scopes: new ones; None leaves them as they are.
+            days: until it expires; `keep` leaves that time as it is, None is never.
         """
-        body = dict(limits) | ({} if project is None else {"project": project})
+        facts = {"project": project, "name": name, "scopes": None if scopes is None else list(scopes)}
+        body = dict(limits) | {each: value for each, value in facts.items() if value is not None}
+        body |= {} if days == "keep" else {"days": days}
         return self._json(Key, "PATCH", f"/v1/keys/{part(key_id)}", json=body)
+
+    def whoami(self) -> WhoAmI:
+        """Return the key of this client, with its role, scopes, project and limits, and the server's version."""
+        return self._json(WhoAmI, "GET", "/v1/whoami")
 
     def rotate_key(self, key_id: str, *, days: int | Literal["keep"] | None = "keep") -> NewKey:
         """Give a key a new secret and return it; the former one ends at once.

@@ -21,6 +21,7 @@ from wcl_client.responses import (
     WeakGroups,
     Webhook,
     Weights,
+    WhoAmI,
     Worker,
 )
 from wcl_client.terminal import Rows, out, status
@@ -350,6 +351,26 @@ def project_limits(project: Json) -> str:
         stored and f"{size(stored)} of files",
     )
     return ", ".join(filter(None, limits)) or "no limits"
+
+
+def whoami_table(key: WhoAmI, url: str) -> Rows:
+    """Return the lines of `wcl whoami`."""
+    table = Rows()
+    table.add("key", f"{key['name']} ({key['id']})")
+    table.add("role", f"{key['role']} ({', '.join(key['scopes']) or 'no scopes'})")
+    table.add("project", key.get("project") or "all")
+    table.add("expiry", expiry(key))
+    for name, text in (
+        ("max_waiting", "waiting jobs"),
+        ("max_devices", "devices at once"),
+        ("max_submissions", "jobs a minute"),
+    ):
+        own, of_service = dict(key).get(name), key["limits"].get(name)
+        limit = own if own is not None else of_service
+        origin = " (of the service)" if own is None and of_service is not None else ""
+        table.add(text, "no limit" if limit is None else f"{limit}{origin}")
+    table.add("server", f"{url}, version {key['version']}")
+    return table
 
 
 def expiry(key: Key) -> str:

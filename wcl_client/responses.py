@@ -321,6 +321,15 @@ class Key(TypedDict):
     is_active: bool
     proxy_user: NotRequired[str | None]
     project: NotRequired[str | None]  # null for a key of all projects; absent: of an older server
+    warning: NotRequired[str | None]  # of a new or renamed key: other keys have its name
+
+
+class WhoAmI(Key):
+    """The key of the client; a limit of null is that of the service in `limits`, where null is none."""
+
+    role: str
+    limits: dict[str, int | None]
+    version: str
 
 
 class NewKey(Key):

@@ -147,6 +147,9 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
     if draining.is_set():
         return 0
     log.info("worker %s of version %s is registered", facts.name, VERSION)
+    with FaultLog(log, "the look for workers of the same name"), database.read() as session:
+        if (warning := workers.namesakes(session, facts)) is not None:
+            log.warning("%s", warning)
     standby = _standby(settings, options)  # its imports delay neither the registration nor the start of the server
     supervisor = Supervisor(database, storage, settings, sources, draining, machine, standby, network)
     slots = Slots(

@@ -68,8 +68,13 @@ def _problems(request: Request, database: Database) -> Iterator[str]:
 def metrics(request: Request, principal: Reader, database: TheDatabase) -> PlainTextResponse:
     """Return the metrics of the service and of this process in the text format of Prometheus."""
     with database.read() as session:
-        snapshot = monitoring.snapshot(session)
-    families = (*_of_process(request), *_of_queue(snapshot), *_of_workers(snapshot.workers))
+        snapshot, flaws = monitoring.snapshot(session), request.app.state.flaw_counts.read(session)
+    families = (
+        *_of_process(request),
+        *_of_queue(snapshot),
+        *_of_upkeep(snapshot, flaws),
+        *_of_workers(snapshot.workers),
+    )
     text = generate_latest(_Families(families)) + generate_latest(request.app.state.request_metrics.registry)
     return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 
@@ -118,6 +123,15 @@ def _of_queue(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
     meaning = "Messages of webhooks in the log, by state."
     yield _gauge("webhook_deliveries", meaning, _by(snapshot.deliveries), ["state"])
     yield _gauge("workers_lost_last_hour", "Workers lost in the last hour.", {(): snapshot.workers_lost})
+
+
+def _of_upkeep(snapshot: Snapshot, flaws: Mapping[str, int]) -> Iterator[GaugeMetricFamily]:
+    meaning = "Age of the newest backup; +Inf without any."
+    yield _gauge("backup_age_seconds", meaning, {(): snapshot.backup_age_seconds})
+    meaning = "Time until the last key with the scope admin expires; +Inf if one does not, 0 without any."
+    yield _gauge("administrator_key_seconds_left", meaning, {(): snapshot.administrator_seconds})
+    meaning = "Checkpoints whose file is damaged or missing, as of the last minute."
+    yield _gauge("checkpoints_flawed", meaning, _by(flaws), ["state"])
 
 
 def _of_workers(workers: Sequence[Worker]) -> Iterator[GaugeMetricFamily]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,10 +13,13 @@ from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheKeyCreation
 from api.rest.job_bodies import Name
 from api.rest.responses import Response, Time
-from jobs import keys, projects
+from jobs import keys, policies, projects
+from jobs.access import Principal
 from jobs.database import Database, database_time
+from jobs.errors import existing
 from jobs.models import Key
 from jobs.settings import ScopeName, Settings
+from jobs.version import VERSION
 
 router = APIRouter(prefix="/v1", tags=["access"])
 
@@ -48,15 +51,23 @@ class _Limits(BaseModel):
         return {name: getattr(self, name) for name in keys.LIMITS if name in self.model_fields_set}
 
 
-class LimitsBody(_Limits):
-    """Limits to change, and the project to move the key to; what the body does not name stays.
+class KeyChangeBody(_Limits):
+    """Name, scopes, expiry, limits and project to change; what the body does not name stays.
 
     The key's jobs stay in the project that they were submitted in.
     """
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"max_waiting": 200, "max_devices": 4}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"scopes": ["read", "submit"], "max_waiting": 200}]})
 
+    name: Name | None = None
+    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=4)] | None = None
+    days: DaysOrNever = None
     project: ProjectName | None = None
+
+    def apply(self, session: Session, key_id: str) -> Key:
+        """Change the key, as `jobs.keys.change`."""
+        days: keys.Days = self.days if "days" in self.model_fields_set else "keep"
+        return keys.change(session, key_id, self.limits, self.project, name=self.name, scopes=self.scopes, days=days)
 
 
 class KeyBody(_Limits):
@@ -104,6 +115,24 @@ class KeyResponse(Response):
     project: str | None
 
 
+class ChangedKey(KeyResponse):
+    """A changed key; `warning` says that others have its name."""
+
+    warning: str | None
+
+
+class WhoAmI(KeyResponse):
+    """The key of the request.
+
+    `role` is `viewer`, `member`, `administrator of a project` or `administrator`; limits of null are those of `limits`,
+    the service's own ones, where null is no limit.  `version` is that of the server.
+    """
+
+    role: str
+    limits: dict[str, int | None]
+    version: str
+
+
 class NewKey(KeyResponse):
     """A new or rotated key with its secret.  No other response contains the secret."""
 
@@ -111,9 +140,13 @@ class NewKey(KeyResponse):
 
 
 class CreatedKey(KeyResponse):
-    """A new key with its secret, which is null in the response to a repeated request."""
+    """A new key with its secret, which is null in the response to a repeated request.
+
+    `warning` says that other keys have its name.
+    """
 
     key: str | None
+    warning: str | None
 
 
 class Keys(Response):
@@ -163,16 +196,39 @@ def create_key(body: KeyBody, principal: Admin, database: TheDatabase, creation:
     row = creation.create(body.model_dump(), Key, create, count=0)
     with database.read() as session:
         facts = {"is_active": keys.grants_access(row, database_time(session)), "project": _project(session, row)}
+        facts["warning"] = keys.namesakes(session, row)
     return CreatedKey.of(row, key=None if creation.is_replay else secrets[-1], **facts)
 
 
 @router.patch("/keys/{key_id}")
-def change_key(key_id: str, body: LimitsBody, principal: Admin, database: TheDatabase) -> KeyResponse:
-    """Change limits of a key, which hold at once, also for its waiting jobs; or move it to another project."""
-    row = database.write(lambda session: keys.change(session, key_id, body.limits, body.project))
+def change_key(key_id: str, body: KeyChangeBody, principal: Admin, database: TheDatabase) -> ChangedKey:
+    """Change name, scopes, expiry or limits of a key, or move it to another project; its secret stays.
+
+    The changes hold at once, also for browser sessions and waiting jobs.
+    """
+    row = database.write(lambda session: body.apply(session, key_id))
     with database.read() as session:
         is_active = keys.grants_access(row, database_time(session))
-        return KeyResponse.of(row, is_active=is_active, project=_project(session, row))
+        warning = None if body.name is None else keys.namesakes(session, row)
+        return ChangedKey.of(row, is_active=is_active, project=_project(session, row), warning=warning)
+
+
+@router.get("/whoami")
+def whoami(principal: AnyKey, database: TheDatabase) -> WhoAmI:
+    """Return the key of the request, with its role, scopes, project and limits, and the version of the server."""
+    with database.read() as session:
+        row, rules = existing(session.get(Key, principal.key_id), "the key"), policies.stored(session)
+        facts: dict[str, Any] = {"is_active": True, "project": _project(session, row), "role": _role(principal)}
+        facts["limits"] = {name: getattr(rules, name.replace("max_", "key_")) for name in keys.LIMITS}
+        return WhoAmI.of(row, **facts, scopes=sorted(principal.scopes, key=keys.SCOPES.index), version=VERSION)
+
+
+def _role(principal: Principal) -> str:
+    if principal.manages_service():
+        return "administrator"
+    if "admin" in principal.scopes:
+        return "administrator of a project"
+    return "member" if "submit" in principal.scopes else "viewer"
 
 
 @router.post("/keys/{key_id}/rotate")

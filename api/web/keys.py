@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Admin, ServiceAdmin
 from api.http.dependencies import TheDatabase, TheSettings
-from api.rest.keys import KeyBody, LimitsBody, RotateBody, rotate
+from api.rest.keys import KeyBody, KeyChangeBody, RotateBody, rotate
 from api.rest.projects import ProjectBody, ProjectName
 from api.web.forms.fields import body_of
 from api.web.render import page
@@ -25,7 +25,7 @@ from wcl_core.text import bytes_of, file_size
 
 router = APIRouter(include_in_schema=False)
 
-_LIFETIMES: Final = (("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "never"))
+_LIFETIMES: Final = (("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("never", "never"))
 _Limit = Annotated[str, Form(max_length=20)]
 _Project = Annotated[str, Form(max_length=64)]  # empty: as `jobs.keys` chooses, or unchanged
 _ENDED_SHOWN: Final = 20  # revoked and expired keys
@@ -90,7 +90,7 @@ def create(
 ) -> Response:
     """Create a key and show its secret once; a form that is sent again creates nothing."""
     limits = _limits(max_waiting, max_devices, max_submissions)
-    facts = {"name": name.strip(), "scopes": scopes.split(","), "days": days.strip() or None}
+    facts = {"name": name.strip(), "scopes": scopes.split(","), "days": _days(days)}
     body = body_of(KeyBody, facts | limits | {"project": project or None})
 
     def change(session: Session) -> tuple[Key, str] | None:
@@ -113,12 +113,22 @@ def change_limits(
     max_devices: _Limit = "",
     max_submissions: _Limit = "",
     project: _Project = "",
+    name: Annotated[str, Form()] = "",
+    scopes: Annotated[str, Form()] = "",
+    days: Annotated[str, Form()] = "keep",
 ) -> Response:
-    """Change the limits or the project of a key; redirect to its forms."""
-    limits = _limits(max_waiting, max_devices, max_submissions)
-    body = body_of(LimitsBody, limits | {"project": project or None})
-    database.write(lambda session: keys.change(session, key_id, body.limits, body.project))
+    """Change name, scopes, expiry, limits or project of a key; redirect to its forms."""
+    facts: dict[str, Any] = _limits(max_waiting, max_devices, max_submissions) | {"project": project or None}
+    facts |= {"name": name.strip() or None, "scopes": scopes.split(",") if scopes else None}
+    facts |= {} if days == "keep" else {"days": _days(days)}
+    body = body_of(KeyChangeBody, facts)
+    database.write(lambda session: body.apply(session, key_id))
     return RedirectResponse(f"/keys?key={key_id}#change", status_code=303)
+
+
+def _days(typed: str) -> str | None:
+    """Return the days of a form; None for never.  An empty field would count as an absent one."""
+    return None if typed.strip() in ("", "never") else typed.strip()
 
 
 def _limits(*typed: str) -> dict[str, str | None]:
@@ -164,7 +174,7 @@ def rotate_key(
     rotated_at: Annotated[str, Form(pattern="^[0-9]{0,16}$")] = "",
 ) -> Response:
     """Give a key a new secret and show it once; a form that is sent again changes nothing."""
-    chosen: keys.Days = "keep" if days == "keep" else body_of(RotateBody, {"days": days.strip() or None}).days
+    chosen: keys.Days = "keep" if days == "keep" else body_of(RotateBody, {"days": _days(days)}).days
     seen = int(rotated_at) if rotated_at else None
     return _keys_page(request, database, new=rotate(database, settings, key_id, chosen, seen))
 
@@ -191,6 +201,8 @@ def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None
     with database.read() as session:
         rows, notice, now = keys.list_keys(session), keys.notice(session), database_time(session)
         of_service, in_order = policies.stored(session), projects.every(session)
+        named = new[0] if new else next((row for row in rows if row.id == chosen and row.revoked_at is None), None)
+        namesakes = keys.namesakes(session, named) if named else None
     active = [row for row in rows if keys.grants_access(row, now)]
     ended = [row for row in rows if not keys.grants_access(row, now)]
     administrators = [row.id for row in active if "admin" in row.scopes and row.project_id is None]
@@ -198,6 +210,6 @@ def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None
     context |= {"chosen": next((row for row in rows if row.id == chosen and row.revoked_at is None), None)}
     context |= {"is_last_administrator": administrators == [chosen], "notice": notice, "new": new}
     context |= {"limits": _LIMITS, "defaults": [getattr(of_service, each.policy) for each in _LIMITS]}
-    context |= {"projects": in_order, "names": {row.id: row.name for row in in_order}}
+    context |= {"namesakes": namesakes, "projects": in_order, "names": {row.id: row.name for row in in_order}}
     context |= {"sizes": {row.id: _size(row.max_bytes) for row in in_order}}
     return page(request, "keys.html", **context, roles=ROLES, lifetimes=_LIFETIMES, now=now)

@@ -47,6 +47,20 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
     assert yaml.safe_load((MONITORING / "prometheus.yml").read_text())["rule_files"] == ["alerts.yml"]
 
 
+def test_prometheus_sends_the_alerts_to_alertmanager_and_that_to_an_address_of_the_operator() -> None:
+    prometheus = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    manager = yaml.safe_load((MONITORING / "alertmanager.yml").read_text())
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+    (targets,) = prometheus["alerting"]["alertmanagers"][0]["static_configs"]
+    service, port = targets["targets"][0].split(":")
+    assert f"127.0.0.1:{port}:{port}" in compose["services"][service]["ports"]
+    (receiver,) = manager["receivers"]
+    assert receiver["name"] == manager["route"]["receiver"]
+    (webhook,) = receiver["webhook_configs"]
+    assert webhook["url_file"] == f"/run/secrets/{compose['services'][service]['secrets'][0]}"
+
+
 def test_each_query_of_the_dashboard_is_a_query_of_prometheus(tmp_path: Path) -> None:
     dashboard = json.loads((MONITORING / "grafana/dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]

@@ -65,7 +65,7 @@ def test_every_container_is_limited_and_checked(files: tuple[str, ...]) -> None:
             assert name in ("migrate", "caddy-data"), name
             continue
         assert service["deploy"]["resources"]["limits"]["memory"], name
-        assert "healthcheck" in service or name in ("caddy", "prometheus", "grafana"), name
+        assert "healthcheck" in service or name in ("caddy", "prometheus", "alertmanager", "grafana"), name
         if name.startswith("worker"):  # else Docker restarts a drained worker at once
             assert service["command"] == ["python", "-m", "worker", "--drained-wait"]
             assert service["stop_grace_period"] == "35s"
@@ -90,7 +90,8 @@ def test_no_secret_is_in_an_environment_and_no_port_is_open_by_accident(files: t
         for needed in service.get("depends_on", {}):
             assert needed in model["services"], (name, needed)
         assert set(service.get("networks", [])) <= {"default", *model.get("networks", {})}, name
-    assert {secret["file"].split("/")[1] for secret in model["secrets"].values()} <= {"secrets", "metrics.key}"}
+    places = {secret["file"].split("/")[1] for secret in model["secrets"].values()}
+    assert places <= {"secrets", "metrics.key}", "alerts.url}"}
 
 
 @pytest.mark.process

@@ -7,12 +7,13 @@ import stat
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
-from jobs import keys
+from jobs import activity, keys
 from jobs.database import DEFAULT_PROJECT, Database, new_id, now_ms
 from jobs.errors import Conflict, Invalid, NotFound
 from jobs.keys import Principal
@@ -176,6 +177,57 @@ def test_a_rotation_keeps_the_time_of_the_end_or_sets_a_new_one(database: Databa
     database.write(lambda session: keys.revoke(session, key.id))
     with pytest.raises(Conflict, match="revoked"):
         database.write(lambda session: keys.rotate(session, key.id))
+
+
+def test_a_changed_key_keeps_its_secret_and_has_its_new_rights_at_once(database: Database) -> None:
+    key_id, secret = create(database, "read", "submit")
+    browser, before = signed_in(database, key_id), find(database, secret)
+    assert before is not None
+
+    own = database.acting_for(activity.OPERATOR)
+
+    def change(**facts: Any) -> Key:
+        return own.write(lambda session: keys.change(session, key_id, {}, **facts))
+
+    changed = change(name="anna", scopes=["priority", "read", "read"], days=30)
+    assert (changed.name, changed.scopes, changed.expires_at is None) == ("anna", ["read", "priority"], False)
+    for now in (find(database, secret), by_session(database, browser)):
+        assert now is not None
+        assert (now.name, now.scopes) == ("anna", {"read", "priority"})
+    with database.read() as session:
+        assert keys.ended(session, [before]) == {before}, "a stream keeps a right that its key has lost"
+        assert keys.ended(session, [now]) == set()
+        (entry,) = activity.entries(session, action="key.change")
+    assert entry.object_name == "colleague"
+    assert {*(entry.details or {})} == {"renamed_to", "scopes", "expires"}
+    assert change(days=None).expires_at is None
+    for wrong in ({"scopes": ["root"]}, {"scopes": []}, {"name": ""}, {"days": 0}):
+        with pytest.raises(Invalid):
+            change(**wrong)
+    assert find(database, secret) is not None
+
+
+def test_the_last_administrator_keeps_this_scope_and_a_person_of_a_proxy_its_own_ones(database: Database) -> None:
+    key_id, _ = create(database, "read", "admin", name="anna")
+    person = keys.of_person(database, "ben@example", ["read"])
+
+    with pytest.raises(Conflict, match="anna is the last key with `admin`"):
+        database.write(lambda session: keys.change(session, key_id, {}, scopes=["read"]))
+    with pytest.raises(Conflict, match="the proxy gives"):
+        database.write(lambda session: keys.change(session, person.key_id, {}, scopes=["read", "admin"]))
+    create(database, "admin", name="carl")
+    assert database.write(lambda session: keys.change(session, key_id, {}, scopes=["read"])).scopes == ["read"]
+
+
+def test_a_name_that_other_active_keys_have_is_a_warning(database: Database) -> None:
+    def warning(key_id: str) -> str | None:
+        with database.read() as session:
+            return keys.namesakes(session, session.get_one(Key, key_id))
+
+    first, second, _ = (create(database, name=name)[0] for name in ("anna", "anna", "ben"))
+    assert f"another key has the name anna, too; commands that name it need the id, {second}" in (warning(second) or "")
+    database.write(lambda session: keys.revoke(session, first))
+    assert warning(second) is None
 
 
 def test_the_last_administrators_key_is_revoked_on_an_explicit_word_only(database: Database) -> None:

@@ -292,6 +292,21 @@ def test_a_cordoned_worker_takes_no_job_also_after_a_restart(database: Database)
     assert rows.claim(database, again).job_id == job_id
 
 
+def test_a_live_worker_of_the_same_name_is_a_warning(database: Database) -> None:
+    facts, other = rows.worker(), rows.worker(id="00000000-0000-7000-8000-0000000000ab")
+
+    def warning() -> str | None:
+        with database.read() as session:
+            return workers.namesakes(session, facts)
+
+    database.write(lambda session: workers.register(session, facts, 1, []))
+    assert warning() is None
+    database.write(lambda session: workers.register(session, other, 4711, []))
+    assert f"another worker has the name {facts.name} (process 4711" in (warning() or "")
+    database.write(lambda session: workers.stop(session, other.id))
+    assert warning() is None
+
+
 def test_a_health_check_says_why_a_worker_takes_no_jobs(sqlite_database: Database) -> None:
     def problem() -> str | None:
         with sqlite_database.read() as session:

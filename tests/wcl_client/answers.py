@@ -57,10 +57,11 @@ def answer(path: str, text: Callable[[], str]) -> Any:
     if path == "/v1/deletions":
         by = {"deleted_by_name": text(), "deleted_at": TIME, "restored_at": None, "purged_at": None}
         return {"items": [{"job_id": ID, "job_name": text(), "size": 10, "purge_began_at": None} | by]}
-    if path.startswith("/v1/keys"):
+    if path.startswith("/v1/keys") or path == "/v1/whoami":
         times = {"created_at": TIME, "last_used_at": TIME, "revoked_at": None, "expires_at": TIME, "rotated_at": TIME}
         key = {"id": ID, "name": text(), "scopes": [text()], "is_active": True, "key": text()} | times
-        return key | {"items": [key], "notice": text()}
+        own = {"role": text(), "project": text(), "limits": {"max_devices": 2}, "version": text()}
+        return key | own | {"items": [key], "notice": text(), "warning": text()}
     if path == "/v1/activity":
         entry = {"id": ID, "at": TIME, "actor": text(), "actor_id": ID, "action": text(), "object_id": text()}
         return {"items": [entry | {"object_name": text(), "details": {text(): text()}}], "next_cursor": None}

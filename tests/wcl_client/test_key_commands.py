@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import keys
+from jobs import keys, policies
+from jobs.settings import Settings
+from jobs.version import VERSION
 from tests.api.served import Served
 from tests.wcl_client.test_operations import wcl
 from wcl_client import cli
@@ -43,11 +45,43 @@ def test_a_key_is_created_listed_rotated_and_revoked(server: Served) -> None:
     assert "revoked 2" in wcl("keys", "list", "--all").stdout
 
 
+def test_a_key_is_renamed_and_gets_other_scopes_and_another_expiry(server: Served) -> None:
+    secret = wcl("keys", "create", "anna").stdout.strip()
+    twin = wcl("keys", "create", "anna")
+    assert "warning: another key has the name anna, too" in twin.stderr
+    annas = [each for each in server.client().get("/v1/keys").json()["items"] if each["name"] == "anna"]
+    own = min(annas, key=lambda each: each["id"])
+
+    changed = wcl("keys", "change", own["id"], "--name", "anna2", "--scopes", "read,priority", "--expires", "30d")
+    assert changed.stdout.startswith("anna2: read, priority; expires 2")
+    assert "warning" not in changed.stderr
+    assert "another key has the name anna" in wcl("keys", "change", own["id"], "--name", "anna").stderr
+
+    page = server.client().post(f"/keys/{own['id']}/limits", data={"name": "ben", "scopes": "read", "days": "never"})
+    assert page.status_code in (200, 303)
+    key = server.bare({"Authorization": f"Bearer {secret}"}).get("/v1/whoami").json()
+    facts = ("ben", ["read"], None, "viewer", VERSION)
+    assert (key["name"], key["scopes"], key["expires_at"], key["role"], key["version"]) == facts
+
+
+def test_whoami_names_role_project_limits_and_server(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "administrator (read, submit, admin)" in " ".join(wcl("whoami").stdout.split())
+    secret = wcl("keys", "create", "ben", "--max-waiting", "3", "--expires", "9d").stdout.strip()
+    server.database.write(lambda session: policies.store(session, Settings(key_devices=2)))
+    monkeypatch.setenv("WCL_KEY", secret)
+
+    lines = " ".join(wcl("whoami").stdout.split())
+
+    assert "role member (read, submit) project default expiry expires 2" in lines
+    assert "waiting jobs 3 devices at once 2 (of the service) jobs a minute no limit" in lines
+    assert f"server {os.environ['WCL_URL']}, version {VERSION}" in lines
+
+
 def test_wrong_requests_name_what_to_do(server: Served) -> None:
     assert "--expires 90: expected days such as 90d" in wcl("keys", "create", "x", "--expires", "90").output
     assert "no scope 'root'" in wcl("keys", "create", "x", "--scopes", "read,root").output
     assert "--max-devices 0: expected a number from 1" in wcl("keys", "change", "x", "--max-devices", "0").output
-    assert "at least one of --max-waiting" in wcl("keys", "change", "x").output
+    assert "at least one of --name" in wcl("keys", "change", "x").output
     assert "no key matches absent" in str(wcl("keys", "rotate", "absent").exception)
     assert "--last-administrator" in str(wcl("keys", "revoke", "test").exception)
     assert wcl("keys", "revoke", "test", "--last-administrator").exit_code == 0

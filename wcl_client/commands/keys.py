@@ -67,9 +67,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a key, and print its secret; no other command prints it."""
-    chosen = [scope.strip() for scope in scopes.split(",")]
-    if wrong := [scope for scope in chosen if scope not in _SCOPES]:
-        raise typer.BadParameter(f"--scopes: no scope {wrong[0]!r}; expected some of {', '.join(_SCOPES)}")
+    chosen = _scopes(scopes)
     days, limits = _days(expires), _limits(max_waiting, max_devices, max_submissions)
     with WclClient.connect() as client:
         _print_secret(client.create_key(name, chosen, days=days, limits=limits, project=project), as_json)
@@ -82,19 +80,46 @@ def change(
     max_devices: _Devices = None,
     max_submissions: _Submissions = None,
     project: _Project = None,
+    name: Annotated[str | None, typer.Option("--name", help="A new name.")] = None,
+    scopes: Annotated[str | None, typer.Option("--scopes", help="New scopes, as of `wcl keys create`.")] = None,
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="DAYS", help="When it expires, such as 90d, or never.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change limits of a key, or move it to another project; `default` is the limit of the service.
+    """Change a key: name, scopes, expiry, limits or project; `default` is the limit of the service.
 
-    Limits hold at once, also for its waiting jobs. Its jobs stay in the project that they were submitted in.
+    Changes hold at once, also for browser sessions and waiting jobs; the secret stays. Its jobs stay in the project
+    that they were submitted in.
     """
-    limits = _limits(max_waiting, max_devices, max_submissions)
-    if not limits and project is None:
-        raise typer.BadParameter("expected at least one of --max-waiting, --max-devices, --max-submissions, --project")
+    limits, chosen = _limits(max_waiting, max_devices, max_submissions), scopes and _scopes(scopes)
+    days: int | Literal["keep"] | None = "keep" if expires is None else _days(expires)
+    if not limits and days == "keep" and all(each is None for each in (project, name, scopes)):
+        raise typer.BadParameter(
+            "expected at least one of --name, --scopes, --expires, --max-waiting, --max-devices, --max-submissions, "
+            "--project"
+        )
     with WclClient.connect() as client:
-        key = client.change_key(find_key(client, reference)["id"], limits, project)
-    moved = "" if project is None else f"; project {key.get('project') or 'all'}"
-    print_json(key) if as_json else out.say(f"{key['name']}: {output.key_limits(key)}{moved}")
+        key_id = find_key(client, reference)["id"]
+        key = client.change_key(key_id, limits, project, name=name, scopes=chosen or None, days=days)
+    if as_json:
+        print_json(key)
+        return
+    parts = [] if scopes is None else [", ".join(key["scopes"])]
+    parts += [] if expires is None else [output.expiry(key)]
+    parts += [output.key_limits(key)] if limits or not parts else []
+    parts += [] if project is None else [f"project {key.get('project') or 'all'}"]
+    out.say(f"{key['name']}: {'; '.join(parts)}")
+    _warn(key)
+
+
+@app.command(rich_help_panel=SERVICE)
+def whoami(as_json: AsJson = False) -> None:
+    """Show your key: role, scopes, project, limits, and the server with its version."""
+    with WclClient.connect() as client:
+        key = client.whoami()
+        url = client.url
+    print_json(key | {"url": url}) if as_json else out.show(output.whoami_table(key, url))
 
 
 @group.command()
@@ -140,6 +165,19 @@ def _print_secret(key: NewKey, as_json: bool) -> None:
     out.say(key["key"] or "")
     err.say(f"{key['name']}: {', '.join(key['scopes'])}; {output.expiry(key)}; the secret is not shown again")
     err.say("  to use it: WCL_KEY in the environment, or the sign-in page")
+    _warn(key)
+
+
+def _warn(key: Key) -> None:
+    if warning := key.get("warning"):
+        err.say(f"warning: {warning}")
+
+
+def _scopes(text: str) -> list[str]:
+    chosen = [scope.strip() for scope in text.split(",")]
+    if wrong := [scope for scope in chosen if scope not in _SCOPES]:
+        raise typer.BadParameter(f"--scopes: no scope {wrong[0]!r}; expected some of {', '.join(_SCOPES)}")
+    return chosen
 
 
 def _limits(waiting: str | None, devices: str | None, submissions: str | None) -> dict[str, int | None]:

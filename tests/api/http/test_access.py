@@ -67,7 +67,7 @@ ADMIN = {
 OF_SERVICE = "admin of all projects"
 # The rest of `ADMIN` is about the keys and the deleted jobs of the own project.
 SERVICE = {route for route in ADMIN if not re.search("/(keys|deletions|deleted|restore)\\b", route)}
-OF_ANY_KEY = {"POST /v1/sign-in-links", "POST /sign-out"}
+OF_ANY_KEY = {"GET /v1/whoami", "POST /v1/sign-in-links", "POST /sign-out"}
 
 
 def guarded(served: Served) -> Iterator[tuple[str, str, str]]:

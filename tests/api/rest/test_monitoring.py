@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from dataclasses import replace
@@ -12,9 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
 
-from jobs import monitoring, storage_id, workers
-from jobs.database import Database, new_id
-from jobs.models import Attempt, Job, Worker
+from jobs import keys, monitoring, storage_id, workers
+from jobs.database import DEFAULT_PROJECT, Database, new_id, within
+from jobs.models import Activity, Attempt, Checkpoint, Job, Worker
 from jobs.status import Reason
 from jobs.version import VERSION
 from tests import disks
@@ -56,6 +57,47 @@ def test_metrics_of_an_idle_service_have_their_zeroes(served: Served) -> None:
     assert (metrics["wcl_workers_lost_last_hour"], metrics["wcl_attempts_started_last_hour"]) == ({(): 0}, {(): 0})
     assert (metrics["wcl_build_info"], metrics["wcl_streams"]) == ({(VERSION,): 1}, {(): 0})
     assert (metrics["wcl_storage_available"], metrics["wcl_broker_available"]) == ({(): 1}, {(): 1})
+    assert (metrics["wcl_backup_age_seconds"], metrics["wcl_administrator_key_seconds_left"]) == (
+        {(): math.inf},
+        {(): 0},
+    )
+    assert metrics["wcl_checkpoints_flawed"] == {("damaged",): 0, ("missing",): 0}
+
+
+def test_metrics_of_backups_keys_and_checkpoints(served: Served) -> None:
+    database = served.database
+    run = rows.Run(database, rows.running(database))
+    run.deliver(rows.started(), rows.checkpoint(1), rows.checkpoint(2), rows.checkpoint(3))
+    database.write(lambda s: s.execute(update(Checkpoint).where(Checkpoint.step > 1).values(damaged_at=1)) and None)
+    monitoring.note_backup(database, "/backups/monday", 10)
+    ago = update(Activity).where(Activity.action == "backup.create").values(at=Activity.at - 90_000)
+    database.write(lambda session: session.execute(ago) and None)
+    for name, days in (("anna", 2), ("ben", 3)):
+        database.write(lambda session, name=name, days=days: keys.create(session, name, keys.ADMINISTRATOR, days))  # type: ignore[misc]
+
+    metrics = scrape(served)
+
+    assert 90 <= metrics["wcl_backup_age_seconds"][()] < 3600
+    assert 2 * 86_400 < metrics["wcl_administrator_key_seconds_left"][()] <= 3 * 86_400
+    assert metrics["wcl_checkpoints_flawed"] == {("damaged",): 2, ("missing",): 0}
+
+
+def test_counts_of_flawed_checkpoints_are_read_once_a_minute_for_each_project(sqlite_database: Database) -> None:
+    now = [0.0]
+    counts = monitoring.FlawCounts(lambda: now[0])
+    rows.add_dataset(sqlite_database)
+    run = rows.Run(sqlite_database, rows.running(sqlite_database))
+    run.deliver(rows.started(), rows.checkpoint(1))
+
+    def read(project_id: str | None = None) -> int:
+        with sqlite_database.read() as session, within(session, project_id):
+            return counts.read(session)["missing"]
+
+    assert read() == 0
+    sqlite_database.write(lambda s: s.execute(update(Checkpoint).values(missing_at=1)) and None)
+    assert (read(), read(DEFAULT_PROJECT), read("00000000-0000-7000-8000-0000000000ff")) == (0, 1, 0)
+    now[0] += 61
+    assert read() == 1
 
 
 @pytest.mark.process

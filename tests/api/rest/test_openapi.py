@@ -93,7 +93,7 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
         "EvaluateBody",
         "ShareBody",
         "KeyBody",
-        "LimitsBody",
+        "KeyChangeBody",
         "RotateBody",
         "SweepBody",
         "ViewBody",
