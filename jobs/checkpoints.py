@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, null, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from jobs import access, activity, needs, policies
 from jobs.attempts import AttemptRef
@@ -178,6 +178,45 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
     record(session, checkpoint.job_id, "checkpoint_deleted", {"step": checkpoint.step})
     _note(session, checkpoint, "delete")
     return checkpoint
+
+
+def spare(session: Session, job_ids: Sequence[str]) -> list[Checkpoint]:
+    """Return the checkpoints of some jobs that can be deleted while the newest good one of each job stays.
+
+    They are not pinned, and no unfinished job or sweep needs them.
+    """
+    columns = (Checkpoint.job_id, Checkpoint.sha256, Checkpoint.size, Checkpoint.pinned, Checkpoint.storage_key)
+    kept = select(Checkpoint).where(Checkpoint.job_id.in_(job_ids), is_good()).options(load_only(*columns))
+    by_age = kept.order_by(Checkpoint.job_id, Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    rows = session.execute(by_age).scalars().all()
+    newest_ids = {row.job_id: row.id for row in reversed(rows)}
+    surplus = [row for row in rows if not row.pinned and row.id != newest_ids[row.job_id]]
+    needed = users(session, surplus)
+    return [row for row in surplus if row.id not in needed]
+
+
+def remove_spare(session: Session, job_ids: Sequence[str]) -> list[Checkpoint]:
+    """Mark the `spare` checkpoints of some jobs as deleted, and return them; the caller removes their files.
+
+    The transaction may change the jobs.  A checkpoint that was pinned or deleted meanwhile is skipped.
+    """
+    unchanged = (Checkpoint.pinned.is_(False), Checkpoint.deleted_at.is_(None))
+    ids = [row.id for row in spare(session, job_ids)]
+    locked = select(Checkpoint.id).where(Checkpoint.id.in_(ids), *unchanged).with_for_update(skip_locked=True)
+    free = set(session.execute(locked).scalars())
+    # Again: a new job that needs a checkpoint holds its lock until it commits.
+    rows = [row for row in spare(session, job_ids) if row.id in free]
+    session.execute(
+        update(Checkpoint).where(Checkpoint.id.in_([row.id for row in rows])).values(deleted_at=now_ms()),
+        execution_options={"synchronize_session": False},
+    )
+    sizes: dict[str, list[int]] = {}
+    for row in rows:
+        record(session, row.job_id, "checkpoint_deleted", {"step": row.step})
+        sizes.setdefault(row.job_id, []).append(row.size)
+    for job_id, of_job in sizes.items():
+        activity.note(session, "job.clean", job_id, checkpoints=len(of_job), size=sum(of_job))
+    return rows
 
 
 def users(session: Session, rows: Sequence[Checkpoint]) -> dict[str, str]:

@@ -14,13 +14,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from jobs import activity
+from jobs.access import Principal
 from jobs.database import Database, now_ms
+from jobs.errors import NotFound
 from jobs.models import Base, Deletion, Evaluation, IdempotencyKey, Job, JobEvaluation, Point, Rollup, Series
 from jobs.storage import Storage
 
@@ -55,6 +59,50 @@ def _due(database: Database, restore_days: float) -> list[tuple[str, str]]:
     with database.read() as session:
         rows = session.execute(statement.order_by(Deletion.deleted_at, Deletion.id).limit(_MOST_JOBS)).all()
     return [(row.id, row.job_id) for row in rows]
+
+
+def request(session: Session, job_ids: Sequence[str], owner_id: str | None, by: Principal) -> list[tuple[str, str]]:
+    """Begin the purge of deleted jobs before their time, so that none can be restored; return their deletions.
+
+    Args:
+        session: a writing transaction.
+        job_ids: jobs that a user has deleted; their evaluations follow.
+        owner_id: a key, in place of ids: all deleted jobs that it has submitted.
+        by: the administrator.
+
+    Returns:
+        Ids of deletions and their jobs, for `purge`.
+
+    Raises:
+        NotFound: a job is not deleted, was restored, or was deleted with another one.
+    """
+    chosen = _chosen(session, job_ids, owner_id, is_locking=True)
+    waiting = [row.id for row in chosen if row.purge_began_at is None]
+    session.execute(update(Deletion).where(Deletion.id.in_(waiting)).values(purge_began_at=now_ms()))
+    for row in chosen:
+        if row.id in waiting and row.job_id == row.root_id:
+            activity.note(session, "job.purge", row.job_id, row.job_name, by=by, size=row.size)
+    return [(row.id, row.job_id) for row in chosen]
+
+
+def requested(session: Session, job_ids: Sequence[str], owner_id: str | None) -> list[Deletion]:
+    """Return the deletions that `request` would purge, as it does."""
+    return _chosen(session, job_ids, owner_id, is_locking=False)
+
+
+def _chosen(session: Session, job_ids: Sequence[str], owner_id: str | None, *, is_locking: bool) -> list[Deletion]:
+    open_ones = select(Deletion).where(Deletion.restored_at.is_(None), Deletion.purged_at.is_(None))
+    if owner_id is not None:
+        own = select(_JOBS.c.id).where(_JOBS.c.created_by == owner_id)  # of the table: the jobs are hidden
+        open_ones = open_ones.where(Deletion.root_id.in_(own))
+    else:
+        open_ones = open_ones.where(Deletion.root_id.in_(job_ids))
+    if is_locking:
+        open_ones = open_ones.with_for_update()
+    rows = list(session.execute(open_ones.order_by(Deletion.deleted_at, Deletion.id)).scalars())
+    if absent := sorted(set(job_ids) - {row.root_id for row in rows}):
+        raise NotFound(f"there is no deleted job {absent[0]}; `wcl undelete` lists the deleted ones")
+    return rows
 
 
 def purge(database: Database, storage: Storage, deletion_id: str, job_id: str) -> None:

@@ -9,10 +9,10 @@ from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Subquery, distinct, func, select
-from sqlalchemy.orm import InstrumentedAttribute, Session, load_only
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from jobs import checkpoints
 from jobs.attempts import AttemptRef
-from jobs.checkpoints import is_good, users
 from jobs.database import database_time, insert, within
 from jobs.models import SEES_HIDDEN, Artifact, Attempt, Checkpoint, DeviceUse, Job, Key
 from jobs.projects import by_id
@@ -235,13 +235,7 @@ def _files() -> Subquery:
 
 def _removable(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
     """Return the bytes of the checkpoints that could be deleted while the newest good one stays, by job."""
-    kept = select(Checkpoint).where(Checkpoint.job_id.in_(job_ids), is_good())
-    kept = kept.options(load_only(Checkpoint.job_id, Checkpoint.sha256, Checkpoint.size, Checkpoint.pinned))
-    by_age = kept.order_by(Checkpoint.job_id, Checkpoint.step.desc(), Checkpoint.attempt.desc())
-    rows = session.execute(by_age).scalars().all()
-    newest = {row.job_id: row.id for row in reversed(rows)}
-    spare = [row for row in rows if not row.pinned and row.id != newest[row.job_id]]
-    needed, sizes = users(session, spare), Counter[str]()
-    for row in spare:
-        sizes[row.job_id] += 0 if row.id in needed else row.size
+    sizes = Counter[str]()
+    for row in checkpoints.spare(session, job_ids):
+        sizes[row.job_id] += row.size
     return sizes

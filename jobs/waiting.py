@@ -145,6 +145,8 @@ def _on_queue(session: Session, job: Job, *, is_one_of_many: bool) -> Waiting:
     cause, message = _on_preemption(session, job) or _on_limit(session, job) or _on_workers(session, job, ahead)
     if cause is Cause.JOBS_AHEAD and (passing := num_passing(session, job, is_one_of_many=is_one_of_many)).count:
         message += f"; {passing} of these {'is' if passing.count == 1 else 'are'} later, of keys with less recent use"
+    elif cause is Cause.JOBS_AHEAD and job_queue(session).rank_of(job.created_by or "") > 0:
+        message += "; keys with less recent use come first, and that order changes while jobs run"
     if cause in _WITHOUT_PLACE:
         return Waiting(cause, message)
     is_estimate = ahead.is_estimate

@@ -674,6 +674,28 @@ class AsyncWclClient(AsyncSweepClient):
         """Return the newest 1,000 deletions of jobs, newest first; only an administrator's key may."""
         return await self._items(Json, "/v1/deletions")
 
+    async def purge(self, job_ids: Sequence[str] = (), *, by: str = "", dry_run: bool = False) -> Json:
+        """Remove deleted jobs at once, before they could no longer be restored; only an administrator's key may.
+
+        Args:
+            job_ids: ids of deleted jobs.
+            by: in place of ids, the name or id of a key: all deleted jobs that it has submitted.
+            dry_run: whether to remove nothing, and return what would be removed.
+        """
+        body = {"jobs": list(job_ids), "by": by, "dry_run": dry_run}
+        return await self._json(Json, "POST", "/v1/deletions/purge", json=body)
+
+    async def clean_storage(self, job_ids: Sequence[str] = (), *, by: str = "", dry_run: bool = False) -> Json:
+        """Remove the removable checkpoints of jobs: neither pinned, nor a job's newest, nor needed.
+
+        Args:
+            job_ids: only of these; by default of all that the key may change.
+            by: only of the key with this name or id.
+            dry_run: whether to remove nothing, and return what would be removed.
+        """
+        body = {"jobs": list(job_ids), "by": by, "dry_run": dry_run}
+        return await self._json(Json, "POST", "/v1/storage/clean", json=body)
+
     async def _action(self, job_id: str, verb: str) -> Job:
         return await self._json(Job, "POST", f"/v1/jobs/{part(job_id)}/{verb}")
 

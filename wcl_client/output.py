@@ -311,6 +311,12 @@ def usage_table(rows: Sequence[Json]) -> Rows:
     return table
 
 
+def cleaned(result: Json) -> str:
+    """Return how many checkpoints were removed, or would be, and of how many jobs."""
+    checkpoints, jobs = counted(result["num_checkpoints"], "checkpoint"), counted(result["num_jobs"], "job")
+    return f"{checkpoints} of {jobs}, {size(result['size'])},"
+
+
 def storage_tables(storage: Json) -> list[Rows]:
     """Return a table of the stored bytes by key, one by project if there are several, and one of the largest jobs."""
     owners = Rows("key", "jobs", "files", "size", cut=("key",))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from api.http.auth import Admin, Owner
-from api.http.dependencies import TheDatabase, TheSettings
+from api.http.dependencies import TheDatabase, TheSettings, TheStorage
 from api.rest import responses
 from api.rest.responses import JobResponse, Response, Time
-from jobs import access, deletions, queries
+from jobs import access, deletions, purge, queries
 from jobs.database import Database
 from jobs.deletions import AT_ONCE, Extent
 from jobs.errors import Conflict
@@ -26,6 +28,7 @@ from jobs.queries import Filters
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 MOST = 1_000  # jobs of one request
+log = logging.getLogger(__name__)
 
 
 class JobFilter(BaseModel):
@@ -191,6 +194,57 @@ def list_deletions(principal: Admin, database: TheDatabase) -> Deletions:
     """List deleted jobs: who deleted each of them, when, and whether it was restored or removed."""
     with database.read() as session:
         return Deletions(items=[DeletionResponse.of(row) for row in deletions.records(session)])
+
+
+class PurgeBody(BaseModel):
+    """Deleted jobs to remove at once: by their ids, or all those of a key."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"by": "anna", "dry_run": True}]})
+
+    jobs: Annotated[list[UUID], Field(max_length=MOST)] = []
+    by: Annotated[str, Field(max_length=200, description="Name or id of the key that submitted the jobs.")] = ""
+    dry_run: StrictBool = False
+
+    @model_validator(mode="after")
+    def _has_one(self) -> PurgeBody:
+        if bool(self.jobs) == bool(self.by):
+            raise ValueError("expected either jobs, a list of ids, or by, a key")
+        return self
+
+
+class PurgeResponse(Response):
+    """The deleted jobs that are removed, or would be; with their evaluations they have `size` bytes.
+
+    `num_left` of them are not removed yet, as after an error of the storage or during a backup: a server repeats it
+    within ten minutes.
+    """
+
+    jobs: list[RelatedResponse]
+    size: int
+    num_left: int
+
+
+@router.post("/deletions/purge")
+def purge_now(
+    body: PurgeBody, request: Request, principal: Admin, database: TheDatabase, storage: TheStorage
+) -> PurgeResponse:
+    """Remove files and rows of deleted jobs at once, before `restorable_days` are over.  It cannot be undone."""
+    ids = [str(job_id) for job_id in body.jobs]
+    with database.read() as session:
+        queries.check_owner_filter(session, body.by, "by")
+        owner_id = None if ids else queries.key_of(session, body.by)
+        rows = purge.requested(session, ids, owner_id)
+    left = 0
+    if not body.dry_run:
+        chosen = database.write(lambda session: purge.request(session, ids, owner_id, principal))
+        for deletion_id, job_id in chosen:
+            try:
+                purge.purge(request.app.state.database, storage, deletion_id, job_id)
+            except (OSError, DBAPIError) as error:
+                log.warning("the deleted job %s is not removed yet: %s", job_id, error)
+                left += 1
+    roots = [RelatedResponse(id=row.job_id, name=row.job_name) for row in rows if row.job_id == row.root_id]
+    return PurgeResponse(jobs=roots, size=sum(row.size for row in rows), num_left=left)
 
 
 @router.post("/jobs/{job_id}/restore")

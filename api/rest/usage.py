@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import Annotated, Final, Literal
+from uuid import UUID
 
 from fastapi import APIRouter, Query
 from fastapi import Response as HttpResponse
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from sqlalchemy import distinct, select
+from sqlalchemy.orm import Session
 
-from api.http.auth import Reader
-from api.http.dependencies import TheDatabase
+from api.http.auth import Owner, Reader
+from api.http.dependencies import TheDatabase, TheSettings, TheStorage
+from api.rest import exports
 from api.rest.csv_files import described, file, inert
 from api.rest.responses import Response
-from jobs import queries, usage
+from jobs import access, checkpoints, queries, usage
+from jobs.access import Principal
 from jobs.database import Database
-from jobs.errors import existing
+from jobs.errors import Forbidden, existing
+from jobs.models import Checkpoint, Job
 
 router = APIRouter(prefix="/v1", tags=["operations"])
+log = logging.getLogger(__name__)
+_AT_ONCE: Final = 100  # jobs of one transaction
 
 Month = Annotated[
     str | None, Query(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$", description="Only this month, such as 2026-11.")
@@ -138,6 +149,72 @@ def show_storage(
         projects=[StoredInProjectResponse.of(row) for row in in_projects],
         jobs=[StoredJobResponse.of(row) for row in jobs],
     )
+
+
+class CleanBody(BaseModel):
+    """Whose removable checkpoints to remove; without both, those of all jobs that the key may change."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"by": "anna", "dry_run": True}]})
+
+    jobs: Annotated[list[UUID], Field(max_length=1_000)] = []
+    by: Annotated[str, Field(max_length=200, description="Name or id of a key: only its jobs.")] = ""
+    dry_run: StrictBool = False
+
+
+class CleanResponse(Response):
+    """The checkpoints that were removed, or would be; a worker removes the `num_left` files of them later."""
+
+    num_jobs: int
+    num_checkpoints: int
+    size: int
+    num_left: int
+
+
+@router.post("/storage/clean")
+def clean_storage(
+    body: CleanBody, principal: Owner, database: TheDatabase, settings: TheSettings, storage: TheStorage
+) -> CleanResponse:
+    """Remove the removable checkpoints of jobs: neither pinned, nor a job's newest, nor needed.  There is no undo."""
+    with database.read() as session:
+        queries.check_owner_filter(session, body.by, "by")
+        owner_id = queries.key_of(session, body.by) if body.by else None
+        ids = _cleanable(session, principal, [str(job_id) for job_id in body.jobs], owner_id)
+    jobs, count, size, left = set[str](), 0, 0, 0
+    for start in range(0, len(ids), _AT_ONCE):
+        batch = ids[start : start + _AT_ONCE]
+        if body.dry_run:
+            with database.read() as session:
+                rows = checkpoints.spare(session, batch)
+        else:
+            rows = database.write(partial(checkpoints.remove_spare, job_ids=batch))
+        for row in rows:
+            jobs.add(row.job_id)
+            count, size = count + 1, size + row.size
+            if not body.dry_run:
+                try:
+                    storage.delete(row.storage_key)
+                except OSError as error:  # it belongs to no row, so a worker removes it at its next start
+                    log.warning("the file of checkpoint %s cannot be removed: %s", row.id, error)
+                    left += 1
+    if count and not body.dry_run:
+        exports.sweep(database, settings.exports_dir)
+    return CleanResponse(num_jobs=len(jobs), num_checkpoints=count, size=size, num_left=left)
+
+
+def _cleanable(session: Session, principal: Principal, job_ids: list[str], owner_id: str | None) -> list[str]:
+    """Return the ids of the jobs with checkpoints that the key may change; refuse those that it names and may not."""
+    for job_id in job_ids:
+        access.check_owner(session, queries.get_job(session, job_id).created_by, f"job {job_id}")
+    chosen = select(distinct(Checkpoint.job_id)).join(Job).where(Checkpoint.deleted_at.is_(None))
+    if job_ids:
+        chosen = chosen.where(Job.id.in_(job_ids))
+    if owner_id is not None:
+        if not principal.may_change(owner_id):
+            raise Forbidden("only that key or one with `admin` may remove its checkpoints")
+        chosen = chosen.where(Job.created_by == owner_id)
+    elif not job_ids and "admin" not in principal.scopes:
+        chosen = chosen.where(Job.created_by == principal.key_id)
+    return sorted(session.execute(chosen).scalars())
 
 
 def usage_response(row: usage.Usage) -> UsageResponse:

@@ -236,6 +236,14 @@ def _cases() -> Iterator[tuple[str, Case]]:
         "POST /v1/jobs/delete",
         lambda world: Request("POST", "/v1/jobs/delete", {"json": {"jobs": [world.ended()]}}),
     )
+    yield (
+        "POST /v1/deletions/purge",
+        lambda world: Request("POST", "/v1/deletions/purge", {"json": {"jobs": [world.deleted()]}}),
+    )
+    yield (
+        "POST /v1/storage/clean",
+        lambda world: Request("POST", "/v1/storage/clean", {"json": {"jobs": [world.ended()]}}),
+    )
     for verb, before in (("cancel", ()), ("pause", ()), ("resume", ("pause",))):
         yield f"POST /v1/jobs/{verb}", partial(_of_many, verb, before)
     point = "/v1/checkpoints/{checkpoint_id}"

@@ -132,6 +132,21 @@ def test_the_key_with_the_least_recent_use_comes_first_within_a_priority(databas
     assert order(database) == [urgent, jobs[ANNA], jobs[BEN], jobs[CORA], late]
 
 
+def test_the_place_of_a_job_behind_those_of_a_key_with_less_use_may_change(database: Database) -> None:
+    """Anna's jobs are older, and come first only as long as her key has used less."""
+    database.write(lambda session: workers.register(session, rows.WORKER, 1, (), None, None, ()))
+    anna = [submit(database, created_by=ANNA) for _ in range(3)]
+    ben = submit(database, created_by=BEN)
+    used(database, BEN, hours=1)
+    changes = "keys with less recent use come first, and that order changes while jobs run"
+
+    assert explained(database, ben).message == f"3 jobs are ahead of it; {changes}"
+    assert explained(database, anna[2]).message == "2 jobs are ahead of it"
+    used(database, ANNA, hours=3)
+    assert explained(database, ben).position == 1
+    assert explained_at_once(database, [ben, anna[2]]) == {each: explained(database, each) for each in (ben, anna[2])}
+
+
 def test_jobs_of_one_key_keep_their_order(database: Database) -> None:
     used(database, ANNA, hours=100)
     jobs = [submit(database, created_by=ANNA) for _ in range(3)]

@@ -8,7 +8,7 @@ import typer
 
 from wcl_client import completion, output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import RUN, SERVICE, AsJson
+from wcl_client.commands.shared import RUN, SERVICE, AsJson, confirm
 from wcl_client.references import find_job, matching_jobs
 from wcl_client.responses import Json
 from wcl_client.terminal import err, out, print_json
@@ -58,7 +58,8 @@ def delete(
         if plan and not yes:
             _print_extent(plan, to_stderr=as_json)
             if plan["jobs"]:
-                _confirm(f"Delete {counted(len(plan['jobs']), 'job')}?")
+                question = f"Delete {counted(len(plan['jobs']), 'job')}?"
+                confirm(question, "--yes deletes without a question", "nothing is deleted")
         if plan:  # exactly those that were shown
             ids = [job["id"] for job in plan["jobs"]]
         deleted = client.delete(ids) if ids else plan
@@ -69,18 +70,6 @@ def delete(
         for each in deleted["refused"] if yes or not plan else ():
             err.say(f"{each['job_id']} stays: {each['reason']}")
     if deleted["refused"] or (plan and plan["refused"]):
-        raise typer.Exit(1)
-
-
-def _confirm(question: str) -> None:
-    """Ask; end the command with code 1 unless the user agrees."""
-    try:
-        is_agreed = typer.confirm(question, err=True)
-    except typer.Abort:  # also without a terminal
-        err.say("\nno reply; --yes deletes without a question")
-        is_agreed = False
-    if not is_agreed:
-        err.say("nothing is deleted")
         raise typer.Exit(1)
 
 
@@ -134,10 +123,57 @@ def undelete(
         if job is None:
             print_json(records) if as_json else out.show(output.deletions_table(records))
             return
-        deleted = [{"id": each["job_id"], "name": each["job_name"]} for each in records]
-        ids = [each["id"] for each in matching_jobs(deleted, job)]
-        if len(ids) != 1:
-            number = "no deleted job matches" if not ids else f"{len(ids)} deleted jobs match"
-            raise typer.BadParameter(f"{number} {job}; `wcl undelete` lists their ids")
-        restored = client.restore(ids[0])
+        restored = client.restore(_deleted_id(records, job))
     print_json(restored) if as_json else out.say(f"{restored['id']} {restored['status']}")
+
+
+@app.command(rich_help_panel=SERVICE)
+def purge(
+    jobs: Annotated[
+        list[str] | None, typer.Argument(metavar="JOB...", help="Deleted jobs: names, ids, or parts of them.")
+    ] = None,
+    by: Annotated[str, typer.Option("--by", metavar="KEY", help="In place of jobs: all deleted ones of the key.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and keep it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove deleted jobs at once; this cannot be undone.
+
+    Without it, a server removes files and rows of deleted jobs some days later, and until then `wcl undelete` restores
+    them.  This needs an administrator's key.  Backups that were made before still hold the jobs.
+    """
+    if bool(jobs) == bool(by):
+        raise typer.BadParameter("expected either jobs or --by")
+    with WclClient.connect() as client:
+        ids = [_deleted_id(client.deletions(), reference) for reference in jobs or ()]
+        result = client.purge(ids, by=by, dry_run=dry_run or not yes)
+        if not (dry_run or yes) and result["jobs"]:
+            for each in result["jobs"][:20]:
+                err.say(f"{each['id']}  {each['name']}")
+            question = f"Remove {_purged(result)}? This cannot be undone."
+            confirm(question, "--yes removes without a question", "nothing is removed")
+            result = client.purge(ids, by=by)
+    if as_json:
+        print_json(result)
+        return
+    out.say(f"{_purged(result)} {'would be removed' if dry_run else 'removed'}")
+    if result["num_left"]:
+        err.say(f"{counted(result['num_left'], 'job')} not removed yet; a server repeats it within ten minutes")
+
+
+def _purged(result: Json) -> str:
+    return f"{counted(len(result['jobs']), 'deleted job')}, {output.size(result['size'])},"
+
+
+def _deleted_id(records: list[Json], reference: str) -> str:
+    """Return the id of the deleted job that a user names.
+
+    Raises:
+        BadParameter: none or several match.
+    """
+    deleted = [{"id": each["job_id"], "name": each["job_name"]} for each in records]
+    ids = [each["id"] for each in matching_jobs(deleted, reference)]
+    if len(ids) != 1:
+        number = "no deleted job matches" if not ids else f"{len(ids)} deleted jobs match"
+        raise typer.BadParameter(f"{number} {reference}; `wcl undelete` lists their ids")
+    return ids[0]

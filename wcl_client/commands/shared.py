@@ -210,3 +210,21 @@ def refuse_both(as_json: bool, as_csv: bool) -> None:
     """Refuse two forms of one output."""
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv are two forms of one output; give one of them")
+
+
+def confirm(question: str, advice: str, refusal: str) -> None:
+    """Ask; end the command with code 1 unless the user agrees.
+
+    Args:
+        question: that is asked.
+        advice: printed where no terminal can reply.
+        refusal: printed without agreement.
+    """
+    try:
+        is_agreed = typer.confirm(question, err=True)
+    except typer.Abort:  # also without a terminal
+        err.say(f"\nno reply; {advice}")
+        is_agreed = False
+    if not is_agreed:
+        err.say(refusal)
+        raise typer.Exit(1)

@@ -10,8 +10,9 @@ import typer
 
 from wcl_client import output
 from wcl_client.api import WclClient
-from wcl_client.commands.shared import SERVICE, AsJson, refuse_both
-from wcl_client.terminal import out, print_csv, print_json
+from wcl_client.commands.shared import SERVICE, AsJson, confirm, refuse_both
+from wcl_client.terminal import err, out, print_csv, print_json
+from wcl_core.text import counted
 
 app = typer.Typer()
 
@@ -45,17 +46,43 @@ def usage(
     print_json(rows) if as_json else out.show(output.usage_table(rows))
 
 
+def _remove(client: WclClient, by: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+    result = client.clean_storage(by=by, dry_run=dry_run or not yes)
+    if not (dry_run or yes) and result["num_checkpoints"]:
+        question = f"Remove {output.cleaned(result)}? This cannot be undone."
+        confirm(question, "--yes removes without a question", "nothing is removed")
+        result = client.clean_storage(by=by)
+    if as_json:
+        print_json(result)
+        return
+    verb = "would be removed" if dry_run else "removed"
+    out.say(f"{output.cleaned(result)} {verb}" if result["num_checkpoints"] else "there is nothing to remove")
+    if result["num_left"]:
+        err.say(f"{counted(result['num_left'], 'file')} could not be removed yet; a worker does at its next start")
+
+
 @app.command(rich_help_panel=SERVICE)
 def storage(
     by: Annotated[str | None, typer.Option("--by", metavar="KEY", help="Only of the key with this name or id.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="Maximum number of jobs.")] = 20,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove all removable checkpoints that you may; asks first.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --remove: print what it would remove.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --remove: do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what uses the storage.
+    """Show what uses the storage, or remove its removable checkpoints.
 
-    It lists the files by key and by project, and the largest jobs.  Removable are the checkpoints of an ended job that
-    are neither pinned nor its newest.
+    It lists the files by key and by project, and the largest jobs.  Removable are checkpoints that are neither pinned
+    nor the newest of their job, and that no unfinished job or sweep needs.
     """
+    if (dry_run or yes) and not remove:
+        raise typer.BadParameter("--dry-run and --yes need --remove")
+    if remove:
+        with WclClient.connect() as client:
+            _remove(client, by or "", dry_run, yes, as_json)
+        return
     with WclClient.connect() as client:
         stored = client.storage(by=by, limit=limit)
     if as_json:

@@ -60,6 +60,7 @@ ADMIN = {
     "GET /activity",
     "GET /v1/audit",
     "GET /v1/deletions",
+    "POST /v1/deletions/purge",
     "POST /v1/jobs/{job_id}/restore",
     "POST /deleted/{job_id}/restore",
     "GET /deleted",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sqlalchemy.orm import Session
 
 from jobs import keys, projects, transitions
-from jobs.models import DeviceUse
+from jobs.models import Checkpoint, DeviceUse
 from tests.api.route_cases import Member
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
@@ -98,3 +100,40 @@ def test_usage_and_storage_by_project_follow_the_project_of_the_jobs(small: Serv
     page = small.browser().get("/usage?by=project").text
     assert page.count(">vision<") == 2, "by month, and of the storage"
     assert_problem(boss.get("/v1/usage?by=month"), 422, "by")
+
+
+def test_removable_checkpoints_are_removed_with_their_files_and_nothing_else_is(small: Served) -> None:
+    client = small.client()
+    anna = small.database.write(lambda session: keys.create(session, "anna")[0].id)
+    runs = [Run(small.database, rows.running(small.database, created_by=owner)) for owner in (anna, None)]
+    files: dict[tuple[int, int], Path] = {}
+    for number, run in enumerate(runs):
+        for step in (1, 2, 3):
+            small.checkpoint(bytes(10 * step), run, step)
+        for row in client.get(f"/v1/jobs/{run.job_id}/checkpoints").json()["items"]:
+            with small.database.read() as session:
+                files[number, row["step"]] = small.app.state.storage.path(
+                    session.get_one(Checkpoint, row["id"]).storage_key
+                )
+    pinned = client.get(f"/v1/jobs/{runs[0].job_id}/checkpoints").json()["items"][-1]["id"]
+    client.patch(f"/v1/checkpoints/{pinned}", json={"pinned": True})
+
+    def clean(**body: object) -> tuple[int, int, int]:
+        result = client.post("/v1/storage/clean", json=body).json()
+        return result["num_jobs"], result["num_checkpoints"], result["size"]
+
+    assert clean() == (0, 0, 0), "running jobs need all of theirs"
+    for run in runs:
+        small.database.write(lambda session, run=run: transitions.end_attempt(session, run.attempt, "succeeded"))  # type: ignore[misc]
+    assert clean(dry_run=True) == (2, 3, 20 + 10 + 20)
+    assert all(path.exists() for path in files.values())
+    assert clean(by="anna") == (1, 1, 20)
+    assert {place for place, path in files.items() if not path.exists()} == {(0, 2)}
+    assert small.client("read", "submit").post("/v1/storage/clean", json={}).json()["num_checkpoints"] == 0
+    assert small.client("read", "submit").post("/v1/storage/clean", json={"by": "anna"}).status_code == 403
+    assert clean() == (1, 2, 30)
+    assert clean() == (0, 0, 0)
+    assert {place for place, path in files.items() if path.exists()} == {(0, 1), (0, 3), (1, 3)}
+    assert_problem(client.post("/v1/storage/clean", json={"by": "absent"}), 422, "by")
+    entries = client.get("/v1/activity", params={"action": "job.clean"}).json()["items"]
+    assert [entry["details"]["checkpoints"] for entry in entries] == [2, 1]

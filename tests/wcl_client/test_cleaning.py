@@ -1,0 +1,24 @@
+"""`wcl purge` and `wcl storage --remove` against a real server."""
+
+from __future__ import annotations
+
+from jobs import keys
+from tests.api.served import Served
+from tests.jobs import rows
+from tests.wcl_client.test_operations import wcl
+
+
+def test_deleted_jobs_are_removed_at_once_after_a_question(server: Served) -> None:
+    anna = server.database.write(lambda session: keys.create(session, "anna")[0].id)
+    server.app.state.storage.root.mkdir(parents=True, exist_ok=True)
+    jobs = [rows.submit(server.database, created_by=anna) for _ in range(3)]
+    assert "deleted 3 jobs" in wcl("delete", "--by", "anna", "--yes").stdout
+
+    assert "3 deleted jobs match" in wcl("purge", jobs[0][:8]).output
+    assert "1 deleted job, 0 B, would be removed" in wcl("purge", jobs[0], "--dry-run").stdout
+    assert "nothing is removed" in wcl("purge", jobs[0]).stderr, "it asks first"
+    assert "1 deleted job, 0 B, removed" in wcl("purge", jobs[0], "--yes").stdout
+    assert "2 deleted jobs, 0 B, removed" in wcl("purge", "--by", "anna", "--yes").stdout
+    assert "expected either jobs or --by" in wcl("purge").output
+    assert wcl("storage", "--remove").stdout == "there is nothing to remove\n"
+    assert "need --remove" in wcl("storage", "--yes").output
