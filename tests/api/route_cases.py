@@ -111,6 +111,16 @@ class World:
             _created(self.owner.client.post(f"/v1/jobs/{run.job_id}/{verb}"))
         return run.job_id
 
+    def cleanable(self) -> str:
+        """Return a job of the owner that has ended with two checkpoints, of which one can be removed."""
+        rows.submit(self.database.acting_for(self.owner), created_by=self.owner.key_id, priority=next(_NUMBERS))
+        run = Run(self.database, rows.claim(self.database))
+        run.deliver(rows.started())
+        for step in (1, 2):
+            self.served.checkpoint(native_checkpoint(), run, step)
+        run.end("succeeded")
+        return run.job_id
+
     def deleted(self) -> str:
         job_id = self.ended()
         _created(self.owner.client.delete(f"/v1/jobs/{job_id}"))
@@ -242,7 +252,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "POST /v1/storage/clean",
-        lambda world: Request("POST", "/v1/storage/clean", {"json": {"jobs": [world.ended()]}}),
+        lambda world: Request("POST", "/v1/storage/clean", {"json": {"jobs": [world.cleanable()]}}),
     )
     for verb, before in (("cancel", ()), ("pause", ()), ("resume", ("pause",))):
         yield f"POST /v1/jobs/{verb}", partial(_of_many, verb, before)
