@@ -76,7 +76,7 @@ def matching_jobs(rows: Sequence[Any], reference: str, kind: JobKind | None = No
 
 def _is_dropped(row: Any) -> bool:
     """Return whether a job was cancelled before it began; others of its name are meant."""
-    return bool(row["status"] == "cancelled" and row.get("attempt") == 0)
+    return bool(row.get("status") == "cancelled" and row.get("attempt") == 0)  # a deleted one has none
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

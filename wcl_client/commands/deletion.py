@@ -176,4 +176,4 @@ def _deleted_id(records: list[Json], reference: str) -> str:
     if len(ids) != 1:
         number = "no deleted job matches" if not ids else f"{len(ids)} deleted jobs match"
         raise typer.BadParameter(f"{number} {reference}; `wcl undelete` lists their ids")
-    return ids[0]
+    return str(ids[0])
