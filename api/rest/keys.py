@@ -96,7 +96,8 @@ class KeyResponse(Response):
 
     `expires_at` is null for a key that does not expire; `rotated_at` says when it got its present secret, if that is
     not its first one.  A limit of null is that of the service.  `proxy_user` names the person whom a proxy signs in;
-    the row owns what the person submits.  `project` names its project; null for a key of all projects.
+    the row owns what the person submits.  `project` names its project; null for a key of all projects.  `warning` says
+    of a new or renamed key that other keys have its name.
     """
 
     id: str
@@ -113,11 +114,6 @@ class KeyResponse(Response):
     is_active: bool
     proxy_user: str | None
     project: str | None
-
-
-class ChangedKey(KeyResponse):
-    """A changed key; `warning` says that others have its name."""
-
     warning: str | None
 
 
@@ -140,13 +136,9 @@ class NewKey(KeyResponse):
 
 
 class CreatedKey(KeyResponse):
-    """A new key with its secret, which is null in the response to a repeated request.
-
-    `warning` says that other keys have its name.
-    """
+    """A new key with its secret, which is null in the response to a repeated request."""
 
     key: str | None
-    warning: str | None
 
 
 class Keys(Response):
@@ -170,7 +162,9 @@ def list_keys(principal: Admin, database: TheDatabase) -> Keys:
         now = database_time(session)
         names = projects.by_id(session)
         items = [
-            KeyResponse.of(row, is_active=keys.grants_access(row, now), project=names.get(row.project_id or ""))
+            KeyResponse.of(
+                row, is_active=keys.grants_access(row, now), project=names.get(row.project_id or ""), warning=None
+            )
             for row in keys.list_keys(session)
         ]
         return Keys(items=items, notice=keys.notice(session))
@@ -201,7 +195,7 @@ def create_key(body: KeyBody, principal: Admin, database: TheDatabase, creation:
 
 
 @router.patch("/keys/{key_id}")
-def change_key(key_id: str, body: KeyChangeBody, principal: Admin, database: TheDatabase) -> ChangedKey:
+def change_key(key_id: str, body: KeyChangeBody, principal: Admin, database: TheDatabase) -> KeyResponse:
     """Change name, scopes, expiry or limits of a key, or move it to another project; its secret stays.
 
     The changes hold at once, also for browser sessions and waiting jobs.
@@ -210,7 +204,7 @@ def change_key(key_id: str, body: KeyChangeBody, principal: Admin, database: The
     with database.read() as session:
         is_active = keys.grants_access(row, database_time(session))
         warning = None if body.name is None else keys.namesakes(session, row)
-        return ChangedKey.of(row, is_active=is_active, project=_project(session, row), warning=warning)
+        return KeyResponse.of(row, is_active=is_active, project=_project(session, row), warning=warning)
 
 
 @router.get("/whoami")
@@ -218,7 +212,8 @@ def whoami(principal: AnyKey, database: TheDatabase) -> WhoAmI:
     """Return the key of the request, with its role, scopes, project and limits, and the version of the server."""
     with database.read() as session:
         row, rules = existing(session.get(Key, principal.key_id), "the key"), policies.stored(session)
-        facts: dict[str, Any] = {"is_active": True, "project": _project(session, row), "role": _role(principal)}
+        facts: dict[str, Any] = {"is_active": True, "project": _project(session, row), "warning": None}
+        facts["role"] = _role(principal)
         facts["limits"] = {name: getattr(rules, name.replace("max_", "key_")) for name in keys.LIMITS}
         return WhoAmI.of(row, **facts, scopes=sorted(principal.scopes, key=keys.SCOPES.index), version=VERSION)
 
@@ -242,7 +237,7 @@ def rotate_key(
     days: keys.Days = body.days if body is not None and body.model_fields_set else "keep"
     row, secret = rotate(database, settings, key_id, days)
     with database.read() as session:
-        return NewKey.of(row, key=secret, is_active=True, project=_project(session, row))
+        return NewKey.of(row, key=secret, is_active=True, project=_project(session, row), warning=None)
 
 
 def _project(session: Session, row: Key) -> str | None:

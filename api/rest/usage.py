@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from fastapi import Response as HttpResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
-from sqlalchemy import distinct, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.http.auth import Owner, Reader
@@ -205,7 +205,8 @@ def _cleanable(session: Session, principal: Principal, job_ids: list[str], owner
     """Return the ids of the jobs with checkpoints that the key may change; refuse those that it names and may not."""
     for job_id in job_ids:
         access.check_owner(session, queries.get_job(session, job_id).created_by, f"job {job_id}")
-    chosen = select(distinct(Checkpoint.job_id)).join(Job).where(Checkpoint.deleted_at.is_(None))
+    chosen = select(Checkpoint.job_id).distinct().join(Job, Job.id == Checkpoint.job_id)
+    chosen = chosen.where(Checkpoint.deleted_at.is_(None))
     if job_ids:
         chosen = chosen.where(Job.id.in_(job_ids))
     if owner_id is not None:

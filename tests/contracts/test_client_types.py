@@ -30,6 +30,7 @@ RESPONSES = {
     "Audit": "Audit",
     "Key": "KeyResponse",
     "NewKey": "NewKey",
+    "WhoAmI": "WhoAmI",
     "KeyList": "Keys",
     "Webhook": "WebhookResponse",
     "NewWebhook": "NewWebhook",

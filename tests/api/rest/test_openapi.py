@@ -79,6 +79,7 @@ def test_every_body_has_examples_that_its_schema_accepts(openapi: dict[str, Any]
             bodies |= set(references(operation["requestBody"]))
 
     assert {name.rsplit("/", 1)[1] for name in bodies} == {
+        "ProjectBody",
         "ProjectName",
         "JobBody",
         "NewDataset",
