@@ -160,6 +160,8 @@ def heartbeat(
 ) -> bool:
     """Record that the worker is alive, busy with a job or idle; a worker that was declared lost is live again.
 
+    One that has stopped stays stopped.
+
     Args:
         session: a writing transaction.
         worker_id: the worker.
@@ -183,7 +185,9 @@ def heartbeat(
         values |= {"lag_ms": lag_ms}
     if devices is not None:
         values |= {"devices": [device.as_json() for device in devices], "gpus": len(working(devices))}
-    beats = update(Worker).where(Worker.id == worker_id).values(values).returning(Worker.drain_requested_at)
+    # One that waited for the database while the worker stored its end comes too late.
+    beats = update(Worker).where(Worker.id == worker_id, Worker.state != "stopped").values(values)
+    beats = beats.returning(Worker.drain_requested_at)
     return session.execute(beats).scalar_one_or_none() is not None
 
 

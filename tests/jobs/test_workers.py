@@ -107,6 +107,18 @@ def test_a_heartbeat_records_the_workers_job(database: Database) -> None:
     assert state(database, worker_id) == ("stopped", None, 2)
 
 
+def test_a_heartbeat_that_comes_after_the_end_of_its_worker_does_not_revive_it(database: Database) -> None:
+    """Its ticker may wait for the lock of the database while the worker stores its end."""
+    worker_id = register(database)
+    database.write(lambda session: workers.stop(session, worker_id))
+    ended = state(database, worker_id)
+
+    assert database.write(lambda session: workers.heartbeat(session, worker_id, None)) is False
+
+    assert state(database, worker_id) == ended
+    assert ended[0] == "stopped"
+
+
 def test_a_new_heartbeat_wins_over_a_reconciler(database: Database) -> None:
     worker_id = register(database)
     database.write(lambda session: workers.heartbeat(session, worker_id, None))
