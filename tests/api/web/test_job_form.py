@@ -75,7 +75,8 @@ def test_a_dry_run_shows_memory_time_and_disk(visitor: Visitor, site: Site) -> N
     run.end()
     page.goto("/submit?preset=wcl-digits")
     field(page, "batch_size").fill("131")
-    expect(plan).to_contain_text("50 s at 1,572 images/s")  # 60 epochs of 10 steps
+    # 60 epochs of 10 steps; on a busy machine the run was long beside its training, and the time is a range.
+    expect(plan).to_contain_text(re.compile(r"50 s( to .+?)? at 1,572 images/s"))
     expect(plan.get_by_role("link", name="the newest similar job")).to_have_attribute("href", f"/jobs/{run.job_id}")
 
 
