@@ -23,7 +23,6 @@ from api.rest.job_bodies import CloneBody, ContinueBody, JobChange, create_clone
 from api.web.forms.fields import body_of
 from jobs import checkpoints, dataset_sources, datasets, queries, references, transitions
 from jobs import submission as service
-from jobs.database import Database
 from jobs.errors import Conflict, FieldError, Invalid
 from jobs.verdicts import its_twin
 from wcl_core.config import Protocol
@@ -41,8 +40,6 @@ class Verb(StrEnum):
     UNARCHIVE = "unarchive"
     STAR = "star"
     UNSTAR = "unstar"
-    REFERENCE = "reference"
-    UNREFERENCE = "unreference"
 
 
 class Pin(StrEnum):
@@ -113,22 +110,29 @@ def write_note(job_id: str, submitter: Owner, database: TheDatabase, note: Annot
     return _see(f"/jobs/{job_id}#note")
 
 
-@router.post("/jobs/{job_id}/{verb}")
-def act(job_id: str, verb: Verb, submitter: Owner, database: TheDatabase) -> Response:
-    """Carry out a request for the job; redirect to its page."""
-    _request(database, job_id, verb)
+@router.post("/jobs/{job_id}/reference")
+def set_reference(job_id: str, submitter: Submitter, database: TheDatabase) -> Response:
+    """Make the training the reference of its dataset; redirect to its page."""
+    database.write(lambda session: references.set_reference(session, job_id, True))
     return _see(f"/jobs/{job_id}")
 
 
-def _request(database: Database, job_id: str, verb: Verb) -> None:
+@router.post("/jobs/{job_id}/unreference")
+def unset_reference(job_id: str, submitter: Submitter, database: TheDatabase) -> Response:
+    """Make the training no reference any more; redirect to its page."""
+    database.write(lambda session: references.set_reference(session, job_id, False))
+    return _see(f"/jobs/{job_id}")
+
+
+@router.post("/jobs/{job_id}/{verb}")
+def act(job_id: str, verb: Verb, submitter: Owner, database: TheDatabase) -> Response:
+    """Carry out a request for the job; redirect to its page."""
     if verb in (Verb.STAR, Verb.UNSTAR):
         database.write(lambda session: service.change(session, job_id, starred=verb is Verb.STAR))
-        return
-    if verb in (Verb.REFERENCE, Verb.UNREFERENCE):
-        database.write(lambda session: references.set_reference(session, job_id, verb is Verb.REFERENCE))
-        return
-    change = getattr(service if verb in (Verb.ARCHIVE, Verb.UNARCHIVE) else transitions, verb)
-    database.write(lambda session: change(session, job_id))
+    else:
+        change = getattr(service if verb in (Verb.ARCHIVE, Verb.UNARCHIVE) else transitions, verb)
+        database.write(lambda session: change(session, job_id))
+    return _see(f"/jobs/{job_id}")
 
 
 @router.post("/checkpoints/{checkpoint_id}/{pin}")

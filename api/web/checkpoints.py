@@ -47,10 +47,11 @@ class View:
 
 @dataclass(frozen=True)
 class Kept:
-    """The newest checkpoint of a job, the name of the job, the number of older ones, and those if they are shown."""
+    """The newest checkpoint of a job, its name and owner, the number of older ones, and those if they are shown."""
 
     checkpoint: Checkpoint
     job_name: str
+    owner: str | None
     num_older: int
     older: list[Checkpoint]
 
@@ -75,11 +76,12 @@ def checkpoint_list(session: Session, view: View) -> CheckpointList:
     )
     if view.is_pinned_only:
         is_superseded = is_superseded.where(newer.pinned)
-    statement = select(Checkpoint, Job.name).join(Job, Job.id == Checkpoint.job_id).where(*is_kept, ~is_superseded)
+    statement = select(Checkpoint, Job.name, Job.created_by).join(Job, Job.id == Checkpoint.job_id)
+    statement = statement.where(*is_kept, ~is_superseded)
     if view.cursor:
         statement = statement.where(Checkpoint.id < view.cursor[:36])
     newest = session.execute(statement.order_by(Checkpoint.id.desc()).limit(PAGE_SIZE + 1)).all()
-    ids = [checkpoint.job_id for checkpoint, _ in newest]
+    ids = [checkpoint.job_id for checkpoint, *_ in newest]
     counting = select(Checkpoint.job_id, func.count()).where(Checkpoint.job_id.in_(ids), *is_kept)
     counts: dict[str, int] = dict(session.execute(counting.group_by(Checkpoint.job_id)).all())
     older = select(Checkpoint).where(Checkpoint.job_id.in_(view.opened), *is_kept).order_by(Checkpoint.id.desc())
@@ -88,10 +90,11 @@ def checkpoint_list(session: Session, view: View) -> CheckpointList:
         Kept(
             checkpoint,
             name,
+            owner,
             counts[checkpoint.job_id] - 1,
             [each for each in opened if each.job_id == checkpoint.job_id and each.id != checkpoint.id][:MAX_OLDER],
         )
-        for checkpoint, name in newest[:PAGE_SIZE]
+        for checkpoint, name, owner in newest[:PAGE_SIZE]
     ]
     more = rows[-1].checkpoint.id if len(newest) > PAGE_SIZE else None
     return CheckpointList(rows, weights.every(session), more, view, database_time(session))

@@ -338,6 +338,8 @@ def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /jobs/{verb}", lambda world: _form("/jobs/archive", job=[world.ended()])
     yield "POST /jobs/{job_id}/retry", lambda world: _form(f"/jobs/{world.ended('failed')}/retry")
     yield "POST /jobs/{job_id}/continue", lambda world: _form(f"/jobs/{world.ended()}/continue", epochs="1")
+    yield "POST /jobs/{job_id}/reference", lambda world: _form(f"/jobs/{world.job()}/reference")
+    yield "POST /jobs/{job_id}/unreference", lambda world: _form(f"/jobs/{world.job()}/unreference")
     yield "POST /jobs/{job_id}/twin", lambda world: _form(f"/jobs/{world.job()}/twin")
     yield "POST /jobs/{job_id}/baselines", lambda world: _form(f"/jobs/{world.evaluated()}/baselines")
     yield "POST /jobs/{job_id}/evaluate", _evaluate_form

@@ -97,3 +97,11 @@ def test_a_copy_by_a_key_without_the_scope_has_no_higher_priority(small: Served)
 
     assert member.post(f"/v1/jobs/{urgent}/clone").json()["priority"] == 0
     assert urgent_member.post(f"/v1/jobs/{urgent}/clone").json()["priority"] == 7
+
+
+def test_the_list_of_checkpoints_offers_to_pin_the_own_ones(small: Served) -> None:
+    owner, other = Member.of(small, "anna"), Member.of(small, "ben")
+    action = f'action="/checkpoints/{World(small, owner, small.client()).checkpoint()}/pin"'
+
+    assert action in owner.client.get("/checkpoints", headers={"Accept": "text/html"}).text
+    assert action not in other.client.get("/checkpoints", headers={"Accept": "text/html"}).text
