@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -253,17 +255,30 @@ def test_a_project_has_at_most_so_many_waiting_jobs(database: Database) -> None:
 
 
 def test_submissions_at_one_time_do_not_pass_a_projects_limit_together(database: Database) -> None:
-    vision = project(database, max_waiting=2)
-    owners = [member(database, f"m{number}") for number in range(4)]
+    vision = project(database, max_waiting=1)
+    anna, ben = member(database), member(database, "ben")
+    refused = list[OverLimit]()
 
-    def one(number: int) -> bool:
+    def submit_as_ben() -> None:
         try:
-            send(database, owners[number], project=vision)
-        except OverLimit:
-            return False
-        return True
+            send(database, ben, project=vision)
+        except OverLimit as error:
+            refused.append(error)
 
-    assert sum(at_once(4, one)) == 2
+    other = threading.Thread(target=submit_as_ben)
+
+    def submit_beside_ben(session: Session) -> None:
+        submission.submit(session, rows.new_job(created_by=anna))
+        limits.check_submission(session, anna, {vision: 1})
+        other.start()
+        other.join(2)  # it waits for the commit; one that did not wait would end here
+
+    acting = database.acting_for(Principal(anna, "", frozenset(), project_id=vision))
+    acting.write(submit_beside_ben)
+    other.join()
+
+    assert len(refused) == 1
+    assert len(rows.rows_of(database, Job)) == 1
 
 
 def test_a_project_that_stores_too_much_takes_no_submission(database: Database) -> None:
