@@ -115,7 +115,7 @@ def change(
 
 @app.command(rich_help_panel=SERVICE)
 def whoami(as_json: AsJson = False) -> None:
-    """Show your key: role, scopes, project, limits, and the server with its version."""
+    """Show your key, its role and limits, and the server's version."""
     with WclClient.connect() as client:
         key = client.whoami()
         url = client.url

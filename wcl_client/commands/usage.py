@@ -72,7 +72,7 @@ def storage(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --remove: do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what uses the storage, or remove its removable checkpoints.
+    """Show what uses the storage; with --remove, free some of it.
 
     It lists the files by key and by project, and the largest jobs.  Removable are checkpoints that are neither pinned
     nor the newest of their job, and that no unfinished job or sweep needs.

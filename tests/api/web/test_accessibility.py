@@ -120,6 +120,7 @@ def paths(site: Site) -> list[str]:
     ]
 
 
+@pytest.mark.timeout(900)  # all pages in both themes
 def test_axe_finds_nothing(visitor: Visitor, paths: list[str]) -> None:
     page = visitor.window()
     problems_by_path = {}

@@ -173,16 +173,16 @@ def test_cancel_needs_two_clicks_and_cancels(visitor: Visitor, site: Site) -> No
     expect(page.get_by_text("Cancel…")).to_have_count(0)
     run.end("cancelled")
 
-    expect(page.locator("#run-summary .status")).to_have_text("cancelled")
+    expect(page.locator("#run-summary .status.pill")).to_have_text("cancelled")
     assert site.status(run.job_id) == "cancelled"
     page.get_by_role("button", name="Retry").click()
     page.wait_for_url(lambda url: "/jobs/" in url and run.job_id not in url)
     expect(page.locator("#run-summary")).to_contain_text("parent to be cancelled")
     again = page.url.rsplit("/", 1)[1]
     page.get_by_role("button", name="Pause").click()
-    expect(page.locator("#run-summary .status")).to_have_text("paused")
+    expect(page.locator("#run-summary .status.pill")).to_have_text("paused")
     page.get_by_role("button", name="Resume").click()
-    expect(page.locator("#run-summary .status")).to_have_text("queued")
+    expect(page.locator("#run-summary .status.pill")).to_have_text("queued")
     site.claim().end()
     assert site.status(again) == "succeeded"
 
@@ -261,15 +261,16 @@ def test_a_run_leads_to_its_twin_and_one_without_weak_labels_has_no_page_of_them
     expect(page.get_by_role("heading", level=1)).to_have_text("ours-simclr")
     expect(page.locator("#twin")).to_contain_text("WCL twin ours")
 
-    for _ in range(2):
-        run = site.claim()
+    runs = [site.claim(), site.claim()]
+    for run in runs:
         run.start()
         run.losses([1])
         run.checkpoint(1)
         run.end()
+    twin = next(run.job_id for run in runs if run.job_id != ours)
 
     links = page.get_by_role("navigation", name="Sections").get_by_role("link")
-    page.goto(f"/jobs/{run.job_id}")
+    page.goto(f"/jobs/{twin}")
     expect(links).to_have_text(["Evaluations", "Curves", "Checkpoints", "Timeline", "Spec"])
     lines = page.locator("#loading-lines .code-copy")
     expect(lines.get_by_role("button")).to_have_attribute("data-copy", lines.locator("pre").inner_text())
@@ -396,7 +397,7 @@ def test_the_reason_for_waiting_is_shown(visitor: Visitor, site: Site) -> None:
     expect(page.locator("#run-summary")).to_contain_text("Position 1 in the queue of pool default")
     run.end()
     site.claim().end()
-    expect(page.locator("#run-summary .status")).to_have_text("succeeded")
+    expect(page.locator("#run-summary .status.pill")).to_have_text("succeeded")
 
 
 def test_a_long_finished_run_loads_few_points(visitor: Visitor, site: Site) -> None:

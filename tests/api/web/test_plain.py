@@ -163,12 +163,12 @@ def test_buttons_work_without_scripts(visitor: Visitor, site: Site) -> None:
     page = visitor.window(f"/jobs/{job_id}", scripts=False)
 
     page.get_by_role("button", name="Pause").click()
-    expect(page.locator("#run-summary .status")).to_have_text("paused")
+    expect(page.locator("#run-summary .status.pill")).to_have_text("paused")
     page.get_by_role("button", name="Resume").click()
-    expect(page.locator("#run-summary .status")).to_have_text("queued")
+    expect(page.locator("#run-summary .status.pill")).to_have_text("queued")
     page.get_by_text("Cancel…").click()
     page.get_by_role("button", name="Cancel this job").click()
-    expect(page.locator("#run-summary .status")).to_have_text("cancelled")
+    expect(page.locator("#run-summary .status.pill")).to_have_text("cancelled")
     assert site.status(job_id) == "cancelled"
     assert page.url.endswith(f"/jobs/{job_id}")
 

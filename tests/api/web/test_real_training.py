@@ -31,7 +31,7 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
             early = int(chart.get_attribute("data-points") or 0)
             eventually(lambda: int(chart.get_attribute("data-points") or 0) > early, "a longer curve")
 
-            expect(page.locator("#run-summary .status")).to_have_text("succeeded", timeout=120_000)
+            expect(page.locator("#run-summary .status.pill")).to_have_text("succeeded", timeout=120_000)
             groups = client.weak_groups(job["id"])
             assert groups["epochs"] == list(range(1, 9))
             page.get_by_role("link", name="Weak labels").click()
@@ -57,7 +57,7 @@ def test_a_real_run_is_seen_from_submit_to_download(browser: Browser, tmp_path: 
 
             page.get_by_role("button", name=f"Create map of step {last['step']}").click()
             page.wait_for_url(lambda url: job["id"] not in url)
-            expect(page.locator("#run-summary .status")).to_have_text("succeeded", timeout=120_000)
+            expect(page.locator("#run-summary .status.pill")).to_have_text("succeeded", timeout=120_000)
             page.get_by_role("navigation", name="Sections").get_by_role("link", name="Map").click()
             count = client.datasets()[0]["counts"]["test"]
             expect(page.locator("#stage")).to_have_attribute("data-drawn", str(count))
