@@ -182,11 +182,11 @@ class TwinResponse(Response):
 def twin(job_id: str, principal: Reader, database: TheDatabase) -> TwinResponse:
     """Return the twin of a training, which its spec alone decides; an evaluation and a trial of a sweep have none."""
     with database.read() as session:
-        found = its_twin(session, queries.get_job(session, job_id))
-    if found is None:
+        paired = its_twin(session, queries.get_job(session, job_id))
+    if paired is None:
         raise Conflict("only a training has a twin, and this job is an evaluation or a trial of a sweep")
-    response = TwinResponse(method=found.method, title=found.title, job_id=None, name=None, status=None)
-    if (job := found.job) is None:
+    response = TwinResponse(method=paired.method, title=paired.title, job_id=None, name=None, status=None)
+    if (job := paired.job) is None:
         return response
     return response.model_copy(update={"job_id": job.id, "name": job.name, "status": job.status})
 

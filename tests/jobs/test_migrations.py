@@ -252,6 +252,32 @@ def test_specs_of_the_versions_between_two_releases_get_their_versions(empty_url
     database.dispose()
 
 
+def test_use_before_projects_counts_for_the_project_of_its_key(empty_url: str) -> None:
+    _make_folder(empty_url)
+    database = Database(empty_url)
+    migrate_to(database, "0050_projects")
+    key = "INSERT INTO keys (id, name, hash, scopes, created_at, project_id) VALUES (:id, :id, :id, '[]', 1, :project)"
+    use = (
+        "INSERT INTO device_use (owner_id, day, gpu_ms, cpu_ms, jobs, attempts, updated_at) VALUES"
+        " (:owner, 7, 1, 2, 3, 4, 5)"
+    )
+    with database.engine.begin() as connection:
+        connection.execute(text("INSERT INTO projects (id, name) VALUES ('vision', 'vision')"))
+        connection.execute(text(key), [{"id": "anna", "project": "vision"}, {"id": "root", "project": None}])
+        connection.execute(text(use), [{"owner": owner} for owner in ("anna", "root", "of no row", "")])
+
+    database.migrate()
+
+    with database.engine.begin() as connection:
+        stored = connection.execute(text("SELECT * FROM device_use")).mappings().all()
+    projects = {row["owner_id"]: row["project_id"] for row in stored}
+    others = dict.fromkeys(("root", "of no row", ""), DEFAULT_PROJECT)
+    assert projects == others | {"anna": "vision"}
+    numbers = ("day", "gpu_ms", "cpu_ms", "jobs", "attempts", "updated_at")
+    assert {tuple(row[name] for name in numbers) for row in stored} == {(7, 1, 2, 3, 4, 5)}
+    database.dispose()
+
+
 def files_of(folder: Path) -> list[str]:
     """Return the names in a folder without SQLite's journals, which stay empty."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith("-journal"))

@@ -214,10 +214,10 @@ def test_two_trainings_are_paired_by_their_specs_before_one_has_begun(database: 
 
     def paired_with(job_id: str) -> str | None:
         with database.read() as session:
-            found = its_twin(session, rows.job(database, job_id))
-        assert found is not None
-        assert (found.method, found.title) == (("simclr", "SimCLR") if job_id != twin else ("wcl", "WCL"))
-        return found.job and found.job.id
+            paired = its_twin(session, rows.job(database, job_id))
+        assert paired is not None
+        assert (paired.method, paired.title) == (("simclr", "SimCLR") if job_id != twin else ("wcl", "WCL"))
+        return paired.job and paired.job.id
 
     twin = ""
     assert paired_with(ours) is None

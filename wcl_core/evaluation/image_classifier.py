@@ -239,9 +239,9 @@ def predict(file: Path, places: Sequence[Path], out: Path, size: int | None, war
     else:
         computed = Features(file, size, warn)
         files = images_of(places, warn)
-        found = [path for path, _ in files.unlabelled]
-        read, rows = computed.of(files.root, found)
-        paths, left_out = [shown(found[place]) for place in read], computed.left_out
+        listed = [path for path, _ in files.unlabelled]
+        read, rows = computed.of(files.root, listed)
+        paths, left_out = [shown(listed[place]) for place in read], computed.left_out
     probabilities = logits((rows - mean) / deviation, weights).softmax(dim=1)
     chosen = probabilities.argmax(dim=1).tolist()
     table = [
