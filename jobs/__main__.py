@@ -24,7 +24,7 @@ from jobs.settings_help import settings_in_use
 from jobs.storage import LocalStorage, StorageUnavailable
 from jobs.version import VERSION
 from wcl_core.files import PRIVATE_UMASK
-from wcl_core.text import Arguments, write_error, write_line
+from wcl_core.text import Arguments, file_size, write_error, write_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +113,7 @@ def _backup(database: Database, storage: LocalStorage, options: argparse.Namespa
     """Make a backup and print what it holds; return 1 if a file is damaged or missing that no row is marked for."""
     backup = backups.make_backup(database, storage, Path(options.folder), options.keep)
     manifest = backup.manifest
-    size, copied = _size(manifest.database.size), _size(backup.copied_bytes)
+    size, copied = file_size(manifest.database.size), file_size(backup.copied_bytes)
     write_line(
         f"{Path(options.folder) / manifest.name}: {manifest.counts['jobs']:,} jobs; database {size}; "
         f"{len(manifest.files):,} files, {backup.num_copied:,} of them copied now ({copied})"
@@ -144,9 +144,8 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
         restored = backups.restore(settings, folder, manifest, replace=options.replace)
     if restored.aside is not None:
         write_line(f"the former database is kept as {restored.aside}")
-    write_line(
-        f"{restored.num_copied:,} files restored ({_size(restored.copied_bytes)}), {restored.num_present:,} were there"
-    )
+    copied = file_size(restored.copied_bytes)
+    write_line(f"{restored.num_copied:,} files restored ({copied}), {restored.num_present:,} were there")
     for key in restored.missing:
         write_line(f"missing or damaged: {key}", sys.stderr)
     if not options.files:
@@ -169,10 +168,6 @@ def _check_backup(folder: backups.BackupFolder, manifest: backups.Manifest) -> i
     if manifest.flaws:
         write_line(f"{len(manifest.flaws):,} files were damaged or missing when it was made", sys.stderr)
     return 1 if flaws else 0
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def _check(database: Database, worker_name: str | None) -> int:

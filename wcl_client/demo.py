@@ -22,13 +22,13 @@ from wcl_client import comparison
 from wcl_client.address import find_address
 from wcl_client.api import WclClient
 from wcl_client.errors import WclError
-from wcl_client.output import size
 from wcl_client.processes import die_with_parent, module_environment
 from wcl_client.progress import watch
 from wcl_client.registration import START_SECONDS, pending, refusals, report_lines, summary
 from wcl_client.responses import Evaluation, Job
 from wcl_client.terminal import Terminal, bold
 from wcl_client.up import free_port
+from wcl_core.text import file_size
 
 SERVICE_SECONDS = 90.0
 DATASET_SECONDS = 180.0
@@ -212,7 +212,7 @@ class Demo:
     def _download(self, job: Job) -> None:
         target = self._folder / f"wcl-{job['id'][-8:]}-last.safetensors"
         path = self._client.download(self._last_checkpoint(job), target).path
-        self._terminal.say(f"Checkpoint   {path.resolve()} ({size(path.stat().st_size)}, sha256 verified)")
+        self._terminal.say(f"Checkpoint   {path.resolve()} ({file_size(path.stat().st_size)}, sha256 verified)")
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from wcl_client.api import WclClient
 from wcl_client.connection import Answers
 from wcl_client.errors import NotFoundError, Unreachable, WclError
 from wcl_client.key_expiry import ROTATION_ADVICE, expiry_text
-from wcl_client.output import size, unable_workers
+from wcl_client.output import unable_workers
 from wcl_client.processes import module_environment
 from wcl_client.registration import pending, refusals
 from wcl_client.responses import Worker
+from wcl_core.text import file_size
 
 _ALL = 1 << 31  # jobs
 _LEAST_BYTES = 1 << 30
@@ -119,7 +120,7 @@ def _disk(data_dir: Path) -> Finding:
     problems = [] if os.access(folder, os.W_OK) else ["not writable; choose another one with WCL_DATA_DIR"]
     if free < _LEAST_BYTES:
         problems.append("at least 1 GiB is needed")
-    return Finding("Data folder", not problems, "; ".join([f"{data_dir}: {size(free)} free", *problems]))
+    return Finding("Data folder", not problems, "; ".join([f"{data_dir}: {file_size(free)} free", *problems]))
 
 
 def _cache(data_dir: Path) -> list[Finding]:
@@ -184,7 +185,7 @@ def _key() -> Finding:
 
 def _with_room(worker: Worker) -> str:
     free = worker.get("disk_free_bytes")
-    return worker["name"] if free is None else f"{worker['name']} ({size(free)} free)"
+    return worker["name"] if free is None else f"{worker['name']} ({file_size(free)} free)"
 
 
 def _nearly_full(workers: Sequence[Worker]) -> list[str]:

@@ -35,11 +35,6 @@ _PHASES = {
 }
 
 
-def size(num_bytes: float) -> str:
-    """Return a number of bytes with its unit, for example 1.5 MiB."""
-    return file_size(num_bytes)
-
-
 def age(moment: str) -> str:
     """Return how long ago a moment of a response was, in its largest unit, for example `5 min`."""
     seconds = max(0.0, time.time() - datetime.fromisoformat(moment).timestamp())
@@ -314,7 +309,7 @@ def usage_table(rows: Sequence[Json]) -> Rows:
 def cleaned(result: Json) -> str:
     """Return how many checkpoints were removed, or would be, and of how many jobs."""
     checkpoints, jobs = counted(result["num_checkpoints"], "checkpoint"), counted(result["num_jobs"], "job")
-    return f"{checkpoints} of {jobs}, {size(result['size'])},"
+    return f"{checkpoints} of {jobs}, {file_size(result['size'])},"
 
 
 def storage_tables(storage: Json) -> list[Rows]:
@@ -322,14 +317,14 @@ def storage_tables(storage: Json) -> list[Rows]:
     owners = Rows("key", "jobs", "files", "size", cut=("key",))
     for row in storage["owners"]:
         name = row["owner"] or row["owner_id"][-12:] or "none"
-        owners.add(name, row["num_jobs"], row["num_files"], size(row["size"]))
+        owners.add(name, row["num_jobs"], row["num_files"], file_size(row["size"]))
     jobs = Rows("id", "job", "key", "status", "files", "size", "removable", cut=("job", "key"))
     for row in storage["jobs"]:
-        sizes = (size(row["size"]), size(row["removable"]))
+        sizes = (file_size(row["size"]), file_size(row["removable"]))
         jobs.add(row["job_id"][-12:], row["name"], row["owner"], row["status"], row["num_files"], *sizes)
     projects = Rows("project", "jobs", "files", "size", cut=("project",))
     for row in storage.get("projects", ()):
-        projects.add(row["project"], row["num_jobs"], row["num_files"], size(row["size"]))
+        projects.add(row["project"], row["num_jobs"], row["num_files"], file_size(row["size"]))
     return [owners, *([projects] if len(storage.get("projects", ())) > 1 else []), jobs]
 
 
@@ -354,7 +349,7 @@ def project_limits(project: Json) -> str:
     limits = (
         gpus and f"{counted(gpus, 'GPU')} at once",
         waiting and counted(waiting, "waiting job"),
-        stored and f"{size(stored)} of files",
+        stored and f"{file_size(stored)} of files",
     )
     return ", ".join(filter(None, limits)) or "no limits"
 
@@ -598,7 +593,7 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Rows:
             checkpoint["id"],
             str(checkpoint["step"]),
             str(checkpoint["epoch"]),
-            size(checkpoint["size"]),
+            file_size(checkpoint["size"]),
             checkpoint["sha256"],
             "damaged" if checkpoint.get("damaged_at") else "missing" if checkpoint.get("missing_at") else "",
         )
@@ -609,7 +604,7 @@ def weights_table(rows: Sequence[Weights]) -> Rows:
     """Return a table of imported weights."""
     table = Rows("name", "network", "size", "digest", "age", cut=("name",))
     for row in rows:
-        table.add(row["name"], _network(row), size(row["size"]), row["sha256"][:12], age(row["created_at"]))
+        table.add(row["name"], _network(row), file_size(row["size"]), row["sha256"][:12], age(row["created_at"]))
     return table
 
 
@@ -625,7 +620,7 @@ def weights_facts(row: Weights) -> Rows:
         ("prefix", report.get("prefix")),
         ("set to 0", f"{report['filled']:,} counters of batch norm" if report.get("filled") else None),
         ("not used", f"{unused}{f' and {more:,} more' if more > 0 else ''}" or None),
-        ("size", size(row["size"])),
+        ("size", file_size(row["size"])),
         ("sha256", row["sha256"]),
         ("imported", _when(row["created_at"])),
     ]
@@ -648,7 +643,7 @@ def deletions_table(deletions: Sequence[Json]) -> Rows:
         if each["purge_began_at"] and not each["purged_at"]:
             state = "being removed"
         at = each["deleted_at"]
-        table.add(each["job_id"], each["job_name"], size(each["size"]), each["deleted_by_name"], at, state)
+        table.add(each["job_id"], each["job_name"], file_size(each["size"]), each["deleted_by_name"], at, state)
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from wcl_client import output
 from wcl_client.responses import Json
 from wcl_client.terminal import Styled, bold, out
+from wcl_core.text import file_size
 
 
 def print_plan(plan: Json) -> None:
@@ -38,7 +39,7 @@ def plan_lines(plan: Json) -> list[str | Styled]:
     estimate = plan.get("estimate") or {}
     facts = time_lines(estimate.get("time"))
     if memory := estimate.get("memory"):
-        needed, available = output.size(memory["process_bytes"]), output.size(memory["device_bytes"])
+        needed, available = file_size(memory["process_bytes"]), file_size(memory["device_bytes"])
         facts.append(f"  memory: about {needed} of {available}")
     lines += facts
     warnings = [*plan.get("notes", ()), *plan.get("warnings", ())]

@@ -69,14 +69,16 @@ def capitalised(text: str) -> str:
 def file_size(num_bytes: float) -> str:
     """Return a number of bytes with its unit.
 
-    >>> file_size(1_600_000)
-    '1.5 MiB'
+    >>> file_size(500), file_size(1_600_000), file_size(3 * 1024**4)
+    ('500 B', '1.5 MiB', '3.0 TiB')
     """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024 or unit == "GiB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+    if num_bytes < 1024:
+        return f"{num_bytes:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
         num_bytes /= 1024
-    raise AssertionError("unreachable")
+        if num_bytes < 1024:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1024:.1f} TiB"
 
 
 def bytes_of(size: str) -> int | None:

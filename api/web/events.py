@@ -9,10 +9,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.web.format import file_size, number, words
+from api.web.format import number, words
 from jobs import queries
 from jobs.models import Event
 from jobs.status import Reason
+from wcl_core.text import file_size
 
 MAX_EVENTS = 500  # per page of a timeline
 

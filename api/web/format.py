@@ -14,8 +14,7 @@ from jobs.models import Job
 from jobs.reasons import Explanation, explain
 from wcl_core.config import method_title
 from wcl_core.metrics import metric_facts
-from wcl_core.text import capitalised, counted, noun_of, so_far, visible_json, visible_lines
-from wcl_core.text import file_size as file_size
+from wcl_core.text import capitalised, counted, file_size, noun_of, so_far, visible_json, visible_lines
 
 NOTHING = "–"
 

@@ -30,6 +30,7 @@ from wcl_client.references import checkpoint_sentence, find_checkpoint, find_job
 from wcl_client.responses import FileKind, Job, Json
 from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import err, out, print_json
+from wcl_core.text import file_size
 
 app = typer.Typer()
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
@@ -156,7 +157,7 @@ def download(
     if as_json:
         print_json(facts)
         return
-    out.say(f"{file.path}  {output.size(file.size)}  sha256 {file.sha256}")
+    out.say(f"{file.path}  {file_size(file.size)}  sha256 {file.sha256}")
     if _KINDS[kind] == "native":
         out.say(
             "this is the full checkpoint, to go on training; for the weights alone, which other libraries load, add"

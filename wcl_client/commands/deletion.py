@@ -12,7 +12,7 @@ from wcl_client.commands.shared import RUN, SERVICE, AsJson, confirm
 from wcl_client.references import find_job, matching_jobs
 from wcl_client.responses import Json
 from wcl_client.terminal import err, out, print_json
-from wcl_core.text import counted
+from wcl_core.text import counted, file_size
 
 app = typer.Typer()
 
@@ -66,7 +66,7 @@ def delete(
     if as_json:
         print_json(deleted)
     else:
-        out.say(f"deleted {counted(len(deleted['jobs']), 'job')}, {output.size(deleted['size'])}")
+        out.say(f"deleted {counted(len(deleted['jobs']), 'job')}, {file_size(deleted['size'])}")
         for each in deleted["refused"] if yes or not plan else ():
             err.say(f"{each['job_id']} stays: {each['reason']}")
     if deleted["refused"] or (plan and plan["refused"]):
@@ -93,7 +93,7 @@ def _print_extent(extent: Json, to_stderr: bool = False) -> None:
     ):
         if number:
             terminal.say(f"  {counted(number, noun)}{', cancelled first' if noun == 'waiting job' else ''}")
-    terminal.say(f"  files of {output.size(extent['size'])}")
+    terminal.say(f"  files of {file_size(extent['size'])}")
     if extent["num_pinned"]:
         terminal.say(f"  {counted(extent['num_pinned'], 'checkpoint')} of them pinned")
     if extent["num_seed_groups"]:
@@ -162,7 +162,7 @@ def purge(
 
 
 def _purged(result: Json) -> str:
-    return f"{counted(len(result['jobs']), 'deleted job')}, {output.size(result['size'])},"
+    return f"{counted(len(result['jobs']), 'deleted job')}, {file_size(result['size'])},"
 
 
 def _deleted_id(records: list[Json], reference: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from wcl_client import completion, output
+from wcl_client import completion
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import (
     LOOK,
@@ -33,7 +33,7 @@ from wcl_client.specfile import apply_overrides
 from wcl_client.terminal import Rows, Styled, bold, err, out, print_json
 from wcl_core.files import write_bytes
 from wcl_core.spec_files import read_specs, spec_files
-from wcl_core.text import capitalised, counted
+from wcl_core.text import capitalised, counted, file_size
 
 app = typer.Typer()
 
@@ -177,7 +177,7 @@ def recommend(
         if choice["reason"] != last:
             out.say(f"  {choice['reason']}")
         last = choice["reason"]
-    memory = "" if recipe["memory"] is None else f", about {output.size(recipe['memory'])} of memory"
+    memory = "" if recipe["memory"] is None else f", about {file_size(recipe['memory'])} of memory"
     out.say(f"{recipe['steps']:,} steps{memory}")
     out.say(f"time: {recipe['time']['text']}")
     out.say(f"to expect: {recipe['hope'][:1].lower()}{recipe['hope'][1:]}.")

@@ -19,6 +19,7 @@ from wcl_client.errors import ConflictError
 from wcl_client.references import find_weights
 from wcl_client.responses import Weights
 from wcl_client.terminal import bold, err, out, print_json
+from wcl_core.text import file_size
 
 app = typer.Typer()
 group = typer.Typer(no_args_is_help=True, help="Import weights of other programs, to start from.")
@@ -68,7 +69,7 @@ def import_file(
         return
     is_present = any(each["sha256"] == sha256 for each in present)
     note = f"  these weights are here already, as {row['name']}" if is_present else ""
-    out.say(bold(row["name"]), f"  {output.size(row['size'])}  sha256 {row['sha256']}{note}")
+    out.say(bold(row["name"]), f"  {file_size(row['size'])}  sha256 {row['sha256']}{note}")
     out.say(f"  to train from them: wcl submit --preset NAME --weights {row['name']}")
 
 
