@@ -193,7 +193,7 @@ def revoke_key(
 
 def _size(num_bytes: int | None) -> str:
     """Return a limit of storage as text that stands for this very number."""
-    text = file_size(num_bytes or 0)
+    text = file_size(num_bytes or 0).replace(".0 ", " ")
     return "" if num_bytes is None else text if bytes_of(text) == num_bytes else f"{num_bytes} B"
 
 
