@@ -53,6 +53,7 @@ class Delivery:
     Args:
         database, storage, settings: the service.
         ran_ms: returns the running time of the attempt so far; None for an attempt whose worker died.
+        see: is called with each record as it is read, before its delivery.
 
     Attributes:
         has_ended: whether the `end` record is delivered.
@@ -67,9 +68,11 @@ class Delivery:
         folder: Path,
         attempt: AttemptRef,
         ran_ms: Callable[[], int | None] = lambda: None,
+        see: Callable[[Record], None] | None = None,
     ) -> None:
         self._database, self._storage, self._settings = database, storage, settings
         self.folder, self._attempt, self._job_id, self._ran_ms = folder, attempt, attempt.job_id, ran_ms
+        self._see = see
         self._start_over()
         self._collecting: BackgroundWork[None] | None = None
         self.has_ended = False
@@ -111,6 +114,8 @@ class Delivery:
     def _take(self, records: list[Record]) -> None:
         """Let records wait for their delivery, up to the end of the run; nothing can be stored after it."""
         for record in records:
+            if self._see is not None:
+                self._see(record)
             self._pending.append(record)
             if isinstance(record, EndRecord):
                 self._has_read_end = True

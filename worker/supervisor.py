@@ -51,6 +51,7 @@ from worker.open_attempt import OpenAttempt, request_of
 from worker.process import TrainingProcess, World
 from worker.run_file import MissingCheckpoint, MissingWeights, Prepared, run_file
 from worker.standby import Standby
+from worker.tracing import StartTrace, is_enabled
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Supervisor:
         self._machine, self._standby = machine, standby
         self._sources, self._draining = sources, draining
         self._oom_kills = OomKills()
+        self._has_traces = is_enabled()
         self._deliveries: set[Delivery] = set()  # of the runs; the heartbeat reads a copy
 
     @property
@@ -121,11 +123,12 @@ class Supervisor:
         folder = self._settings.attempts_dir / claim.attempt.folder_of(claim.node)
         kind, is_fault_of_job = OpenNode if claim.node else OpenAttempt, False
         attempt = kind(self._database, self._settings, self._draining, claim)
+        trace = StartTrace(self._database, claim) if self._has_traces and not claim.node else None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with owned(folder) as is_ours:
                 assert is_ours, "an attempt's token is never given twice"
-                self._run(attempt, claim, folder)
+                self._run(attempt, claim, folder, trace)
         except KeepSpool:
             log.warning("%s is left to the next worker of this host", claim.attempt)
             return False
@@ -139,10 +142,12 @@ class Supervisor:
             else:
                 log.exception("%s failed in the supervisor", claim.attempt)
             attempt.end(AttemptEnd("failed", reason, message))
+            if trace is not None:
+                trace.end(message)
         clear(folder)
         return is_fault_of_job
 
-    def _run(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> None:
+    def _run(self, attempt: OpenAttempt, claim: Claim, folder: Path, trace: StartTrace | None) -> None:
         prepared = self._prepare(attempt, claim, folder)
         if isinstance(prepared, AttemptEnd):
             attempt.end(prepared)
@@ -155,7 +160,7 @@ class Supervisor:
                     attempt.end(end)
                     return
             run.write(folder)
-            self._follow(attempt, claim, folder)
+            self._follow(attempt, claim, folder, trace)
 
     def _with_rendezvous(self, attempt: OpenAttempt, claim: Claim, prepared: Prepared, until_end: ExitStack) -> RunFile:
         """Return the run file with the place where the ranks meet; the first node chooses it."""
@@ -184,7 +189,7 @@ class Supervisor:
                 return chosen
             backoff.wait()
 
-    def _follow(self, attempt: OpenAttempt, claim: Claim, folder: Path) -> None:
+    def _follow(self, attempt: OpenAttempt, claim: Claim, folder: Path, trace: StartTrace | None) -> None:
         """Start the run and follow it to its end."""
         is_oom_kill = self._oom_kills.watch()
         mark, environment = mark_of(claim.attempt, place_of(folder)), self._settings.run_environment
@@ -192,6 +197,8 @@ class Supervisor:
         world: World | None = None
         if claim.num_nodes > 1 and self._network is not None:
             world = World(claim.node * num_ranks, claim.num_nodes * num_ranks, self._network[1])
+        if trace is not None:
+            trace.enter("process")
         process = TrainingProcess(folder, mark, num_ranks, environment, self._standby, share, world)
         log.info("%s runs as process %d", claim.attempt, process.pid)
         if isinstance(attempt, OpenNode):
@@ -202,7 +209,8 @@ class Supervisor:
                 process.kill()
                 self._machine.note_faults(claim.devices, folder)
             return
-        delivery = Delivery(self._database, self._storage, self._settings, folder, claim.attempt, attempt.ran_ms)
+        stores = (self._database, self._storage, self._settings)
+        delivery = Delivery(*stores, folder, claim.attempt, attempt.ran_ms, trace.see if trace else None)
         broken = partial(self._machine.problem, claim.devices)
         run = _Run(attempt, self._settings, self._draining, process, delivery, is_oom_kill, broken, claim.num_nodes > 1)
         self._deliveries.add(delivery)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ import psutil
 import psycopg
 from sqlalchemy import text, update
 
-from jobs import backups, devices, workers
+from jobs import backups, devices, monitoring, workers
 from jobs.audit import audit
 from jobs.database import Database, new_id
 from jobs.eligibility import WorkerFacts
@@ -360,7 +361,12 @@ class Month:
             ("WclServerErrors", self._broken_table),
             ("WclRequestsSlow", self._slow_requests),
             ("WclWebhooksFail", self._failed_messages),
+            ("WclNoBackup", self._old_backup),
+            ("WclAdministratorKeyExpires", self._expiring_key),
+            ("WclCheckpointsFlawed", self._damaged_file),
+            ("WclDeliveriesLate", self._refused_reports),
         ]
+        monitoring.note_backup(self.stage.database, "before the alerts", 0)
         began = time.time()
         for names, cause in causes:
             undo: Callable[[], None] | None = None
@@ -558,6 +564,52 @@ class Month:
 
         return undo
 
+    def _old_backup(self) -> Callable[[], None]:
+        self._execute("UPDATE activities SET at = at - 14400000 WHERE action = 'backup.create'")
+        return lambda: monitoring.note_backup(self.stage.database, "last night", 0)
+
+    def _expiring_key(self) -> Callable[[], None]:
+        """Let the key of the local user, the only one with all rights, end in two days; later it has no end again."""
+        with self.client() as client:
+            key_id = client.get("/v1/whoami").json()["id"]
+
+        def change(days: int | None) -> None:
+            with self.client() as client:
+                client.patch(f"/v1/keys/{key_id}", json={"days": days}).raise_for_status()
+
+        change(2)
+        return partial(change, None)
+
+    def _damaged_file(self) -> Callable[[], None]:
+        """Change a byte of a checkpoint, and change it back."""
+        query = "SELECT id, storage_key FROM checkpoints WHERE deleted_at IS NULL LIMIT 1"
+        ((checkpoint_id, storage_key),) = self._rows(self.stage.database, query)
+        path = self.stage.checkpoints_dir / storage_key
+        path.chmod(0o600)
+
+        def flip() -> None:
+            content = bytearray(path.read_bytes())
+            content[0] ^= 1
+            path.write_bytes(content)
+            with self.client() as client:
+                client.post(f"/v1/checkpoints/{checkpoint_id}/verify").raise_for_status()
+
+        flip()
+        return flip
+
+    def _refused_reports(self) -> Callable[[], None]:
+        """Take away the table that reports go to while a run makes some."""
+        (job_id,) = self.submit(1, epochs=100, step_ms=100)
+        query = f"SELECT 1 FROM points WHERE job_id = '{job_id}' LIMIT 1"
+        eventually(lambda: self._rows(self.stage.database, query), "the first report", _LATE)
+        self._execute("ALTER TABLE points RENAME TO points_away")
+
+        def undo() -> None:
+            self._execute("ALTER TABLE points_away RENAME TO points")
+            self.wait_until_left(0)
+
+        return undo
+
     # --- the report --------------------------------------------------------------------------------------------------
 
     def report(self, is_whole: bool = True) -> str:
@@ -618,6 +670,8 @@ def _prometheus(folder: Path, port: str, key: Path) -> Iterator[str]:
     rules = re.sub(r"(for: |\[)(\d+)([mh])", scaled, rules)
     rules = (
         rules.replace("> 14400", "> 10")
+        .replace("> 172800", "> 10800")
+        .replace("> 300\n", "> 10\n")
         .replace("20 * 1024 ^ 3", "100 * 1024 ^ 2")
         .replace("10 * 1024 ^ 3", "100 * 1024 ^ 2")
     )
