@@ -113,7 +113,7 @@ class StartTrace:
             due_ms, claimed_ms, name = session.execute(times.where(*is_ours)).one()
 
         def at(after_claim: float) -> int:
-            return claimed_ms * 1_000_000 + int(after_claim * 1e9)
+            return int(claimed_ms) * 1_000_000 + int(after_claim * 1e9)
 
         facts = {"wcl.job.id": claim.job_id, "wcl.job.name": name, "wcl.job.kind": claim.kind}
         facts |= {"wcl.attempt": claim.number, "wcl.request_id": claim.request_id}
@@ -141,8 +141,9 @@ class StartTrace:
 def _provider() -> TracerProvider:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import RandomIdGenerator, TracerProvider
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
     class JobIds(RandomIdGenerator):
         def generate_trace_id(self) -> int:

@@ -582,7 +582,7 @@ class Month:
 
     def _damaged_file(self) -> Callable[[], None]:
         """Change a byte of a checkpoint, and change it back."""
-        query = "SELECT id, storage_key FROM checkpoints WHERE deleted_at IS NULL LIMIT 1"
+        query = "SELECT id, path FROM checkpoints WHERE deleted_at IS NULL LIMIT 1"
         ((checkpoint_id, storage_key),) = self._rows(self.stage.database, query)
         path = self.stage.checkpoints_dir / storage_key
         path.chmod(0o600)
