@@ -154,3 +154,18 @@ def test_a_request_repeated_with_its_key_creates_one_job(server: Served) -> None
         client.retry(failed)
 
     assert len(rows.rows_of(server.database, Job)) == before + 4
+
+
+def test_a_list_of_jobs_without_a_filter_leaves_evaluations_of_a_training_out(server: Served) -> None:
+    run = trained(server.database)
+    evaluation = CliRunner().invoke(app, ["evaluate", run, "--protocol", "linear", "--json"])
+    ids = {"run": run, "evaluation": json.loads(evaluation.stdout)["id"]}
+
+    def listed(*arguments: str) -> set[str]:
+        done = CliRunner().invoke(app, ["jobs", *arguments])
+        assert done.exit_code == 0, done.output
+        return {name for name, job_id in ids.items() if job_id[-12:] in done.stdout}
+
+    assert listed() == {"run"}
+    assert listed("--all") == listed("--json") == listed("--csv") == {"run", "evaluation"}
+    assert listed("--kind", "evaluate") == {"evaluation"}
