@@ -154,6 +154,11 @@ def test_neighbours_in_a_dataset_come_from_the_job_that_has_its_features(
     rows_written = [line.split(",") for line in target.read_text().splitlines()[1:]]
     assert [path for each in rows_written for path in each if path.startswith("train")] == ["train/1", "train/0"]
     assert len(rows.rows_of(computed.server.database, Job)) == 2, "no second job computes them"
+    assert "cosine similarity" not in done.stderr, "rows in a file need no heading"
+    capfd.readouterr()
+    printed = wcl("neighbours", *arguments[:4])
+    assert "cosine similarity to red.png, the nearest image first:" in printed.stderr.splitlines()
+    assert [line.split()[-1] for line in capfd.readouterr().out.splitlines()] == ["train/1", "train/0"]
 
     refused = wcl("neighbours", computed.training_id, str(tmp_path / "red.png"), "--in", "digit")
     assert "no dataset of the service (digits)" in " ".join(refused.output.split())
