@@ -269,14 +269,15 @@ def speeds(session: Session, pool: str, gpus: int) -> Callable[[PretrainSpec], f
 
 
 def _range(low: float, high: float, job_id: str | None, source: str) -> dict[str, Any]:
+    text = f"about {rough_range(low, high)}, {source}"
+    return {"low_seconds": low, "high_seconds": high, "job": job_id, "text": text}
+
+
+def rough_range(low: float, high: float) -> str:
+    """Return two times in seconds as one text: 5 to 20 min, 50 s to 3 min; one time where both read alike."""
     (first, unit), (last, last_unit) = _rough(low), _rough(high)
     start = "" if (first, unit) == (last, last_unit) else f"{first}{'' if unit == last_unit else f' {unit}'} to "
-    return {
-        "low_seconds": low,
-        "high_seconds": high,
-        "job": job_id,
-        "text": f"about {start}{last} {last_unit}, {source}",
-    }
+    return f"{start}{last} {last_unit}"
 
 
 def _rough(seconds: float) -> tuple[str, str]:

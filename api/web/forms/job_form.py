@@ -45,6 +45,7 @@ from api.web.render import page
 from jobs import queries, weights
 from jobs import submission as service
 from jobs.errors import Invalid, OverLimit
+from jobs.estimates import rough_range
 from jobs.new_job import default_name, kind_of
 from wcl_core.config import Kind, PretrainSpec, parse_spec, resolve_spec
 from wcl_core.config.overlay import changes_from, leaves, merged, overlaid
@@ -98,15 +99,12 @@ class Form(SpecForm):
         return [text for text in (self.plan or {})["warnings"] if text not in shown]
 
     @property
-    def seconds(self) -> float | None:
-        """The estimated time of one training; None where unknown."""
-        like = (self.plan or {}).get("estimate", {}).get("like") or {}
-        if like.get("seconds") is not None or self.recipe is None or not self.plan:
-            return like.get("seconds")
-        proposal = self.recipe.proposal
-        same = resolve_spec(PretrainSpec.model_validate(proposal.spec))
-        is_alike = all(self.plan["spec"][name] == same[name] for name in ("backbone", "method", "batch_size", "data"))
-        return proposal.seconds * self.plan["total_steps"] / proposal.steps if is_alike else None
+    def time(self) -> str | None:
+        """The estimated time of one training, as a range; None where unknown."""
+        time = ((self.plan or {}).get("estimate") or {}).get("time") or {}
+        if time.get("high_seconds") is None:
+            return None
+        return rough_range(time["low_seconds"], time["high_seconds"])
 
     @property
     def pointers(self) -> set[str]:

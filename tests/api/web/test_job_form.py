@@ -65,6 +65,8 @@ def test_a_dry_run_shows_memory_time_and_disk(visitor: Visitor, site: Site) -> N
     field(page, "batch_size").fill("131")
     plan = page.locator("#plan")
     expect(plan).to_contain_text("by a rule of thumb; the first epoch tells more")
+    shown = plan.locator(".minutes").inner_text()
+    expect(plan.get_by_text(f"about {shown}, by a rule of thumb")).to_be_visible()  # one time, not two
 
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: "/jobs/" in url)
