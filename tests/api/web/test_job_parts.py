@@ -154,6 +154,10 @@ def test_a_checkpoint_is_pinned_and_measured_from_the_page(visitor: Visitor, sit
     expect(page.locator("h1")).to_have_text("evaluate checkpoint on digits, step 50 of with a checkpoint")
     expect(page.locator("#spec-sent")).to_contain_text('"protocols": [\n    "linear"\n  ]')
     expect(page.locator("#spec-sent")).to_contain_text(checkpoint)
+    lines, around = (page.locator(each).bounding_box() for each in ("#spec-sent", "#spec-sent-details"))
+    assert lines
+    assert around
+    assert lines["width"] > 0.8 * around["width"], "the button stands beside the lines"
     site.claim().end()
 
 
