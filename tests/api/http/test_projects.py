@@ -163,15 +163,15 @@ def test_no_list_and_no_number_has_a_thing_of_another_project(shown: tuple[Serve
 
 
 @pytest.fixture
-def shown(small: Served) -> tuple[Served, dict[str, str]]:
+def shown(served: Served) -> tuple[Served, dict[str, str]]:
     """Yield a server with a thing of each kind in alpha, and their ids by the names of the routes."""
-    world = _world(small)
+    world = _world(served)
     webhook_id, delivery_id = world.delivery()
     evaluated = world.evaluated()
     world.deleted()
-    rows.submit(small.database.acting_for(world.owner), created_by=world.owner.key_id, priority=1_000)
+    rows.submit(served.database.acting_for(world.owner), created_by=world.owner.key_id, priority=1_000)
     ids = {
-        "running": rows.claim(small.database).job_id,
+        "running": rows.claim(served.database).job_id,
         "job_id": evaluated,
         "checkpoint_id": world.checkpoint_of(evaluated),
         "sweep_id": world.sweep(),
@@ -182,8 +182,8 @@ def shown(small: Served) -> tuple[Served, dict[str, str]]:
         "key_id": world.owner.key_id,
     }
     for table in (Job, Sweep):
-        small.database.write(lambda session, table=table: session.execute(update(table).values(name=MARK)))  # type: ignore[misc]
-    return small, ids
+        served.database.write(lambda session, table=table: session.execute(update(table).values(name=MARK)))  # type: ignore[misc]
+    return served, ids
 
 
 def test_streams_have_the_changes_of_their_project_only(small: Served) -> None:
