@@ -107,23 +107,6 @@ def slowdown(session: Session, machine: Machine, pool: str) -> float:
     return 1.0 if load < _BUSY * machine.cores else 1 + load / machine.cores
 
 
-def busy(session: Session, machine: Machine, pool: str, seconds: float | None = None) -> list[str]:
-    """Return the note on a busy machine, see `slowdown`.
-
-    Args:
-        seconds: that a training takes at most if it has the machine for itself; None where unknown.
-    """
-    times = slowdown(session, machine, pool)
-    if times == 1:
-        return []
-    count = f"about {_other_load(session, machine, pool):.0f} other programs share its {counted(machine.cores, 'core')}"
-    longer = "" if seconds is None else f", {' '.join(_rough(seconds * times))}"
-    return [
-        f"this machine is busy now: {count}, and while they do, a training takes up to {times:.0f} times as long"
-        f"{longer}"
-    ]
-
-
 def _other_load(session: Session, machine: Machine, pool: str) -> float:
     load = os.getloadavg()[0]
     if machine.is_gpu or load < _BUSY * machine.cores:  # little with the jobs, which need not be counted
@@ -134,9 +117,16 @@ def _other_load(session: Session, machine: Machine, pool: str) -> float:
 
 
 def _with_load(time: dict[str, Any], session: Session, machine: Machine, pool: str) -> dict[str, Any]:
-    """Return a time with the note on a busy machine."""
-    notes = busy(session, machine, pool, time["high_seconds"])
-    return time | {"busy": notes[0] if notes else None}
+    """Return a time with the note on a busy machine; a run whose speed it follows from may have met the same load."""
+    times = slowdown(session, machine, pool)
+    if times == 1:
+        return time | {"busy": None}
+    load = f"a load of {_other_load(session, machine, pool):.0f} for {counted(machine.cores, 'core')}"
+    costs = "the time holds if it was as busy for that job"
+    if time["job"] is None:
+        longer = "" if time["high_seconds"] is None else f", {' '.join(_rough(time['high_seconds'] * times))}"
+        costs = f"while that lasts, a training takes up to {times:.0f} times as long{longer}"
+    return time | {"busy": f"this machine is busy now, with {load}; {costs}"}
 
 
 def of_job(session: Session, job: Job) -> dict[str, Any] | None:

@@ -60,7 +60,11 @@ def recommended(
     spec = PretrainSpec.model_validate(recipe.spec)
     time = estimate(session, spec, pool, int(machine.is_gpu), pretraining_count(row, spec.data))["time"]
     if busy := time["busy"]:
-        counts = "; the recipe counts on that, and takes less time once the machine is idle" if minutes else ""
+        counts = (
+            "; the recipe counts on that, and takes less time once the machine is idle"
+            if minutes and not time["job"]
+            else ""
+        )
         recipe = replace(recipe, notes=[*recipe.notes, busy + counts])
     return Recipe(**vars(recipe), time=time)
 

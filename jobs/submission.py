@@ -35,6 +35,7 @@ from wcl_core.text import counted
 
 MAX_NAME = 200  # characters
 _MAX_BATCH_ERRORS = 50
+_MOST_SPECS = 100  # the newest jobs of the same data, whose specs a planned one is compared with
 _MOST_NAMES = 10_000  # jobs whose names a new one is compared with
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,6 +129,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "warnings": [] if len(fitting) >= nodes_of(new.spec) else [_waits_for(nodes_of(new.spec), len(fitting))],
         "notes": same_name(session, new.name) + idle_gpus(new.gpus or 0, resolve_spec(new.spec)),
     }
+    result["notes"] += _same_spec(session, new.kind, result["spec"], result["dataset"]["digest"])
     if isinstance(new.spec, PretrainSpec):
         images = pretraining_count(dataset, new.spec.data)
         if (steps := steps_per_epoch(new.spec, images)) is not None:
@@ -138,6 +140,17 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         if (memory := expected["memory"]) and memory["warning"]:
             result["warnings"].append(memory["warning"])
     return result
+
+
+def _same_spec(session: Session, kind: str, spec: dict[str, Any], digest: str) -> list[str]:
+    """Return the note on the newest job that has the same spec and data, unless it failed or was cancelled."""
+    is_of_use = Job.status.not_in((Status.FAILED, Status.CANCELLED))
+    jobs = select(Job).where(Job.kind == kind, Job.dataset_digest == digest, is_of_use).order_by(Job.id.desc())
+    rows = session.execute(jobs.limit(_MOST_SPECS)).scalars() if digest else ()
+    same = next((row for row in rows if row.spec == spec), None)
+    if same is None:
+        return []
+    return [f"job {same.name} ({same.id[-12:]}, {same.status}) has the same spec and seed, so this one repeats it"]
 
 
 def _waits_for(nodes: int, num_fitting: int) -> str:

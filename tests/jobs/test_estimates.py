@@ -114,20 +114,22 @@ def test_a_recipe_counts_with_the_speed_that_the_plan_of_its_job_has(database: D
 
 
 def test_a_busy_machine_is_named_with_the_time_that_it_costs(database: Database, load: list[float]) -> None:
-    finish(database, 50.0, batch_size=250)
     load[0] = 8.0
     time = estimate(database, batch_size=250, epochs=6)["time"]
     assert time["busy"] == (
-        "this machine is busy now: about 8 other programs share its 2 cores, and while they do, a training takes up to "
-        f"5 times as long, {5 * time['high_seconds'] / 60:.0f} min"
+        "this machine is busy now, with a load of 8 for 2 cores; while that lasts, a training takes up to "
+        f"5 times as long, {estimates.rough_range(*[5 * time['high_seconds']] * 2)}"
     )
+    finish(database, 50.0, batch_size=250)
+    time = estimate(database, batch_size=250, epochs=6)["time"]
+    assert time["busy"].endswith("a load of 8 for 2 cores; the time holds if it was as busy for that job"), "not twice"
     job_id = submit(database, spec={"batch_size": 250, "epochs": 6})
     with database.read() as session:
         expected = estimates.expected_time(session, rows.job(database, job_id))
         assert expected is not None
         assert expected["busy"] == time["busy"], "also of a submitted or cloned job"
     claim(database)
-    assert "about 6 other programs" in estimate(database, batch_size=250)["time"]["busy"], "a job that runs is no other"
+    assert "a load of 6" in estimate(database, batch_size=250)["time"]["busy"], "a job that runs is no other work"
 
 
 def test_a_recipe_keeps_its_minutes_on_a_busy_machine(database: Database, load: list[float]) -> None:

@@ -114,6 +114,19 @@ def test_a_dry_run_changes_nothing_and_returns_the_steps(database: Database) -> 
     assert rows.rows_of(database, Job) == []
 
 
+def test_a_dry_run_names_a_job_with_the_same_spec_and_seed(database: Database) -> None:
+    first = submit(database, name="first", spec={"epochs": 7})
+
+    def notes(**changes: Any) -> list[str]:
+        with database.read() as session:
+            return [str(each) for each in submission.plan(session, new_job(spec={"epochs": 7} | changes))["notes"]]
+
+    assert notes() == [f"job first ({first[-12:]}, queued) has the same spec and seed, so this one repeats it"]
+    assert notes(seed=1) == notes(epochs=8) == []
+    database.write(lambda session: transitions.cancel(session, first))
+    assert notes() == [], "a cancelled job gives no result"
+
+
 @pytest.mark.parametrize("text", ["nul \0 nul", "x' OR 1=1 --", "%", "🏁", "e\u0301"])
 def test_any_text_is_only_a_name(database: Database, text: str) -> None:
     job_id = submit(database, name=text, tags=(text,))
