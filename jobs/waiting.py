@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.database import project_of
 from jobs.datasets import State, states, why_absent
 from jobs.devices import Free, free_of, most_gpus, working_of
 from jobs.eligibility import Needs, fits, has_dataset, has_gpus, is_due, is_met, may_take_jobs, supports_spec_version
-from jobs.holding import next_free
+from jobs.holding import next_free, remaining
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Key, Worker
 from jobs.preemption import giving_way
 from jobs.queue import Ahead, Use, job_queue, num_ahead, num_passing
@@ -274,6 +274,8 @@ def _on_workers(session: Session, job: Job, ahead: Ahead) -> tuple[Cause, str]:
     cause, message = _on_its_turn(num_places, ahead, num_rivals)
     if job.gpus and not any(free[worker.id].holds(job.gpus) for worker in workers):
         message = (f"{message}; " if num_rivals else "") + _on_devices(session, job, workers, free)
+    elif not job.gpus and not any(free[worker.id].cpu_slots for worker in workers):
+        message += _next_end(session, workers)
     return cause, message
 
 
@@ -350,6 +352,26 @@ def _on_draining(session: Session, job: Job) -> tuple[Cause, str] | None:
         ends = "is cordoned and takes" if len(names) == 1 else "are cordoned and take"
     message = f"{_listed(names)} could run it, but {ends} no further job"
     return Cause.WORKERS_DRAINING, f"{message}; it waits for another worker of the pool {job.pool}"
+
+
+def _next_end(session: Session, workers: Sequence[Worker]) -> str:
+    """Return the job without GPUs that ends first on these workers, as the end of a sentence; "" where unknown."""
+
+    def read() -> list[tuple[str, str, float]]:
+        statement = (
+            select(Attempt.worker_id, Job)
+            .join(Job, and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt))
+            .where(Attempt.ended_at.is_(None), Job.status == Status.RUNNING, Job.gpus == 0)
+        )
+        ends = ((worker, job.name, remaining(job)) for worker, job in session.execute(statement))
+        return [(worker, name, seconds) for worker, name, seconds in ends if seconds is not None]
+
+    ids = {worker.id for worker in workers}
+    ends = [(seconds, name) for worker, name, seconds in once(session, "ends", read) if worker in ids]
+    if not ends:
+        return ""
+    seconds, name = min(ends)
+    return f"; {name} ends in {_about(seconds)}"
 
 
 def _on_devices(session: Session, job: Job, workers: Sequence[Worker], free: Mapping[str, Free]) -> str:

@@ -162,6 +162,21 @@ def test_as_many_jobs_start_as_workers_are_idle(database: Database) -> None:
     ]
 
 
+def test_a_job_that_waits_for_a_busy_cpu_says_which_job_ends_first(database: Database) -> None:
+    register(database)
+    first = submit(database, name="clothes")
+    claim(database)
+    job_id = submit(database)
+    assert explain(database, job_id).message == "it is the next job; every worker that fits is busy", "no time yet"
+
+    progress = update(Job).where(Job.id == first).values(progress={"eta_seconds": 1500.0})
+    database.write(lambda session: session.execute(progress))
+
+    busy = "it is the next job; every worker that fits is busy; clothes ends in about 25 min"
+    assert explain(database, job_id).message == busy
+    assert explain(database, submit(database)).message == "1 job is ahead of it; clothes ends in about 25 min"
+
+
 @pytest.mark.parametrize(
     ("fields", "facts", "num_busy", "expected"),
     [
