@@ -46,6 +46,7 @@ from wcl_core.text import Arguments, write_error, write_line
 
 _GRACE_SECONDS = 5
 _LONGEST_WAIT_SECONDS = 8.0  # between two tries to reach the database
+_TICK_SECONDS = 1.0
 _BACKLOG = 128  # connections that wait; without descriptors asyncio reports an error for each, every second
 
 log = logging.getLogger("api")
@@ -146,20 +147,29 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._stopping = stopping
         self._starvation = descriptors.Starvation()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_ending = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._starvation.handle)
         await super().startup(sockets)
 
-    async def on_tick(self, counter: int) -> bool:
-        self._starvation.check()
-        return await super().on_tick(counter)
+    async def main_loop(self) -> None:
+        """Tick once a second until the exit, which ends the wait at once; uvicorn ticks ten times a second."""
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):  # the time of the `Date` header is set at each
+            self._starvation.check()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS):
+                    await self._is_ending.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         del sig, frame
         self.force_exit = self.should_exit
         self.should_exit = True
         self._stopping.set()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._is_ending.set)
 
 
 def _run(app: FastAPI, listener: socket.socket, stop: threading.Event) -> None:

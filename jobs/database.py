@@ -463,7 +463,8 @@ def _sqlite_engine(url: str) -> Engine:
     def begin(connection: Any) -> None:
         # A reader that later writes could conflict with a writer, so a writer locks before its first read.
         mode = connection.get_execution_options().get("wcl_begin", "read")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if mode == "write" else "BEGIN")
+        if mode != "none":
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if mode == "write" else "BEGIN")
 
     @event.listens_for(engine, "reset")
     def reset(connection: sqlite3.Connection, record: Any, state: Any) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePath
 
-from sqlalchemy import delete, literal, select, update
+from sqlalchemy import CompoundSelect, delete, literal, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -55,14 +56,19 @@ def requests(session: Session) -> tuple[dict[str, Added], dict[str, int]]:
 
     It is one statement, since each worker reads it every few seconds.
     """
+    rows = sorted(session.execute(_added_and_requested()).all(), key=lambda row: row.name)
+    sources_by_name = {row.name: Added(*row[:4]) for row in rows if not row.reads}
+    return sources_by_name, {row.name: row.reads for row in rows if row.reads}
+
+
+@cache
+def _added_and_requested() -> CompoundSelect[str, str, str, bool, int]:
+    """Make the statement of each poll once, since its making takes longer than its execution."""
     sources = select(
         DatasetSource.id, DatasetSource.name, DatasetSource.path, DatasetSource.has_labels, literal(0).label("reads")
     )
     again = select(Dataset.id, Dataset.name, literal(""), literal(True), Dataset.reads_requested)
-    every = sources.union_all(again.where(Dataset.reads_requested > 0))
-    rows = sorted(session.execute(every).all(), key=lambda row: row.name)
-    sources_by_name = {row.name: Added(*row[:4]) for row in rows if not row.reads}
-    return sources_by_name, {row.name: row.reads for row in rows if row.reads}
+    return sources.union_all(again.where(Dataset.reads_requested > 0))
 
 
 def is_current(session: Session, source: Added) -> bool:

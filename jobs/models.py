@@ -25,6 +25,7 @@ Policy, DeviceUse
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
@@ -123,13 +124,18 @@ class Hideable:
 
 
 SEES_HIDDEN: Final = {"sees_hidden": True}
+# Statements that are made once, as those of polls, stay one object here, too: to make the key of another one, by which
+# its compiled form is found, takes a third of a poll.
+_restricted: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _IS_VISIBLE: Final = with_loader_criteria(Hideable, lambda model: model.hidden_at.is_(None), include_aliases=True)
 
 
 @event.listens_for(JobsSession, "do_orm_execute")
 def _leave_out_hidden(state: ORMExecuteState) -> None:
     if not state.is_insert and not state.execution_options.get("sees_hidden", False):
-        state.statement = state.statement.options(_IS_VISIBLE)
+        if (restricted := _restricted.get(state.statement)) is None:
+            restricted = _restricted[state.statement] = state.statement.options(_IS_VISIBLE)
+        state.statement = restricted
 
 
 class InProject:

@@ -18,10 +18,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Generic, TypeVar
 
-from sqlalchemy import CompoundSelect, Select, Update, and_, delete, exists, literal, select, update
+from sqlalchemy import CompoundSelect, Select, String, Update, and_, delete, exists, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import keys, preemption, sweeps, transitions, workers
@@ -29,8 +30,9 @@ from jobs.attempts import AttemptRef
 from jobs.database import Database, insert, is_outage, now_ms
 from jobs.devices import is_node_of
 from jobs.fault_log import FaultLog
-from jobs.models import Attempt, AttemptDevice, AttemptNode, IdempotencyKey, ReconcilerPolls, Worker
+from jobs.models import Attempt, AttemptDevice, AttemptNode, IdempotencyKey, Job, ReconcilerPolls, Sweep, Worker
 from jobs.settings import Settings
+from jobs.status import Status
 from jobs.wake_up import WakeUpSender
 from jobs.webhooks import subscriptions
 
@@ -40,6 +42,8 @@ _HOUSEKEEPING_SECONDS = 600.0
 _STOP_SECONDS = 0.5
 _MISSED_POLLS = 3  # of servers, after which workers poll
 _SERVERS = "servers"
+# What a poll sees: nodes of open attempts, live workers, and whether jobs wait for others, are held, or are queued
+_NODE, _WORKER, _WAITS, _HELD, _QUEUED = "node", "worker", "waits", "held", "queued"
 T = TypeVar("T", bound=Hashable)
 
 
@@ -142,7 +146,7 @@ class Reconciler:
         """Return whether the reconciler of a server has polled successfully within the last three pauses."""
         if not self._shares_polls:
             return False
-        row = self._database.read_row(select(ReconcilerPolls.polls).where(ReconcilerPolls.name == _SERVERS))
+        row = self._database.read_row(_polls())
         polls, now = 0 if row is None else row.polls, self._clock()
         if self._polls_of_servers is not None and polls != self._polls_of_servers:
             self._polled_at = now
@@ -167,33 +171,34 @@ class Reconciler:
 
     def poll(self) -> None:
         """Reap lost attempts, mark lost workers, advance jobs that wait and sweeps, preempt, wake up, clean up."""
-        with self._database.read() as session:
-            attempts = _open_attempts(session)
-            heartbeats = _heartbeats(session)
+        seen = self._database.read_once(_look)
+        attempts, heartbeats = seen.attempts, seen.heartbeats
         self._prove_writable(attempts, heartbeats)
         for node in self._attempts.lost(attempts, self._clock()):
             self._reap(*node, attempts[node])
         for worker_id in self._workers.lost(heartbeats, self._clock()):
             lost = partial(workers.mark_lost, worker_id=worker_id, heartbeats=heartbeats[worker_id])
             self._database.write(lost)
-        self._advance_waiting()
-        with self._database.read() as session:
-            has_held = transitions.has_held(session)
-            has_victim = preemption.choose(session) is not None
-        if has_held:
+        if _WAITS in seen.kinds:
+            self._advance_waiting()
+        if _HELD in seen.kinds:
             self._database.write(transitions.resume_held)
-        if has_victim and (chosen := self._database.write(transitions.preempt)):
+        if attempts and self._has_victim() and (chosen := self._database.write(transitions.preempt)):
             log.info("requested to give way to job %s: job %s", chosen.for_job_id, ", ".join(chosen.job_ids))
-        if self._wake_ups is not None:
+        if self._wake_ups is not None and _QUEUED in seen.kinds:
             self._wake_ups.start()
         if self._clock() >= self._next_housekeeping:
             self._next_housekeeping = self._clock() + _HOUSEKEEPING_SECONDS
             self._database.write(self._clean_up)
 
+    def _has_victim(self) -> bool:
+        with self._database.read() as session:
+            return preemption.choose(session) is not None
+
     def _advance_waiting(self) -> None:
         """Advance what waits for other jobs: dependent jobs and sweeps."""
         with self._database.read() as session:
-            has_blocked = transitions.has_blocked(session)
+            has_blocked = session.execute(_any_blocked()).scalar_one()
             due_sweeps = sweeps.due(session)
         if has_blocked:
             self._database.write(transitions.unblock)
@@ -247,6 +252,16 @@ class Reconciler:
         session.execute(held.values(released_at=now_ms()))
 
 
+@cache
+def _polls() -> Select[int]:
+    return select(ReconcilerPolls.polls).where(ReconcilerPolls.name == _SERVERS)
+
+
+@cache
+def _any_blocked() -> Select[bool]:
+    return select(transitions.has_blocked())
+
+
 def _note_poll(session: Session) -> None:
     first = insert(session, ReconcilerPolls).values(name=_SERVERS, polls=1)
     session.execute(first.on_conflict_do_update(index_elements=["name"], set_={"polls": ReconcilerPolls.polls + 1}))
@@ -256,29 +271,45 @@ def _execute(statement: Update, session: Session) -> None:
     session.execute(statement)
 
 
-def _open_attempts(session: Session) -> dict[tuple[AttemptRef, int], int]:
-    """Return the renewals of each node of the open attempts.
+@dataclass(frozen=True)
+class _Seen:
+    """What a poll sees at once, so that one statement is enough while nothing waits.
 
-    The first node judges a node that has not begun: it waits for a time of its own (`worker.nodes`).
+    Attributes:
+        attempts: the renewals of each node of the open attempts.  The first node judges a node that has not begun: it
+            waits for a time of its own (`worker.nodes`).
+        heartbeats: of the live workers.
+        kinds: of what waits.
     """
-    rows = session.execute(_renewals_of_open())
-    return {(AttemptRef(job_id, number, token), node): renewals for job_id, number, token, node, renewals in rows}
+
+    attempts: dict[tuple[AttemptRef, int], int]
+    heartbeats: dict[str, int]
+    kinds: frozenset[str]
+
+
+def _look(session: Session) -> _Seen:
+    rows = session.execute(_everything()).all()
+    nodes = [row[1:] for row in rows if row[0] == _NODE]
+    return _Seen(
+        {(AttemptRef(job_id, number, token), node): renewals for job_id, number, token, node, renewals in nodes},
+        {row[1]: row[5] for row in rows if row[0] == _WORKER},
+        frozenset(row[0] for row in rows),
+    )
 
 
 @cache
-def _renewals_of_open() -> CompoundSelect[str, int, str | None, int, int]:
-    """Make the statement of each poll once, since its making takes as long as its execution."""
+def _everything() -> CompoundSelect[str, str, int, str | None, int, int]:
+    """Make the statement of each poll once, since its making takes longer than its execution."""
     names, is_open = (Attempt.job_id, Attempt.number, Attempt.token), Attempt.ended_at.is_(None)
-    first = select(*names, literal(0), Attempt.renewals).where(is_open)
-    further = select(*names, AttemptNode.node, AttemptNode.renewals).join(AttemptNode, is_node_of())
+    first = select(literal(_NODE), *names, literal(0), Attempt.renewals).where(is_open)
+    further = select(literal(_NODE), *names, AttemptNode.node, AttemptNode.renewals).join(AttemptNode, is_node_of())
     has_begun = and_(AttemptNode.node > 0, AttemptNode.renewals > 0, AttemptNode.ended_at.is_(None))
-    return first.union_all(further.where(is_open, has_begun))
-
-
-def _heartbeats(session: Session) -> dict[str, int]:
-    return dict(session.execute(_live_workers()).all())
-
-
-@cache
-def _live_workers() -> Select[str, int]:
-    return select(Worker.id, Worker.heartbeats).where(Worker.is_live)
+    no_attempt = literal(0), literal(None, String), literal(0)
+    live = select(literal(_WORKER), Worker.id, *no_attempt, Worker.heartbeats).where(Worker.is_live)
+    waiting = {
+        _WAITS: or_(transitions.has_blocked(), exists().where(Sweep.status == Status.RUNNING)),
+        _HELD: transitions.has_held(),
+        _QUEUED: exists().where(Job.status == Status.QUEUED),
+    }
+    kinds = [select(literal(kind), literal(""), *no_attempt, literal(0)).where(is_) for kind, is_ in waiting.items()]
+    return first.union_all(further.where(is_open, has_begun), live, *kinds)

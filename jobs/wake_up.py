@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 TASK = "wcl.work"
 EXPIRES_SECONDS = 30
 _CONNECT_SECONDS = 2
-_MEMORY_POLL_SECONDS = 0.02
 _THREAD_NAME = "wake-up"
 
 
@@ -44,7 +43,7 @@ def queue_of(pool: str) -> str:
 def transport_options(broker_url: str) -> dict[str, Any]:
     """Return the broker options that server and worker share."""
     if broker_url.startswith("memory"):
-        return {"polling_interval": _MEMORY_POLL_SECONDS}
+        return {}
     return {
         "global_keyprefix": "wcl:",
         "socket_timeout": 10,

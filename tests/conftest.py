@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
+import re
 import shutil
 import socket
 import subprocess
@@ -48,6 +49,12 @@ _STARTED = ("postgres", "redis", "browser", "server", "process")
 _SECONDS = {"process": 8.0, "slow": 5.0, "browser": 6.0, "server": 0.5, "postgres": 0.5, "redis": 0.5}
 _GARBAGE = 10_000  # new objects before a collection; Python begins one after 700
 _SHARE = 1 / 20  # of the time that a test has by a mark of its own
+_MARKS_OF_SLOW = re.compile(rf"\bpytest\.mark\.(?:{'|'.join((*_STARTED, 'slow', 'long'))})\b")
+_SLOW_DECORATOR = re.compile(rf"^@{_MARKS_OF_SLOW.pattern}", re.MULTILINE)
+_MODULE_MARKS = re.compile(r"^pytestmark = (\[[^\]]*\]|.*)", re.MULTILINE)
+_FUNCTION = re.compile(r"^((?:@.*\n(?:[ )\]}].*\n)*)*)def (\w+)\(([^)]*)\)", re.MULTILINE)
+_CLASS = re.compile(r"^(?:class )?Test", re.MULTILINE)
+_NAME = re.compile(r"\w+")
 # Folders whose every test starts processes
 _NEVER_FAST = ("acceptance", "benchmarks", "chaos", "fuzz", "kills", "mutants", "docs", "examples")
 
@@ -63,9 +70,28 @@ def pytest_configure() -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Skip the import of folders that have no fast test, with `--fast`."""
-    is_never_fast = collection_path.is_dir() and collection_path.name in _NEVER_FAST
-    return True if config.getoption("fast") and is_never_fast else None
+    """Skip the import of folders and files that have no fast test, with `--fast`."""
+    if not config.getoption("fast"):
+        return None
+    if collection_path.is_dir():
+        return True if collection_path.name in _NEVER_FAST else None
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if is_test and not _may_be_fast(collection_path.read_text()) else None
+
+
+def _may_be_fast(source: str) -> bool:
+    """Return whether a test of a module may be fast, by its source: what is not clear from it may be."""
+    if any(_MARKS_OF_SLOW.search(marks) for marks in _MODULE_MARKS.findall(source)):
+        return False
+    functions = {name: (decorators, set(_NAME.findall(given))) for decorators, name, given in _FUNCTION.findall(source)}
+    starting = set(_STARTED_BY_FIXTURE)
+    starting |= {name for name, (_, given) in functions.items() if starting & given}
+    is_fast = (
+        not starting & given and not _SLOW_DECORATOR.search(decorators)
+        for name, (decorators, given) in functions.items()
+        if name.startswith("test_")
+    )
+    return any(is_fast) or _CLASS.search(source) is not None
 
 
 @pytest.hookimpl(tryfirst=True)

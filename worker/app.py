@@ -49,7 +49,7 @@ def make_app(settings: Settings, slots: Slots, draining: threading.Event) -> Cel
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         worker_consumer=broker.Consumer,
-        worker_timer_precision=broker.STOP_SECONDS,
+        worker_timer_precision=broker.TIMER_SECONDS,
         broker_connection_max_retries=None,
         broker_transport_options=wake_up.transport_options(settings.resolved_broker_url),
     )
@@ -62,6 +62,7 @@ def make_app(settings: Settings, slots: Slots, draining: threading.Event) -> Cel
     def drain(**facts: Any) -> None:
         del facts
         draining.set()
+        broker.wake_consumer()
 
     return app
 
@@ -159,3 +160,4 @@ class _ConsumerLog(logging.Filter):
 def stop() -> None:
     """End `run` in order, as Celery's own handler of SIGTERM does, even before it has started."""
     state.should_stop = 0  # the exit code
+    broker.wake_consumer()

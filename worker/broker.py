@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,8 @@ from celery.utils.dispatch import Signal
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.transport import TRANSPORT_ALIASES, memory, redis, virtual
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobs import wake_up
 
@@ -29,7 +31,8 @@ log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 60.0
 _RETRY_SECONDS = 5  # the longest pause between two tries to connect
-STOP_SECONDS = 0.2  # the longest wait until a consumer in memory, or its timer, hears that the worker stops
+TIMER_SECONDS = 0.2  # the longest wait until Celery's timer hears that the worker stops
+_LONGEST_WAIT_SECONDS = 1.0  # of a consumer in memory that nothing wakes up
 _FORGET_EVERY = 10  # of the times at which Celery looks for messages to restore
 _BODY = [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
 
@@ -62,8 +65,17 @@ class Dropped:
 
 
 dropped = Dropped()
+_is_awake = threading.Event()  # a message came into the queue in memory, or the worker stops
 listening = Signal(name="listening")  # a consumer has a connection and waits for messages
-_ERRORS_OF_REDIS = (OSError, Empty, ConnectionError, BusyLoadingError, AuthenticationError, TimeoutError, ResponseError)
+_ERRORS_OF_REDIS = (
+    OSError,
+    Empty,
+    ConnectionError,
+    BusyLoadingError,
+    AuthenticationError,
+    RedisTimeoutError,
+    ResponseError,
+)
 
 
 class Message(virtual.Message):
@@ -110,11 +122,32 @@ class Transport(redis.Transport):
     Channel = Channel
 
 
+class MemoryChannel(memory.Channel):
+    """The channel in memory, which wakes up the consumer."""
+
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        super()._put(queue, message, **options)  # type: ignore[no-untyped-call]
+        wake_consumer()
+
+
 class MemoryTransport(memory.Transport):
-    """The queue in memory; Celery looks for a stop only between two waits, and would wait for two seconds each."""
+    """The queue in memory, whose consumer sleeps until a message or a stop; kombu looks 50 times a second."""
+
+    Channel = MemoryChannel
 
     def drain_events(self, connection: Any, timeout: float | None = None, **_: Any) -> None:
-        super().drain_events(connection, timeout=min(timeout or STOP_SECONDS, STOP_SECONDS))  # type: ignore[no-untyped-call]
+        _is_awake.clear()  # before the look: a message that comes after it ends the wait
+        try:
+            super().drain_events(connection, timeout=0)  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            if not _is_awake.wait(min(timeout or _LONGEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)):
+                raise
+            super().drain_events(connection, timeout=0)  # type: ignore[no-untyped-call]
+
+
+def wake_consumer() -> None:
+    """Let a consumer in memory look for messages, and for a stop, at once."""
+    _is_awake.set()
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]

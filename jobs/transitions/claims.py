@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import Select, exists, func, or_, select, update
@@ -66,10 +67,16 @@ class Claim:
 
 def may_have_work(session: Session, worker: WorkerFacts) -> bool:
     """Return whether a job of the worker's pool is queued, or a node waits for the worker: one short statement."""
-    is_queued = exists().where(Job.status == Status.QUEUED, Job.pool == worker.pool)
-    is_given = exists().where(is_node_of(), gangs.is_given(worker.id))
-    is_any = is_queued if worker.address is None else or_(is_queued, is_given)
-    return session.execute(select(is_any)).scalar_one()
+    return session.execute(_is_any(worker.pool, None if worker.address is None else worker.id)).scalar_one()
+
+
+@lru_cache(maxsize=64)
+def _is_any(pool: str, node_id: str | None) -> Select[bool]:
+    """Make the statement of each poll once, since its making takes longer than its execution."""
+    is_queued = exists().where(Job.status == Status.QUEUED, Job.pool == pool)
+    if node_id is None:
+        return select(is_queued)
+    return select(or_(is_queued, exists().where(is_node_of(), gangs.is_given(node_id))))
 
 
 def is_claimable(

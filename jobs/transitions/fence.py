@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Row, Select, case, exists, null, select, update
@@ -90,8 +91,9 @@ def requests_to(session: Session, attempt: AttemptRef) -> Requests:
     return requests_of(session.execute(requests_query(attempt)).one())
 
 
+@lru_cache(maxsize=256)
 def requests_query(attempt: AttemptRef) -> Select[Any]:
-    """Return the query whose row `requests_of` reads."""
+    """Return the query whose row `requests_of` reads: one for each attempt, whose worker reads it often."""
     left_ms = case((Job.max_seconds.is_not(None), Job.max_seconds * 1000 - spent_ms(Job.id)))
     return (
         select(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-from sqlalchemy import Select, exists, select
+from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session, aliased
 
 from jobs import preemption
@@ -26,15 +24,9 @@ def preempt(session: Session) -> preemption.Preemption | None:
     return chosen
 
 
-def has_blocked(session: Session) -> bool:
-    """Return whether any job waits for another one."""
-    return session.execute(_first_blocked()).first() is not None
-
-
-@cache
-def _first_blocked() -> Select[str]:
-    """Make the statement of each poll once: its making takes as long as its execution; so for the others below."""
-    return select(Job.id).where(Job.status == Status.BLOCKED).limit(1)
+def has_blocked() -> ColumnElement[bool]:
+    """Return the condition that any job waits for another one."""
+    return exists().where(Job.status == Status.BLOCKED)
 
 
 def unblock(session: Session) -> int:
@@ -60,14 +52,9 @@ def unblock(session: Session) -> int:
 _BATCH = 100  # jobs that one transaction resumes
 
 
-def has_held(session: Session) -> bool:
-    """Return whether a job is paused until a worker has room or its storage again, and its backoff is over."""
-    return session.execute(_first_held()).first() is not None
-
-
-@cache
-def _first_held() -> Select[str]:
-    return select(Job.id).where(is_held()).limit(1)
+def has_held() -> ColumnElement[bool]:
+    """Return the condition that a job is paused until a worker has room or storage again, and its backoff is over."""
+    return exists().where(is_held())
 
 
 def resume_held(session: Session) -> int:

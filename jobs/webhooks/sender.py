@@ -121,8 +121,7 @@ class Sender:
 
     def _due(self) -> list[str]:
         """Return the oldest due message of each webhook."""
-        with self._database.read() as session:
-            return list(session.execute(_oldest_due()).scalars())
+        return self._database.read_once(lambda session: list(session.execute(_oldest_due()).scalars()))
 
     def _deliver(self, claimed: Claimed) -> None:
         try:
@@ -255,6 +254,16 @@ def wait_seconds(attempt: int) -> float:
     return random.uniform(longest / 2, longest)
 
 
+@cache
+def _enabled() -> Select[str, int, Any]:
+    return select(Webhook.id, Webhook.stalled_minutes, Webhook.events).where(Webhook.disabled_at.is_(None))
+
+
+@cache
+def _open() -> Select[str, int, int]:
+    return select(Attempt.job_id, Attempt.number, Attempt.delivered_seq).where(Attempt.ended_at.is_(None))
+
+
 class StallWatch:
     """Notices open attempts that report nothing; each server counts by its own monotonic clock.
 
@@ -270,12 +279,9 @@ class StallWatch:
 
     def poll(self) -> None:
         """Add a message for each webhook whose time has passed since the last record of an attempt."""
-        with self._database.read() as session:
-            chosen = select(Webhook.id, Webhook.stalled_minutes, Webhook.events).where(Webhook.disabled_at.is_(None))
-            webhooks = [each for each in session.execute(chosen) if outbox.STALLED in each.events]
-            is_open = Attempt.ended_at.is_(None)
-            columns = (Attempt.job_id, Attempt.number, Attempt.delivered_seq)
-            attempts = session.execute(select(*columns).where(is_open)).all() if webhooks else []
+        enabled = self._database.read_once(lambda session: session.execute(_enabled()).all())
+        webhooks = [each for each in enabled if outbox.STALLED in each.events]
+        attempts = self._database.read_once(lambda session: session.execute(_open()).all()) if webhooks else []
         now = self._clock()
         last = self._since
         self._since = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -21,7 +22,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import uvicorn
 
+from api import __main__ as program
 from api.http import hosts
 from jobs import keys
 from jobs.database import Database
@@ -546,3 +549,19 @@ def test_a_local_key_file_of_another_database_is_replaced(start: Start, tmp_path
     with database.read() as session:
         assert keys.find(session, (server.data_dir / "key").read_text().strip()) is not None
     database.dispose()
+
+
+def test_a_signal_ends_the_wait_for_the_next_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_TICK_SECONDS", 3600.0)
+
+    async def serve() -> None:
+        config = uvicorn.Config("")
+        config.encoded_headers = []
+        server = program._Server(config, threading.Event())
+        serving = asyncio.create_task(server.main_loop())
+        await asyncio.sleep(0)
+        assert server.server_state.default_headers, "it has ticked, and waits"
+        server.handle_exit(signal.SIGTERM, None)
+        await asyncio.wait_for(serving, PATIENCE)
+
+    asyncio.run(serve())

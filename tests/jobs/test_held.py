@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from jobs import checkpoints, transitions, workers
 from jobs.database import Database
@@ -35,7 +35,7 @@ def held(database: Database, reason: str = "disk_full", **fields: object) -> str
 
 def resume(database: Database) -> int:
     with database.read() as session:
-        if not transitions.has_held(session):
+        if not session.execute(select(transitions.has_held())).scalar_one():
             return 0
     return database.write(transitions.resume_held)
 

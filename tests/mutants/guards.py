@@ -266,7 +266,7 @@ GUARDS = (
     Guard(
         "a deleted job is absent",
         "jobs/models.py",
-        "        state.statement = state.statement.options(_IS_VISIBLE)",
+        "        state.statement = restricted",
         "        pass",
         (
             "tests/jobs/test_deletions.py::test_a_deleted_job_is_absent_with_its_evaluations_until_it_is_restored[sqlite]",
@@ -621,6 +621,20 @@ GUARDS = (
         ("tests/worker/test_broker_faults.py::test_a_message_that_is_no_wake_up_is_dropped_and_counted",),
     ),
     Guard(
+        "a message wakes up a consumer in memory",
+        "worker/broker.py",
+        "        wake_consumer()\n",
+        "        pass\n",
+        ("tests/worker/test_broker_faults.py::test_a_message_and_a_stop_wake_up_a_consumer_in_memory",),
+    ),
+    Guard(
+        "a signal ends the wait of a server for its next tick",
+        "api/__main__.py",
+        "            self._loop.call_soon_threadsafe(self._is_ending.set)\n",
+        "            pass\n",
+        ("tests/api/test_start.py::test_a_signal_ends_the_wait_for_the_next_tick",),
+    ),
+    Guard(
         "an envelope that cannot be read ends no consumer",
         "worker/broker.py",
         "        except Exception as error:  # the message is in no queue any more\n",
@@ -872,8 +886,8 @@ GUARDS = (
     Guard(
         "a reconciler looks at every node",
         "jobs/reconciler.py",
-        "first.union_all(further.where(is_open, has_begun))",
-        "first",
+        "first.union_all(further.where(is_open, has_begun), live, *kinds)",
+        "first.union_all(live, *kinds)",
         ("tests/jobs/test_gangs.py::test_a_lost_node_ends_the_attempt_within_a_lease[sqlite-1]",),
     ),
     Guard(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import redis
+from kombu import Connection
 
 from jobs import wake_up
 from jobs.database import Database
 from tests import servers
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import SAVING, Jobs
+from worker import broker as guarded
 from worker.broker import Dropped
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.redis]
@@ -191,3 +195,32 @@ def test_a_dropped_message_is_counted_and_logged_once_a_minute(caplog: pytest.Lo
 
     assert counter.count == 13
     assert [record.args[-1] for record in caplog.records if record.args] == [1, 7, 13]
+
+
+def test_a_message_and_a_stop_wake_up_a_consumer_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "_LONGEST_WAIT_SECONDS", 3600.0)
+    guarded.install()
+    received: list[str] = []
+    stop = threading.Event()
+
+    def consume() -> None:
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=3600)
+
+    with Connection("memory://") as connection:
+        queue = connection.SimpleQueue("wake-ups")
+        queue.consumer.callbacks = [lambda body, message: received.append(body)]
+        queue.consumer.consume(no_ack=True)
+        thread = threading.Thread(target=consume, daemon=True)
+        thread.start()
+        for number in range(3):
+            with Connection("memory://") as other, other.SimpleQueue("wake-ups") as sender:
+                sender.put(str(number))
+            eventually(lambda number=number: len(received) == number + 1, "the message")  # type: ignore[misc]
+        stop.set()
+        guarded.wake_consumer()
+        thread.join(PATIENCE)
+
+    assert not thread.is_alive()
+    assert received == ["0", "1", "2"]
