@@ -94,7 +94,7 @@ def _seconds_of(session: Session, worker_id: str, missing: int) -> float:
     """Return the time until a worker is expected to have so many more free devices; infinite where unknown."""
     if missing <= 0:
         return 0.0
-    seconds = next_free(session, worker_id, missing)
+    seconds = _seconds_until(missing, _ends(session, worker_id))
     return math.inf if seconds is None else seconds
 
 
@@ -116,10 +116,28 @@ def may_start(session: Session, held: PassedOver, fitting: Sequence[ColumnElemen
     return or_(passes, Job.max_seconds <= held.seconds, Job.id.in_(brief))
 
 
-def next_free(session: Session, worker_id: str, missing: int) -> float | None:
-    """Return the seconds until a worker is expected to have so many more free devices; None where unknown."""
-    running = _running(session, worker_id)
-    return _seconds_until(missing, [(remaining(job), count) for job, count in running])
+@dataclass(frozen=True)
+class NextFree:
+    """The expected time until a worker has one more free device.
+
+    Attributes:
+        seconds: by the jobs that report when they end; None if none does.
+        may_be_sooner: whether other jobs hold devices and report no end.
+    """
+
+    seconds: float | None
+    may_be_sooner: bool
+
+
+def next_free(session: Session, worker_id: str) -> NextFree:
+    """Return when a worker is expected to have one more free device."""
+    ends = _ends(session, worker_id)
+    return NextFree(_seconds_until(1, ends), any(seconds is None for seconds, _ in ends))
+
+
+def _ends(session: Session, worker_id: str) -> list[tuple[float | None, int]]:
+    """Return the remaining seconds of the jobs that hold devices of a worker, and the number of these devices."""
+    return [(remaining(job), count) for job, count in _running(session, worker_id)]
 
 
 def remaining(job: Job) -> float | None:

@@ -69,6 +69,7 @@ _ENDS = {
 }
 _SAVES = {"train": "finishing a step, then saving", "save": "saving the checkpoint"}
 _MOST_NAMED = 3
+_BRIEF_SECONDS = 30.0  # shown as less than a minute
 
 
 @dataclass(frozen=True)
@@ -384,18 +385,20 @@ def _on_devices(session: Session, job: Job, workers: Sequence[Worker], free: Map
 
 
 def _on_device(session: Session, worker: Worker, num_free: int) -> str:
-    seconds = once(session, ("next free device", worker.id), lambda: next_free(session, worker.id, 1))
-    if seconds is None:
+    expected = once(session, ("next free device", worker.id), lambda: next_free(session, worker.id))
+    if expected.seconds is None:
         following = "and when the next comes free is not known yet"
     else:
-        following = f"the next comes free in {_about(seconds)}"
+        following = f"the next comes free in {_about(expected.seconds)}"
+        if expected.may_be_sooner and expected.seconds >= _BRIEF_SECONDS:
+            following += " or sooner"  # a job that reports no end may end first
     return f"{worker.name} has {num_free or 'none'}, {following}"
 
 
 def _about(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
+    if seconds < _BRIEF_SECONDS:
         return "less than a minute"
+    minutes = max(1, round(seconds / 60))
     return f"about {minutes} min" if minutes < 90 else f"about {round(minutes / 60)} h"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -58,7 +59,8 @@ def _field_error(entry: ErrorDetails, model: type[BaseModel], prefix: str) -> Fi
         path.append(entry["ctx"]["discriminator"].strip("'"))
     elif entry["type"] == "field_below":
         path.append(entry["ctx"]["field"])
-    return FieldError(prefix + "".join(f"/{escaped(part)}" for part in path), _detail(entry, owner, model))
+    detail = _of_value(entry, owner, path) or _detail(entry, owner, model)
+    return FieldError(prefix + "".join(f"/{escaped(part)}" for part in path), detail)
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel] | None]:
@@ -115,6 +117,44 @@ def _detail(entry: Mapping[str, Any], owner: type[BaseModel] | None, root: type[
     )
 
 
+def _of_value(entry: Mapping[str, Any], owner: type[BaseModel] | None, path: Sequence[int | str]) -> str | None:
+    """Return which field to set instead, and to what, for a plain value where an object or a list is expected."""
+    value, field = entry["input"], owner.model_fields.get(str(path[-1])) if owner and path else None
+    if owner is None or field is None or isinstance(value, dict | list):
+        return None
+    given, place = json.dumps(value, default=str)[:_LONGEST], ".".join(map(str, path))
+    if entry["type"] == "tuple_type":
+        is_item = _refusal(owner, str(path[-1]), [value]) is None
+        return f"expected a list; set it to [{given}]" if is_item else "expected a list"
+    if entry["type"] == "dict_type":
+        return f"expected an object; set its fields, each as '{place}.NAME'"
+    if entry["type"] not in ("model_type", "model_attributes_type"):
+        return None
+    models = [each for each in get_args(field.annotation) or (field.annotation,) if hasattr(each, "model_fields")]
+    refusals = {name: _refusal(each, name, value) for each in models for name in each.model_fields}
+    accepting = [name for name in refusals if any(_refusal(each, name, value) is None for each in models)]
+    leading = field.discriminator if isinstance(field.discriminator, str) else "name"
+    if leading in accepting:
+        return f"expected an object; set '{place}.{leading}' to {given}"
+    if not accepting and isinstance(value, str) and leading in refusals:
+        return f"expected an object; set '{place}.{leading}': {refusals[leading]}"
+    fields = ", ".join(f"{place}.{name}" for name in accepting or refusals)
+    return f"expected an object; set one of its fields: {fields}"
+
+
+def _refusal(model: type[BaseModel], name: str, value: Any) -> str | None:
+    """Return what is wrong with a value of a field, apart from other fields; None if nothing is."""
+    if name not in model.model_fields:
+        return "unknown field"
+    try:
+        model.model_validate({name: value})
+    except ValidationError as error:
+        own = [entry for entry in error.errors(include_url=False) if entry["loc"][:1] == (name,)]
+        return _detail(own[0], model) if own else None
+    return None
+
+
+_LONGEST = 100  # characters of a value that a message repeats
 _SHOULD = re.compile(r"^\w+ should (be |have |)")
 _PARSED = {
     "int_parsing": "expected an integer",

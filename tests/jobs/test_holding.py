@@ -161,7 +161,7 @@ def test_devices_of_jobs_that_give_way_are_kept_at_once(database: Database) -> N
 @pytest.mark.parametrize(
     ("gpus", "etas", "expected"),
     [
-        (2, (2400, 9000), "it waits for 2 free GPUs on one machine; a-2 has 1, the next comes free in about 40 min"),
+        (2, (2400, 9000), "it waits for 2 free GPUs on one machine; a-2 has 1, the next comes free in about 40 min;"),
         (
             2,
             (None, None),
@@ -170,9 +170,13 @@ def test_devices_of_jobs_that_give_way_are_kept_at_once(database: Database) -> N
         (
             2,
             (20, None),
-            "it waits for 2 free GPUs on one machine; a-2 has 1, the next comes free in less than a minute",
+            "it waits for 2 free GPUs on one machine; a-2 has 1, the next comes free in less than a minute;",
         ),
-        (3, (None, 9000), "it waits for 3 free GPUs on one machine; a-2 has 1, the next comes free in about 2 h"),
+        (
+            3,
+            (None, 9000),
+            "it waits for 3 free GPUs on one machine; a-2 has 1, the next comes free in about 2 h or sooner",
+        ),
     ],
 )
 def test_a_job_that_waits_for_devices_says_which_and_when(

@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from api.http.field_errors import of_spec
 from jobs import workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
 from jobs.models import Job
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
+from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, parse_spec
 
 # A class of three images, one of none, and two lists.
 CATS = DatasetFacts(
@@ -197,3 +200,51 @@ def test_more_views_than_any_worker_has_memory(small: Served) -> None:
     assert refused(small, "pretrain", plain).keys() == {"/spec/batch_size"}
     assert accepted(small, "pretrain", spec | {"processes": 2})
     assert accepted(small, "pretrain", spec, pool="big")
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "spec"), [("pretrain", PretrainSpec, DATA), ("evaluate", EvaluateSpec, PIXELS)]
+)
+def test_a_plain_value_for_an_object_or_a_list_names_the_field_to_set(
+    kind: Kind, model: type[BaseModel], spec: dict[str, Any]
+) -> None:
+    """The message names a field of the object; for a value that its name or kind may have, that one."""
+    num_objects = 0
+    for name in model.model_fields:
+        for value in ("simclr", "resnet50", "pixels", "knn", 5, 0.5):
+            try:
+                parse_spec(kind, spec | {name: value})
+            except ValidationError as error:
+                details = [each.detail for each in of_spec(error, kind) if each.pointer == f"/spec/{name}"]
+                assert "Input" not in details[0]
+                assert "valid tuple" not in details[0]
+                if "expected an object" in details[0]:
+                    num_objects += 1
+                    assert f"{name}." in details[0]
+    assert num_objects >= 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "detail"),
+    [
+        ("pretrain", {"data": "cats"}, "expected an object; set 'data.name' to \"cats\""),
+        ("pretrain", {"backbone": "resnet50"}, "expected an object; set 'backbone.name' to \"resnet50\""),
+        (
+            "pretrain",
+            {"backbone": "resnet51"},
+            "expected an object; set 'backbone.name': there is no backbone resnet51; expected one of tiny, ",
+        ),
+        ("pretrain", {"optimizer": "adam"}, "expected an object; set 'optimizer.name': expected 'lars', 'sgd' or"),
+        ("pretrain", {"heads": 64}, "expected an object; set one of its fields: heads.hidden_dim, heads.output_dim"),
+        ("pretrain", {"loss": 0.2}, "expected an object; set one of its fields: loss.temperature, loss.weak_temp"),
+        ("pretrain", {"method_options": 1}, "expected an object; set its fields, each as 'method_options.NAME'"),
+        ("evaluate", {"features": "pixels"}, "expected an object; set 'features.kind' to \"pixels\""),
+        ("evaluate", {"protocols": "knn"}, 'expected a list; set it to ["knn"]'),
+        ("evaluate", {"protocols": 3}, "expected a list"),
+    ],
+)
+def test_a_plain_value_says_what_to_set(server: Served, kind: str, change: dict[str, Any], detail: str) -> None:
+    errors = refused(server, kind, (DATA if kind == "pretrain" else PIXELS) | change)
+    ((pointer, message),) = errors.items()
+    assert pointer == f"/spec/{next(iter(change))}"
+    assert message.startswith(detail)
