@@ -48,15 +48,13 @@ _DIGITS = 32
 _HUGE_BYTES = 2 << 20
 _MADV_COLLAPSE = 25
 _METADATA = (".dist-info", ".egg-info", ".egg-link", ".pth")
+# Not scikit-learn, which only maps need: with its libraries a fork copies twice as many mappings.
 _MODULES = (
     "wcl_core.__main__",
     "wcl_core.attempt",
     "wcl_core.data.builtin",
     "wcl_core.data.packed",
     "numpy",
-    "sklearn.datasets",
-    "sklearn.manifold",
-    "sklearn.metrics",
     "threadpoolctl",
     "torchvision.datasets",
     "torchvision.transforms.v2.functional",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
 from tests.wcl_core import small
 from wcl_core.evaluation import monitors
 from wcl_core.methods.heads import normalise
 from wcl_core.training.monitor_batch import MonitorBatch
+
+SIZES = ((1, 1), (1, 4), (2, 3), (10, 10), (40, 5), (200, 300))
 
 torch.set_num_threads(1)
 
@@ -70,6 +73,26 @@ def test_adjusted_mutual_information_is_its_formula_with_the_mean_over_all_permu
     entropies = (mutual_info_score(labels, labels) + mutual_info_score(classes, classes)) / 2
     assert information == pytest.approx((mi - expected) / (entropies - expected), rel=1e-6)
     assert monitors.adjusted_mutual_information(torch.tensor(labels), torch.tensor(labels)) == pytest.approx(1)
+
+
+def test_adjusted_mutual_information_is_that_of_scikit_learn_without_its_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also of equal partitions, of single rows, and of one part."""
+    generator = np.random.default_rng(0)
+    cases = [(generator.integers(0, a, n), generator.integers(0, b, n)) for n in (5, 64, 700) for a, b in SIZES]
+    chain = np.minimum(generator.integers(0, 64, 512), 40)  # one large part and many small ones
+    cases += [
+        (chain, chain % 10),
+        (chain, chain),
+        (np.arange(64), np.zeros(64, int)),
+        (np.arange(64), np.arange(64) % 7),
+    ]
+    expected = [adjusted_mutual_info_score(classes, labels) for labels, classes in cases]
+
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    results = [monitors.adjusted_mutual_information(torch.tensor(a), torch.tensor(b)) for a, b in cases]
+    assert results == pytest.approx(expected, abs=1e-9)
 
 
 def test_adjusted_mutual_information_of_random_groups_of_four_is_no_success() -> None:
