@@ -1,10 +1,11 @@
 """Benchmark of image folders: decoding by threads and by processes, the cache, and the memory that a run takes.
 
-    python benchmarks/data.py FOLDER [FOLDER ...] [--size 32] [--files 4000] [--only decode|cache]
+    python benchmarks/data.py FOLDER [FOLDER ...] [--size 32] [--files 4000] [--only decode|decoders|cache]
 
 Each folder has a layout of docs/datasets.md. `decode` reads the same files in turn by one thread, by a thread for each
 core, by a process for each core, and by one thread with torchvision's decoder: alone, and with all else that a file
-needs (digest, header, resize). `cache` decodes the whole folder into an empty cache, then maps it again, each in a
+needs (digest, header, resize). `decoders` compares Pillow and torchvision in processor time, file by file in turn:
+other programs disturb that less. `cache` decodes the whole folder into an empty cache, then maps it again, each in a
 process of its own. Results are added to benchmarks/results/data.md.
 """
 
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,13 @@ import numpy as np
 import torch
 from measure.report import load_results, save_results, setting
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
 
 from wcl_core import data
 from wcl_core.data import decoding
 from wcl_core.data.cache import Cache
 from wcl_core.data.image_file import FORMATS
-from wcl_core.data.layout import list_files
+from wcl_core.data.layout import Files, list_files
 from wcl_core.limits import num_cores
 from wcl_core.reporter import NullReporter
 
@@ -47,17 +49,21 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--files", type=int, default=4000, help="files of the part `decode`")
-    parser.add_argument("--only", choices=("decode", "cache"))
+    parser.add_argument("--only", choices=("decode", "decoders", "cache"))
     parser.add_argument("--load", nargs=3, help=argparse.SUPPRESS)  # cache, digest, size: the part of a new process
     options = parser.parse_args()
     if options.load:
-        _load(options.folders[0], *options.load)
+        _load_folder(options.folders[0], *options.load)
         return
     for folder in options.folders:
-        facts: dict[str, Any] = {"folder": folder.name, "size": options.size, **setting()}
-        if options.only != "cache":
+        facts: dict[str, Any] = {"folder": folder.name, "size": options.size}
+        if options.only != "decoders":
+            facts |= setting()
+        if options.only in (None, "decode"):
             facts |= _decode(folder, options.size, options.files)
-        if options.only != "decode":
+        if options.only in (None, "decoders"):
+            facts["decoders"] = setting() | _decoders(folder, options.size, options.files)
+        if options.only in (None, "cache"):
             facts |= _cache(folder, options.size)
         print(json.dumps(facts, indent=1), flush=True)
         items = load_results("data").get("items", {})
@@ -69,9 +75,7 @@ def main() -> None:
 def _decode(folder: Path, size: int, count: int) -> dict[str, Any]:
     """Return microseconds a file of each way of decoding, the least of three rounds."""
     files = list_files("bench", folder)
-    paths = [path for path, _ in files.train]
-    paths = paths[:: max(1, len(paths) // count)][:count]
-    wish, cores = decoding.Wish(size), num_cores()
+    paths, wish, cores = _chosen(files, count), decoding.Wish(size), num_cores()
 
     def one(path: str) -> object:
         return decoding.read_file(files.root / path, wish)
@@ -118,18 +122,59 @@ def _decode(folder: Path, size: int, count: int) -> dict[str, Any]:
     }
 
 
+def _chosen(files: Files, count: int) -> list[str]:
+    """Return so many of the train images, or of those without labels, evenly spread."""
+    paths = [path for path, _ in files.train or files.splits["unlabelled"]]
+    return paths[:: max(1, len(paths) // count)][:count]
+
+
+def _decoders(folder: Path, size: int, count: int) -> dict[str, Any]:
+    """Return the processor time of a file by both decoders, the least of some rounds, each file by all in turn."""
+    torch.set_num_threads(1)
+    files = list_files("bench", folder)
+    paths = [files.root / path for path in _chosen(files, count)]
+    total: dict[str, int] = {}
+    num_different = 0
+    for path in paths:
+        content, wish = path.read_bytes(), decoding.Wish(size)
+        ways: dict[str, Callable[[], Any]] = {
+            "Pillow": partial(decoding.read_file, path, wish),
+            "torchvision": partial(_whole_by_torchvision, path, size),
+            "Pillow, decoding only": partial(_load, content),
+            "torchvision, decoding only": partial(
+                decode_image, torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB
+            ),
+        }
+        times = {way: min(_cpu_ns(act) for _ in range(_ROUNDS)) for way, act in ways.items()}
+        total = {way: total.get(way, 0) + ns for way, ns in times.items()}
+        num_different += not np.array_equal(_whole_by_torchvision(path, size), decoding.read_file(path, wish)[1])
+    us = {way: round(ns / len(paths) / 1000) for way, ns in total.items()}
+    return {"files": len(paths), "cpu_us_a_file": us, "other_pixels_by_torchvision": num_different}
+
+
+def _cpu_ns(act: Callable[[], Any]) -> int:
+    started = time.thread_time_ns()
+    act()
+    return time.thread_time_ns() - started
+
+
+def _load(content: bytes) -> None:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        image.load()
+
+
 def _by_torchvision(path: Path) -> Any:
     """Return the decoded image without resizing: (H, W, 3) uint8."""
     return decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
 
 
 def _whole_by_torchvision(path: Path, size: int) -> Any:
-    """Return what `decoding.read_file` returns for a plain JPEG, decoded by torchvision."""
+    """Return what `decoding.read_file` returns for a plain JPEG or PNG, decoded by torchvision."""
     content = path.read_bytes()
     hashlib.sha256(content)
     with Image.open(io.BytesIO(content), formats=FORMATS) as header:  # for the limits and the orientation
         header.getexif()
-        pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
     return _square(Image.fromarray(pixels.permute(1, 2, 0).numpy()), size)
 
 
@@ -185,7 +230,7 @@ def _cache(folder: Path, size: int) -> dict[str, Any]:
     return facts
 
 
-def _load(folder: Path, place: str, digest: str, size: str) -> None:
+def _load_folder(folder: Path, place: str, digest: str, size: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     cache = Cache(Path(place))
@@ -209,6 +254,8 @@ def _table(items: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, facts in items.items():
+        if "files" not in facts and "first" not in facts:
+            continue
         us = facts.get("us_a_file", {})
         cells = [name, *(us.get(way, "") for way in ways)]
         if "first" in facts:
@@ -218,7 +265,25 @@ def _table(items: dict[str, Any]) -> str:
         else:
             cells += [""] * 6
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", *(_note(name, facts) for name, facts in items.items())])
+    notes = [_note(name, facts) for name, facts in items.items() if "files" in facts or "first" in facts]
+    return "\n".join([*lines, "", *notes, "", *_decoder_lines(items)])
+
+
+def _decoder_lines(items: dict[str, Any]) -> list[str]:
+    ways = ("Pillow", "torchvision", "Pillow, decoding only", "torchvision, decoding only")
+    lines = [
+        "Processor time of a file in microseconds, in one run, each file by all ways in turn: all that a file needs",
+        "(digest, header, decoding, resizing), and decoding alone.",
+        "",
+        f"| folder, pixels | files | {' | '.join(ways)} | files with other pixels | when |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, facts in items.items():
+        if (each := facts.get("decoders")) is not None:
+            cells = [name, each["files"], *(each["cpu_us_a_file"][way] for way in ways)]
+            when = f"{each['date']}, load {each['load_average'][0]:.1f}"
+            lines.append(f"| {' | '.join(map(str, [*cells, each['other_pixels_by_torchvision'], when]))} |")
+    return lines
 
 
 def _note(name: str, facts: dict[str, Any]) -> str:

@@ -4,7 +4,9 @@
 
 memory   the estimated memory of a training process beside the measured peak, for six shapes
 batch    `batch_size: auto`: the search's time and result, and a run with it; the message of a run without memory
-service  the whole service on this machine: claim to first step, jobs side by side, cancels, the bytes after a kill
+service  the whole service on this machine: claim to first step, jobs side by side, cancels, the bytes after a kill, the
+         load, memory and temperature of each device as the service shows them, whether Xids and ECC errors are watched,
+         and the start of jobs on a folder of 60,000 small images
 
 Without a GPU, WCL_DEVICES=4 gives the service four stand-in devices: the slice `service` then runs on the CPU, to see
 that it works, and the others are left out.
