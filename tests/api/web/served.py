@@ -112,9 +112,12 @@ class Site:
         if (cookie := self._sessions.get(tuple(scopes))) is not None:
             return cookie
         key = self.database.write(lambda session: keys.create(session, "local", scopes)[1])
-        link = self.sign_in_link(key)
-        cookie = self._sessions[tuple(scopes)] = httpx.get(link, trust_env=False, timeout=PATIENCE).cookies[self.cookie]
+        cookie = self._sessions[tuple(scopes)] = self.signed_in(key)
         return cookie
+
+    def signed_in(self, key: str) -> str:
+        """Return the cookie of a browser that signs in with a link of the key."""
+        return httpx.get(self.sign_in_link(key), trust_env=False, timeout=PATIENCE).cookies[self.cookie]
 
     @property
     def cookie(self) -> str:
