@@ -360,3 +360,5 @@ def test_the_list_of_workers_names_jobs_of_its_project_with_two_statements(small
         assert (listed["job_id"], listed["state"]) == (expected, "busy")
         about_workers = [each for each in statements if each.startswith("SELECT") and "FROM keys" not in each]
         assert len(about_workers) == 2, about_workers  # the workers with their jobs, and the jobs without devices
+        for page in ("/", "/workers"):
+            assert (job_id in client.get(page).text) is (expected is not None), page
