@@ -32,7 +32,7 @@ from api.rest.housekeeping import keep_clean
 from jobs import keys, policies, schema, storage_id
 from jobs.database import Database, Signal
 from jobs.fault_log import FaultLog
-from jobs.faults import describe, fault_of
+from jobs.faults import describe, fault_of, refused_login
 from jobs.logs import log_error, log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
@@ -220,6 +220,8 @@ def _prepare(settings: Settings, database: Database, storage: LocalStorage, *, w
             except DBAPIError as error:
                 if (fault := fault_of(error)) is None:
                     raise
+                if refused := refused_login(error):
+                    raise Misconfigured(f"WCL_DATABASE_URL: {refused}") from error
                 if not (waits and fault.is_passing):
                     raise StartError(describe(error)) from error
                 faults.failed(error)

@@ -85,6 +85,7 @@ _VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _MISSING_IN_SQLITE = re.compile(r"no such (table|column)|has no column named")
 # A refused connection has no SQLSTATE.  PostgreSQL and PgBouncer write these; a server that writes another language
 # counts as unreachable.
+_REFUSED = re.compile(r"password authentication failed|role \".*\" (does not exist|is not permitted to log in)")
 _TOO_MANY = re.compile(r"too many (clients|connections)|remaining connection slots|no more connections allowed")
 
 
@@ -102,6 +103,12 @@ def fault_of(error: BaseException) -> Fault | None:
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
         return Fault.OVERLOADED if _TOO_MANY.search(str(cause)) else Fault.UNREACHABLE
     return None
+
+
+def refused_login(error: BaseException) -> str | None:
+    """Return what PostgreSQL says of a wrong user or password, which only a user can mend; None for other errors."""
+    reported = _reported(error) if isinstance(error, OperationalError) else ""
+    return reported if _REFUSED.search(reported) else None
 
 
 def is_outage(error: BaseException) -> bool:

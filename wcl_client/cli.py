@@ -205,8 +205,13 @@ def _advice(error: WclError) -> str:
                 f"{error}\nWCL_URL names a server on another machine. Compare it with the address that you were given, "
                 f"and ask its administrator whether it runs; `curl {address}/healthz` shows what answers there."
             )
+        if os.environ.get("WCL_URL"):
+            return (
+                f"{error}\nWCL_URL names a server on this machine. Start it as it is started here: `wcl up`, its unit "
+                "(`systemctl status wcl-server`) or `python -m api`."
+            )
         port = httpx.URL(address).port
-        options = f" --port {port}" if port not in (None, 8000) and not os.environ.get("WCL_URL") else ""
+        options = f" --port {port}" if port not in (None, 8000) else ""
         return (
             f"{error}\nStart the service with `wcl up{options}`. For another one on this machine, set "
             "WCL_DATA_DIR to its data folder; elsewhere, set WCL_URL and WCL_KEY."

@@ -154,11 +154,15 @@ def _database(data_dir: Path) -> list[Finding]:
 def _server(client: WclClient) -> list[Finding]:
     obstacle = client.obstacle()
     if isinstance(obstacle, Unreachable):
-        return [Finding("Server", False, f"{client.url} does not respond; start it with `wcl up`, or set WCL_URL")]
+        return [
+            Finding(
+                "Server", False, f"{client.url} does not respond; start it, with `wcl up` or its unit, or set WCL_URL"
+            )
+        ]
     if obstacle is not None:
         return [Finding("Server", False, f"{client.url} is not ready: {obstacle}")]
     problems = client.problems()
-    findings = [Finding("Server", True, client.url), *(Finding("Storage", False, problem) for problem in problems)]
+    findings = [Finding("Server", True, client.url), *(Finding("Service", False, problem) for problem in problems)]
     try:
         workers, datasets = client.workers(), client.datasets()
     except WclError as error:

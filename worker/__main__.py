@@ -28,7 +28,7 @@ from jobs import schema, storage_id, transitions, workers
 from jobs.database import Database, Signal, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
-from jobs.faults import describe
+from jobs.faults import describe, refused_login
 from jobs.logs import log_error, log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
@@ -266,12 +266,18 @@ def _wait_for_schema(database: Database, stop: threading.Event) -> None:
     """Wait until the schema of the database is this version's, unless `stop` is set.
 
     Raises:
-        Unusable: it is of a newer version, or of another program.
+        Unusable: it is of a newer version, or of another program, or it refuses the user or the password.
     """
     faults, logged = FaultLog(log, "the look at the schema of the database"), ""
     while not stop.is_set():
         with faults:
-            if (reason := schema.awaited(database)) is None:
+            try:
+                reason = schema.awaited(database)
+            except DBAPIError as error:
+                if refused := refused_login(error):
+                    raise schema.Unusable(f"WCL_DATABASE_URL: {refused}") from error
+                raise
+            if reason is None:
                 return
             if reason != logged:
                 log.warning("this worker waits: %s", reason)

@@ -34,6 +34,7 @@ from wcl_core.protocol import (
     WarningRecord,
 )
 from worker.background import BackgroundWork, check_not_stalled
+from worker.exit_reason import log_end
 from worker.garbage import collect_garbage
 from worker.spool import Output, Records
 
@@ -160,6 +161,8 @@ class Delivery:
             return self._database.write(self._change([], []))
         del self._ready[: len(records)]
         del self._pending_output[: len(output)]
+        if has_end and isinstance(end := records[-1], EndRecord):
+            log_end(self._attempt, end.outcome, end.reason, end.message)
         self.has_ended = self.has_ended or has_end
         if not (self._ready or self._pending or self._pending_output):
             self._waits_since = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
+from jobs.attempts import AttemptRef
 from jobs.damage import LostFiles
 from jobs.faults import describe
 from jobs.status import Reason
@@ -26,6 +28,8 @@ from wcl_core.config.memory import advice
 from wcl_core.files import MIN_FREE_BYTES, free_bytes
 from wcl_core.protocol import FAILURE_FILES, LOST_PEER_FILES, PEER_LOST_EXIT, Failure, Outcome, RunFile
 
+log = logging.getLogger(__name__)
+
 # Faults of one file or folder.  `worker.room` checks the folders above it, `worker.ability` the storage.
 _OF_ONE_PLACE = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
@@ -35,6 +39,12 @@ class AttemptEnd(NamedTuple):
     outcome: Outcome
     reason: str | None
     message: str | None
+
+
+def log_end(attempt: AttemptRef, outcome: str, reason: str | None, message: str | None) -> None:
+    """Write how an attempt ended into the log of the worker, which then answers what failed last night."""
+    level = logging.WARNING if outcome == "failed" else logging.INFO
+    log.log(level, "%s ended: %s", attempt, ", ".join(filter(None, (outcome, reason, message))))
 
 
 def exit_reason(code: int, folder: Path, is_oom_kill: Callable[[], bool] | None) -> AttemptEnd:

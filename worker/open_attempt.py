@@ -19,7 +19,7 @@ from jobs.transitions import Claim, Requests
 from wcl_core.protocol import Request
 from worker.background import BackgroundWork, check_not_stalled
 from worker.backoff import DrainableBackoff, renew_seconds
-from worker.exit_reason import AttemptEnd
+from worker.exit_reason import AttemptEnd, log_end
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ class OpenAttempt:
                 self._database.write(
                     lambda s: transitions.end_attempt(s, self.attempt, *end, max_failures=limit, ran_ms=self.ran_ms())
                 )
+                log_end(self.attempt, *end)
                 return
             except Superseded:
                 return

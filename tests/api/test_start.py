@@ -339,6 +339,16 @@ def test_a_server_waits_for_the_database_and_says_so(start: Start, postgres_url:
         proxy.close()
 
 
+def test_a_server_whose_user_the_database_refuses_ends_and_says_so(start: Start, postgres_url: str) -> None:
+    place = postgres_url.partition("@")[2]
+    server = start(WCL_DATABASE_URL=f"postgresql://stranger:hidden@{place}")
+    assert server.process.wait(timeout=PATIENCE) == os.EX_CONFIG
+    (line,) = server.words.splitlines()
+    assert line.startswith("error: WCL_DATABASE_URL: ")
+    assert 'role "stranger" does not exist' in line
+    assert "hidden" not in line
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_waits_for_the_database_ends_at_a_signal(start: Start, number: int) -> None:
     server = start(WCL_DATABASE_URL="postgresql://wcl:hidden@127.0.0.1:1/wcl")

@@ -171,6 +171,11 @@ def test_a_service_that_is_down_has_its_last_address(tmp_path: Path, monkeypatch
     assert find_address(tmp_path).url == DEFAULT_URL, "the key of the environment is for no server of a file"
 
 
+def test_a_named_server_of_this_machine_is_started_as_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WCL_URL", "http://127.0.0.1:18080")
+    assert "`wcl up`, its unit (`systemctl status wcl-server`) or `python -m api`" in _advice(Unreachable("no answer"))
+
+
 def test_a_client_of_a_server_elsewhere_is_not_sent_to_wcl_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WCL_URL", "https://wcl.example/wcl")
     advice = _advice(Unreachable("no answer"))

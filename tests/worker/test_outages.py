@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import psycopg
@@ -122,6 +123,16 @@ def test_a_worker_starts_once_the_database_can_be_written(
         administrator.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         worker.stop()
     assert "Traceback" not in worker.log()
+
+
+def test_a_worker_whose_user_the_database_refuses_ends_and_says_so(
+    postgres_database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stranger = Database(postgres_database.engine.url.set(username="stranger").render_as_string(hide_password=False))
+    worker = RunningWorker(stranger, tmp_path_factory.mktemp("data")).start()
+    assert worker.wait() == os.EX_CONFIG, worker.log()
+    assert "WCL_DATABASE_URL: " in worker.log()
+    assert 'role "stranger" does not exist' in worker.log()
 
 
 def test_a_checkpoint_that_cannot_be_marked_now_does_not_end_its_job(

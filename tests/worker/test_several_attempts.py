@@ -55,4 +55,7 @@ def test_attempts_run_at_once_and_each_ends_alone(
 
     assert [(job.status, job.status_reason) for job in map(jobs.get, (one, cpu))] == [("queued", "worker_stopped")] * 2
     assert audit(sqlite_database).findings == []
+    ends = [line.partition("attempt 1 of job ")[2] for line in worker.whole_log().splitlines() if " ended: " in line]
+    assert {f"{waiting} ended: succeeded", f"{cpu} ended: drained"} <= set(ends), worker.log()
+    assert any(line.startswith(f"{one} ended: failed, killed, ") for line in ends), worker.log()
     assert not any(process.is_running() for process in before.values())
