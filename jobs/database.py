@@ -328,13 +328,13 @@ class Database:
             if signal in signals:
                 act()
 
-    def changes(self) -> Callable[[], bool] | None:
+    def changes(self) -> Changes | None:
         """Return a function that tells whether any process has written since its last call; None for PostgreSQL.
 
         The function reads one number, and takes 10 us.  Only one thread may call it.
         """
         file = self.engine.url.database if self.url.startswith("sqlite") else None
-        return None if file in (None, "", ":memory:") else _Changes(Path(str(file)))
+        return None if file in (None, "", ":memory:") else Changes(Path(str(file)))
 
     def migrate(self, say: Callable[[str], None] = lambda _text: None) -> None:
         """Upgrade the schema to the newest version, as `schema.upgrade`; several processes may call this at once.
@@ -368,10 +368,15 @@ class Database:
         self.engine.dispose()
 
 
-class _Changes:
-    """A connection of its own: a connection does not count its own commits as changes."""
+class Changes:
+    """A connection of its own: a connection does not count its own commits as changes.
+
+    Attributes:
+        is_busy: whether a writer was at work at the last call, so that a change may be hidden from it.
+    """
 
     def __init__(self, file: Path) -> None:
+        self.is_busy = False
         self._address = f"{file.absolute().as_uri()}?mode=rw"
         self._connection: sqlite3.Connection | None = None
         self._version: int | None = None
@@ -382,7 +387,9 @@ class _Changes:
                 self._connection = sqlite3.connect(self._address, uri=True, timeout=0.0, check_same_thread=False)
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         except sqlite3.Error:  # a writer is at work, and the next call sees its change
+            self.is_busy = True
             return False
+        self.is_busy = False
         before, self._version = self._version, version
         return bool(version != before)
 

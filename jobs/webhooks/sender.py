@@ -86,6 +86,8 @@ class Sender:
         self._url = (settings.public_url or f"{url}{settings.root_path}").rstrip("/")
         self._free = threading.BoundedSemaphore(_PARALLEL)
         self._faults = FaultLog(log, "the sending of webhooks")
+        self._changes = database.changes()
+        self._may_have_pending = True
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop`; an outage of the database only makes a pass fail."""
@@ -104,7 +106,7 @@ class Sender:
     def poll(self) -> list[threading.Thread]:
         """Start a request for each webhook that has a message due and none under way; return their threads."""
         threads = []
-        for delivery_id in self._due():
+        for delivery_id in self._due() if self._may_have_due() else ():
             if not self._free.acquire(blocking=False):
                 break
             try:
@@ -118,6 +120,16 @@ class Sender:
             threads.append(threading.Thread(target=self._deliver, args=(claimed,), daemon=True, name="webhook"))
             threads[-1].start()
         return threads
+
+    def _may_have_due(self) -> bool:
+        """Return False while no message is pending and, on SQLite, no process has written since that was seen."""
+        if self._changes is None:
+            return True
+        if self._changes() or self._changes.is_busy or self._may_have_pending:  # what is written later is seen later
+            self._may_have_pending = self._database.read_once(
+                lambda session: session.execute(_any_pending()).scalar_one()
+            )
+        return self._may_have_pending
 
     def _due(self) -> list[str]:
         """Return the oldest due message of each webhook."""
@@ -209,6 +221,11 @@ def _is_due() -> tuple[Any, ...]:
 def _oldest_due() -> Select[str]:
     """Make the statement of each poll once, since its making takes as long as its execution."""
     return select(func.min(WebhookDelivery.id)).where(*_is_due()).group_by(_BY)
+
+
+@cache
+def _any_pending() -> Select[bool]:
+    return select(exists().where(WebhookDelivery.state == "pending"))
 
 
 def claim(session: Session, delivery_id: str) -> Claimed | None:
