@@ -3,7 +3,7 @@
     python benchmarks/start.py [PART ...] [--rounds 5] [--submissions 100] [--jobs 100] [--photos 600]
         [--photos-from FOLDER]
 
-Parts are runs, claims, rates and up; all by default.  Rows of other parts are kept, each with its date and load.
+Parts are runs, claims, rates, forks and up; all by default.  Rows of other parts are kept, each with its date and load.
 
 Runs of digits are real; their first step is the moment at which the first metrics stand in the run's file.  The rates
 and the times to a claim are those of stand-in bodies, which train nothing; jobs whose rate is measured are submitted as
@@ -13,8 +13,10 @@ seed groups.  `wcl up` and its processes are started by command.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -48,7 +50,7 @@ _GROUP = 25  # jobs
 _POLL_SECONDS = 0.005
 _SERVICE = {"WCL_LOOK_SECONDS": "5", "WCL_LEASE_SECONDS": "60"}
 
-PARTS = ("runs", "claims", "rates", "up")
+PARTS = ("runs", "claims", "rates", "forks", "up")
 
 Measured = tuple[str, str, str, str]  # what, without the standby process, now, and the goal
 Row = tuple[str, str, str, str, str]  # the same, and when
@@ -225,6 +227,46 @@ def _num_open(database: Database) -> int:
         return session.execute(select(func.count()).select_from(Job).where(Job.ended_at.is_(None))).scalar_one()
 
 
+# --- the forks of a run ---------------------------------------------------------------------------------------------
+
+
+# In a process without threads: milliseconds of CPU for what a standby process does for a run that does nothing.
+_FORKS = """
+import gc, json, os, resource, sys
+from importlib import import_module
+from wcl_core import standby
+def spent():
+    own, below = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return 1000 * (own.ru_utime + own.ru_stime + below.ru_utime + below.ru_stime)
+def pair():
+    before = spent()
+    if (child := os.fork()) == 0:
+        if (run := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(run, 0)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return spent() - before
+results = []
+for modules in (standby._MODULES, ["sklearn.datasets", "sklearn.manifold", "sklearn.metrics"]):
+    for name in modules:
+        import_module(name)
+    gc.freeze()
+    standby.use_huge_pages()
+    with open("/proc/self/maps") as maps:
+        results.append([sorted(pair() for _ in range(int(sys.argv[1]))), len(maps.readlines())])
+print(json.dumps(results))
+"""
+
+
+def _forks(rounds: int) -> list[Measured]:
+    command = [sys.executable, "-c", _FORKS, str(rounds)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    now, before = (f"{min(times):.0f} ms ({mappings} mappings)" for times, mappings in json.loads(done.stdout))
+    name = "two forks and two ends of a run that does nothing, CPU time, the least of some"
+    return [(name, "", f"{now}; with scikit-learn imported {before}", "")]
+
+
 # --- the start of the service --------------------------------------------------------------------------------------
 
 
@@ -305,6 +347,7 @@ _MEASURE: dict[str, Callable[[Theatre, Path, argparse.Namespace], list[Measured]
     "runs": lambda _, folder, options: _runs(folder, options.rounds),
     "claims": lambda house, _, options: _claims(house, options.submissions),
     "rates": lambda house, _, options: _rates(house, options.jobs),
+    "forks": lambda _, __, options: _forks(4 * options.rounds),
     "up": lambda _, folder, options: _up(folder, options.photos, options.photos_from),
 }
 

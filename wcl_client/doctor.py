@@ -131,8 +131,8 @@ def _cache(data_dir: Path) -> list[Finding]:
     sizes = [path.stat().st_size for path in folder.glob("*.wclpack")]
     compiled = sum(path.lstat().st_size for path in (folder / "compiler").rglob("*") if path.is_file())
     limit = os.environ.get("WCL_CACHE_BYTES")
-    most = f"{int(limit) / (1 << 30):.1f} GiB" if limit and limit.isdecimal() else "a quarter of its disk"
-    size = f"{(sum(sizes) + compiled) / (1 << 30):.1f} GiB of at most {most}"
+    most = file_size(int(limit)) if limit and limit.isdecimal() else "a quarter of its disk"
+    size = f"{file_size(sum(sizes) + compiled)} of at most {most}"
     content = f"{len(sizes)} decoded dataset{'s' * (len(sizes) != 1)}{' and compiled code' if compiled else ''}"
     return [Finding("Cache", True, f"{folder}: {content}, {size}")]
 
