@@ -1,7 +1,7 @@
 """Earlier versions of folders that waiting and running jobs pin, and that are in the cache of this machine.
 
 A folder changes, and a job keeps the version that it was submitted with.  The worker runs such a job if the cache has
-its images, and holds the file meanwhile, so that no other dataset takes its room.
+its images, also while it refuses the folder, and holds the file meanwhile, so that no other dataset takes its room.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class CachedVersions:
 
     Args:
         facts: of the worker; the ids of the jobs are kept there.
-        is_folder: whether a dataset, by its name, is a folder whose images come from the cache.
+        folders: returns the names of the datasets whose images may come from the cache.
     """
 
     def __init__(
-        self, database: Database, settings: Settings, facts: WorkerFacts, is_folder: Callable[[str], bool]
+        self, database: Database, settings: Settings, facts: WorkerFacts, folders: Callable[[], list[str]]
     ) -> None:
-        self._database, self._facts, self._is_folder = database, facts, is_folder
+        self._database, self._facts, self._folders = database, facts, folders
         self._settings = settings
         self._held: dict[Path, HeldFile] = {}
 
@@ -61,7 +61,7 @@ class CachedVersions:
     def _needed(self, session: Session) -> dict[str, Path]:
         """Return the files of the jobs whose version is not that of the folder now."""
         is_open = or_(Job.status.in_((Status.QUEUED, Status.RUNNING)), is_held())
-        names = [name for name in list(self._facts.datasets) if self._is_folder(name)]
+        names = self._folders()
         statement = select(Job.id, Job.dataset_digest, Job.spec["data"]["image_size"].as_integer())
         statement = statement.where(is_open, Job.pool == self._facts.pool, Job.nodes == 1, Job.dataset_name.in_(names))
         current = list(self._facts.datasets.values())

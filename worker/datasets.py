@@ -238,6 +238,15 @@ class _Reader:
         return description | {"place": message["path"]}
 
 
+def refused(settings: Settings, name: str) -> Source:
+    """Return a dataset of which only the place is known: the cache may have images of an earlier version."""
+    path = settings.datasets.get(name)
+    facts = DatasetFacts(name, kind_of(path), digest="", counts={}, classes=[])
+    lists = settings.label_lists.get(name, {})
+    archive = path if path is not None and is_archive(path) else None
+    return Source(facts, path, lists, name not in settings.datasets_without_labels, archive)
+
+
 def _source(name: str, facts: dict[str, Any], settings: Settings) -> Source:
     log.info("dataset %s: %s", name, ", ".join(f"{count} {split}" for split, count in facts["counts"].items()))
     samples = facts["samples"]

@@ -65,7 +65,7 @@ class Registration(Listener):
         self._stop = stop
         self._added: dict[str, Added] = {}
         self._pending = set(datasets.names(settings))
-        self._cached = CachedVersions(database, settings, facts, self._is_folder)
+        self._cached = CachedVersions(database, settings, facts, self._folders)
         self._met: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def names(self) -> list[str]:
@@ -124,9 +124,13 @@ class Registration(Listener):
                     next_refresh = time.monotonic() + _CACHE_SECONDS
                     self._cached.refresh()
 
-    def _is_folder(self, name: str) -> bool:
-        source = self._sources.get(name)
-        return source is not None and source.facts.kind == "folder"
+    def _folders(self) -> list[str]:
+        """Return the folders whose earlier versions jobs may use: also refused ones, but with their lists of labels.
+
+        A list may be why a dataset is refused, and a job that needs it would fail instead of waiting.
+        """
+        sources = [(name, source) for name, source in list(self._sources.items()) if source.facts.kind == "folder"]
+        return [name for name, source in sources if name in self._facts.datasets or not source.lists]
 
     def note_changed(self, name: str) -> None:
         """Read a dataset again soon, because a run has met other content than its job pins."""
@@ -182,6 +186,8 @@ class Registration(Listener):
         keys = {name: each.id for name, each in self._added.items()}
         others = [name for name in names if name not in absent]
         for name, result in datasets.find(self._all, self._stop, others, self, keys):
+            if isinstance(result, str) and name not in self._sources:
+                self._sources[name] = datasets.refused(self._all, name)
             self._settle(name, result)
 
     def _why_absent(self, name: str) -> str | None:
@@ -221,8 +227,6 @@ class Registration(Listener):
         if not isinstance(result, str):
             self._sources[name] = result  # before the row: a claim needs it
             self._facts.datasets[name] = result.facts.digest
-        elif name in self._added:  # its files may be gone, which must not keep this worker from other jobs
-            self._sources.pop(name, None)
 
         def settle(session: Session) -> None:
             if self._is_current(session, name):

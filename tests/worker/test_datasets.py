@@ -212,7 +212,7 @@ def test_a_worker_holds_the_earlier_versions_of_its_jobs_in_the_cache(
     other_size = rows.submit(database, spec={"data": {"name": "photos", "image_size": 16}})
     database.write(lambda session: transitions.cancel(session, ended))
     facts = replace(WORKER, datasets={"photos": source.facts.digest}, cached_jobs=set())
-    cached = CachedVersions(database, settings, facts, lambda name: name == "photos")
+    cached = CachedVersions(database, settings, facts, lambda: ["photos"])
     cached.refresh()
     assert facts.cached_jobs == set()
     cache = Cache(settings.resolved_cache_dir, 100)
@@ -236,6 +236,62 @@ def test_a_worker_holds_the_earlier_versions_of_its_jobs_in_the_cache(
     assert facts.cached_jobs == set()
     cache.make_room(99)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_job_runs_on_an_earlier_version_while_its_changed_folder_is_refused(
+    photos: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
+) -> None:
+    """Also on a worker that has never read the folder; not if the folder has a list of labels, which may be wrong."""
+    monkeypatch.setattr(registration, "_REQUEST_SECONDS", 0.05)
+    listed, wrong = tmp_path / "listed", tmp_path / "wrong.txt"
+    shutil.copytree(photos, listed)
+    wrong.write_text("99\n")
+    places = {"photos": photos, "listed": listed}
+    lists = {"listed": {"some": wrong}}
+    settings = Settings(data_dir=tmp_path / "data", datasets=places, builtin_datasets=[], label_lists=lists)
+    facts = replace(WORKER, datasets={}, cached_jobs=set())
+    cache = Cache(settings.resolved_cache_dir)
+    cache.folder.mkdir(parents=True)
+    jobs = {}
+    for name in places:
+        rows.add_dataset(database, name, "e" * 64)
+        jobs[name] = rows.submit(database, spec={"data": {"name": name, "image_size": 8}})
+    cache.path("e" * 64, 8).write_bytes(b"images")
+    database.write(lambda session: workers.register(session, facts, 1, [], pending=["photos", "listed"]))
+    if is_restarted:
+        _damage(photos)
+    sources, stop = dict[str, Source](), threading.Event()
+    registered = Registration(database, settings, facts, sources, stop)
+    thread = threading.Thread(target=registered.run)
+    thread.start()
+
+    def refused() -> set[str]:
+        with database.read() as session:
+            return set(session.get_one(Worker, WORKER.id).refused_datasets or {})
+
+    try:
+        eventually(lambda: refused() == ({"photos", "listed"} if is_restarted else {"listed"}))
+        if not is_restarted:
+            eventually(lambda: "photos" in facts.datasets)
+            _damage(photos)
+            registered.note_changed("photos")
+            eventually(lambda: refused() == {"photos", "listed"})
+    finally:
+        stop.set()
+        thread.join()
+    registered._cached.refresh()
+
+    assert facts.datasets == {}
+    assert facts.cached_jobs == {jobs["photos"]}
+    claim = rows.claim(database, facts)
+    assert (claim.job_id, claim.dataset_digest) == (jobs["photos"], "e" * 64)
+    assert (sources["photos"].path, sources["photos"].facts.kind) == (photos, "folder")
+
+
+def _damage(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no image")
 
 
 def test_a_change_is_noticed_once_the_folder_is_quiet(photos: Path) -> None:
