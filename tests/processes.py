@@ -52,7 +52,6 @@ PRELOADED = [
     "celery.apps.worker",
     "alembic.command",
     *standby._MODULES,
-    "sklearn.manifold",  # for the maps of tests
     "tests.preloaded",
 ]
 _start_standby = worker.standby.start
