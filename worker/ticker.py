@@ -21,7 +21,7 @@ from worker.slots import Slots
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.05
-_ALERT_SECONDS = 0.5  # of ticks after a write to the folder of the database, whose commit may come later
+_ALERT_SECONDS = 0.25  # of ticks after a write to the folder of the database, whose commit may come later
 _LONGEST_SLEEP_SECONDS = 0.5  # until the ticker hears that the worker stops
 _IN_MODIFY = 0x2
 _EVENT_BYTES = 1 << 14

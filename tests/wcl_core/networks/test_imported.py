@@ -31,6 +31,12 @@ def resnet() -> dict[str, Tensor]:
     return dict(torchvision.models.resnet18().state_dict())
 
 
+@pytest.fixture(scope="module")
+def thin(resnet: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same names and shapes in a file of 100 KB: each tensor repeats one number, by strides of 0."""
+    return {name: each.flatten()[:1].view([1] * each.ndim).expand(each.shape) for name, each in resnet.items()}
+
+
 def prefixed(prefix: str, state: dict[str, Tensor], *left_out: str) -> dict[str, Tensor]:
     return {f"{prefix}{name}": each for name, each in state.items() if not name.startswith(left_out)}
 
@@ -165,18 +171,14 @@ class _Code:
         return os.mkdir, (str(self._path),)
 
 
-def test_code_in_a_pickle_is_refused_and_never_run(tmp_path: Path, resnet: dict[str, Tensor]) -> None:
-    torch.save({"state_dict": resnet, "args": _Code(tmp_path / "was-run")}, tmp_path / "hostile.pth")
+def test_code_in_a_pickle_is_refused_and_never_run(tmp_path: Path, thin: dict[str, Tensor]) -> None:
+    torch.save({"state_dict": thin, "args": _Code(tmp_path / "was-run")}, tmp_path / "hostile.pth")
 
     with pytest.raises(CheckpointError, match="reading them could run code, so nothing was read"):
         import_weights(tmp_path / "hostile.pth", tmp_path / "out")
 
     assert not (tmp_path / "was-run").exists()
     assert not (tmp_path / "out").exists()
-
-
-def spoilt(resnet: dict[str, Tensor], name: str, value: Tensor) -> dict[str, Tensor]:
-    return resnet | {name: value}
 
 
 @pytest.mark.parametrize(
@@ -196,9 +198,9 @@ def spoilt(resnet: dict[str, Tensor], name: str, value: Tensor) -> dict[str, Ten
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
-    tmp_path: Path, resnet: dict[str, Tensor], name: str, value: Tensor, message: str
+    tmp_path: Path, thin: dict[str, Tensor], name: str, value: Tensor, message: str
 ) -> None:
-    torch.save(spoilt(resnet, name, value), tmp_path / "file.pth")
+    torch.save(thin | {name: value}, tmp_path / "file.pth")
 
     with pytest.raises(CheckpointError, match=message):
         import_weights(tmp_path / "file.pth", tmp_path / "out")
@@ -207,7 +209,7 @@ def test_tensors_that_do_not_fit_are_refused(
 
 
 def test_files_that_are_no_weights_are_refused(
-    tmp_path: Path, resnet: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, resnet: dict[str, Tensor], thin: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(resnet, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
@@ -223,7 +225,7 @@ def test_files_that_are_no_weights_are_refused(
         (tmp_path / name).write_bytes(content)
     torch.save([torch.zeros(2)], tmp_path / "list")
     torch.save({"a": torch.zeros(2)}, tmp_path / "other names")
-    torch.save({"a." + name: each for name, each in resnet.items()} | prefixed("b.", resnet), tmp_path / "two encoders")
+    torch.save({"a." + name: each for name, each in thin.items()} | prefixed("b.", thin), tmp_path / "two encoders")
     with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2_000_000))
     monkeypatch.setattr(imported, "MAX_BYTES", 1_000_000)
@@ -245,9 +247,9 @@ def test_files_that_are_no_weights_are_refused(
 
 
 def test_a_small_first_convolution_takes_the_stem_that_is_named(
-    tmp_path: Path, resnet: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, thin: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save(resnet | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "file.pth")
+    torch.save(thin | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "file.pth")
 
     assert import_weights(tmp_path / "file.pth", tmp_path / "out").backbone.stem == "small"
     arguments = ["import-weights", str(tmp_path / "file.pth"), str(tmp_path / "out"), "--stem", "stride2"]
