@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, true
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from jobs import access, queries, submission, transitions
@@ -82,6 +82,26 @@ def matching(session: Session, verb: Verb, filters: Filters, until: int | None =
         statement = statement.where(Job.created_at <= until)
     newest = queries.matching(session, statement, filters).order_by(Job.id.desc()).limit(MOST + 1)
     return list(session.execute(newest).scalars())
+
+
+def num_foreign(session: Session, verb: Verb, filters: Filters, until: int | None = None) -> int:
+    """Return the number of jobs that match, that the request would change, and that are of keys that this one is not.
+
+    Args:
+        session: a transaction.
+        verb: the request.
+        filters: as of the list of jobs.
+        until: milliseconds since 1970; only jobs that were submitted by then.
+    """
+    principal = access.principal_of(session)
+    if principal is None or "admin" in principal.scopes:
+        return 0
+    is_foreign = or_(Job.created_by.is_(None), Job.created_by != principal.key_id)
+    statement: Select[Any] = select(Job.id).where(_REQUESTS[verb].is_possible, is_foreign)
+    if until is not None:
+        statement = statement.where(Job.created_at <= until)
+    matches = queries.matching(session, statement, filters).subquery()
+    return session.execute(select(func.count()).select_from(matches)).scalar_one()
 
 
 def selected(session: Session, job_ids: Sequence[str], group_ids: Sequence[str]) -> list[str]:

@@ -315,7 +315,9 @@ class WclClient(SweepClient):
         dry_run: bool = False,
         idempotency_key: str | None = None,
     ) -> Json:
-        """Cancel, pause or resume jobs; return `count`, `jobs`, `refused` and `has_more`.
+        """Cancel, pause or resume jobs; return `count`, `jobs`, `refused`, `has_more` and `num_foreign`.
+
+        `num_foreign` counts the jobs of other keys that a filter matches; this key may not change them.
 
         Args:
             verb: the request.

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from wcl_client.api import WclClient
@@ -20,6 +21,7 @@ _SHORTEST = 4  # characters of a part
 _EXPECTED = "expected a name, an id, four or more characters of one of them, or `last`"
 _MOST_READ = 200  # jobs, or sweeps
 _MOST_LISTED = 8
+_SUCCESSION_SECONDS = 20.0  # four heartbeats, unless a setting changes that
 
 
 def find_job(client: WclClient, reference: str, kind: JobKind | None = None) -> Job:
@@ -242,12 +244,34 @@ def _imported(rows: Sequence[Weights], reference: str) -> Weights | None:
 def find_worker(client: WclClient, reference: str) -> Worker:
     """Return the worker of a name, an id, or a part of an id; a live worker comes before one that is gone.
 
+    A worker that was killed counts as live until its lease ends.  So a name means the newest worker of that name, once
+    it has sent heartbeats for `_SUCCESSION_SECONDS` while each other one has sent none since the start of the newest.
+
     Raises:
         NotFoundError: no worker matches.
         InvalidError: several workers match.
     """
-    worker: Worker = _only(client.workers(), reference, "worker", "wcl worker list", lambda row: row["is_live"])
+    rows = client.workers()
+    replaced = _replaced(rows, reference)
+
+    def is_first(row: Worker) -> bool:
+        return row["is_live"] and row["id"] not in replaced
+
+    worker: Worker = _only(rows, reference, "worker", "wcl worker list", is_first)
     return worker
+
+
+def _replaced(rows: Sequence[Worker], name: str) -> set[str]:
+    """Return the ids of the live workers of a name that the newest of them has replaced."""
+    named = [row for row in rows if row["name"] == name and row["is_live"]]
+    if not named:
+        return set()
+    newest = max(named, key=lambda row: datetime.fromisoformat(row["started_at"]))
+    start = datetime.fromisoformat(newest["started_at"])
+    if datetime.fromisoformat(newest["seen_at"]) - start < timedelta(seconds=_SUCCESSION_SECONDS):
+        return set()
+    others = (row for row in named if row is not newest)
+    return {row["id"] for row in others if datetime.fromisoformat(row["seen_at"]) < start}
 
 
 def find_webhook(client: WclClient, reference: str) -> Webhook:

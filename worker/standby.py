@@ -111,6 +111,7 @@ class Standby:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
         self._lock = threading.Lock()
+        self._is_stopped = False
         self._start()
 
     def _start(self) -> None:
@@ -169,8 +170,10 @@ class Standby:
                 return None
 
     def _replace(self, error: Exception) -> None:
+        if self._is_stopped:
+            return
         log.warning("the standby process is replaced: %s", error)
-        self.stop()
+        self._end()
         self._start()
 
     def _fork(self, request: Request, output: BinaryIO, control: int) -> Process:
@@ -200,7 +203,13 @@ class Standby:
         return message
 
     def stop(self) -> None:
-        """End the standby process."""
+        """End the standby process, also while a thread waits for its imports; no other one replaces it."""
+        self._is_stopped = True
+        self._process.kill()  # a thread that waits for it reads the end of their socket
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
         self._socket.close()
         self._process.kill()
         self._process.wait()

@@ -38,12 +38,17 @@ class ChangedJob(Response):
 
 
 class BulkResponse(Response):
-    """What changed, or would; `has_more` says that a filter matches more jobs than one request changes."""
+    """What changed, or would; `has_more` says that a filter matches more jobs than one request changes.
+
+    `num_foreign` is the number of jobs of other keys that a filter matches, too: they stay, since only their owner or
+    an administrator may change them.
+    """
 
     count: int
     jobs: list[ChangedJob]
     refused: list[RefusalResponse]
     has_more: bool
+    num_foreign: int
 
 
 @router.post("/cancel")
@@ -69,7 +74,7 @@ def resume_many(body: BulkBody, principal: Owner, database: TheDatabase, request
 
 def change_many(database: Database, verb: Verb, body: BulkBody, request: Submission) -> BulkResponse:
     """Change the jobs of a body, some in a transaction; or return what this would change."""
-    until = None
+    until, num_foreign = None, 0
     if body.filter is not None:  # before the entry: a refused request leaves none
         with database.read() as session:
             queries.check_owner_filter(session, body.filter.by, "/filter/by")
@@ -85,6 +90,7 @@ def change_many(database: Database, verb: Verb, body: BulkBody, request: Submiss
             ids = list(dict.fromkeys(str(job_id) for job_id in body.jobs))
         else:
             ids = bulk.matching(session, verb, body.filter.filters, until)
+            num_foreign = bulk.num_foreign(session, verb, body.filter.filters, until)
     result, has_more = Changed(), len(ids) > MOST
     ids = ids[:MOST]
     for start in range(0, len(ids), AT_ONCE):
@@ -99,4 +105,5 @@ def change_many(database: Database, verb: Verb, body: BulkBody, request: Submiss
         jobs=[ChangedJob.of(job) for job in result.jobs],
         refused=[RefusalResponse.of(each) for each in result.refused],
         has_more=has_more,
+        num_foreign=num_foreign,
     )

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
-from jobs import keys, workers
+from jobs import keys, transitions, workers
 from jobs.database import new_id
-from jobs.models import Job
+from jobs.models import Job, Worker
 from tests.api.rest.test_artifacts import store
 from tests.api.served import Served, native_checkpoint
 from tests.jobs import rows
@@ -247,6 +247,32 @@ def test_workers_are_listed_and_drained_by_name_or_id(server: Served) -> None:
     assert [by_id[number] is not None for number in "123"] == [True, False, True]
 
 
+def test_a_name_means_the_worker_that_has_replaced_a_killed_one(server: Served) -> None:
+    """The row of the killed one is live until its lease ends; two that both send heartbeats stay ambiguous."""
+    ids = [f"00000000-0000-7000-8000-00000000000{number}" for number in (1, 2)]
+    for worker_id in ids:
+        facts = rows.worker(id=worker_id, name="box")
+        server.database.write(lambda session, facts=facts: workers.register(session, facts, 1, []))  # type: ignore[misc]
+
+    def pass_by(killed_at: int, start: int, seen_at: int) -> None:
+        times = {ids[0]: (0, killed_at), ids[1]: (start, seen_at)}
+        for worker_id, (started_at, last_seen_at) in times.items():
+            changed = update(Worker).where(Worker.id == worker_id).values(started_at=started_at, seen_at=last_seen_at)
+            server.database.write(lambda session, changed=changed: session.execute(changed))  # type: ignore[misc]
+
+    for killed_at, start, seen_at in ((40_000, 50_000, 60_000), (55_000, 50_000, 80_000)):
+        pass_by(killed_at, start, seen_at)
+        for command in ("drain", "cordon", "uncordon"):
+            assert "box matches 2 workers; use an id" in str(wcl("worker", command, "box").exception)
+    pass_by(40_000, 50_000, 80_000)
+
+    assert wcl("worker", "cordon", "box").exit_code == 0
+    assert wcl("worker", "uncordon", "box").exit_code == 0
+    assert wcl("worker", "drain", "box").exit_code == 0
+    drained = {worker["id"]: worker["drain_requested_at"] for worker in printed_json("workers")}  # type: ignore[attr-defined]
+    assert [drained[worker_id] is not None for worker_id in ids] == [False, True]
+
+
 def test_workers_that_take_no_jobs_say_why(server: Served) -> None:
     unable = workers.Unable("storage_unavailable", "the storage folder [x] is another storage")
     server.database.write(lambda session: workers.register(session, rows.worker(), 1, [], unable=unable))
@@ -394,3 +420,32 @@ def test_the_commands_take_jobs_or_filters(server: Served) -> None:
     assert "expected either jobs, or at least one of --by" in wcl("cancel").output
     assert "expected either jobs" in wcl("resume", "--by", "anna", jobs[0]).output
     assert "no key has the name or id 'ben'" in str(wcl("cancel", "--by", "ben").exception)
+
+
+def test_jobs_of_other_keys_that_match_are_counted(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(name: str) -> tuple[str, str]:
+        key, secret = server.database.write(lambda session: keys.create(session, name))
+        return key.id, secret
+
+    anna, secret = create("anna")
+    ben, _ = create("ben")
+    for owner in (ben, ben, anna):
+        rows.submit(server.database, created_by=owner)
+    monkeypatch.setenv("WCL_KEY", secret)
+    refused = "2 jobs of other keys stay: only their owner or an administrator may"
+
+    for verb, status in (("cancel", ("--status", "queued")), ("pause", ())):
+        done, planned = wcl(verb, "--by", "ben", *status), wcl(verb, "--by", "ben", *status, "--dry-run")
+        assert (done.exit_code, planned.exit_code) == (5, 5)
+        assert f"{refused} {verb} them\n" in done.stderr
+        assert f"{refused} {verb} them\n" in planned.stderr
+    some = wcl("pause", "--kind", "pretrain")
+    assert (some.exit_code, some.stdout.splitlines()[-1]) == (0, "paused 1 job")
+    assert refused in some.stderr
+    none = wcl("resume", "--by", "ben")
+    assert (none.exit_code, none.stderr, none.stdout) == (0, "", "resumed 0 jobs\n")
+    job_id = rows.submit(server.database, created_by=ben)
+    server.database.write(lambda session: transitions.pause(session, job_id))
+    one = wcl("resume", "--by", "ben")
+    assert (one.exit_code, one.stdout) == (5, "resumed 0 jobs\n")
+    assert one.stderr == "1 job of other keys stays: only its owner or an administrator may resume it\n"

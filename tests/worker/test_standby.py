@@ -168,6 +168,35 @@ print(json.dumps({"pids": pids, "outcomes": outcomes, "code": started.wait(10)})
     assert facts["code"] == 7
 
 
+def test_a_stop_during_the_imports_ends_it_and_starts_no_other_one(tmp_path: Path) -> None:
+    """A thread waits for the imports meanwhile, as for the first run of a worker."""
+    code = """
+import logging, threading
+logging.basicConfig()
+started = []
+def sleeping(end, environment):
+    started.append(subprocess.Popen(["sleep", "600"], pass_fds=(end.fileno(),)))
+    return started[-1]
+import subprocess
+standby.start = sleeping
+waiting = standby.Standby(environment)
+thread = threading.Thread(target=waiting.wait, args=(600,))
+thread.start()
+while not waiting._lock.locked():
+    pass
+waiting.stop()
+thread.join()
+read, write = os.pipe()
+late = waiting.run(["attempt", "x"], environment, open(os.devnull, "wb"), read)
+ends = [each.wait() for each in started]
+print(json.dumps({"ends": ends, "late": late}))
+"""
+    facts = worker(tmp_path, code)
+
+    assert (facts["ends"], facts["late"]) == ([-9], None)
+    assert "replaced" not in facts["log"]
+
+
 def test_a_run_that_the_worker_has_given_up_does_nothing(tmp_path: Path) -> None:
     code = """
 class Closed(standby.Standby):

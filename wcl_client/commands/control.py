@@ -14,6 +14,7 @@ from wcl_client.commands.shared import RUN, AsJson
 from wcl_client.references import find_job
 from wcl_client.responses import Job, Json
 from wcl_client.terminal import err, out, print_json
+from wcl_core.text import counted
 
 app = typer.Typer()
 
@@ -24,6 +25,7 @@ _ACTIONS: Final[dict[Verb, tuple[Callable[[WclClient, str], Job], str]]] = {
     "resume": (WclClient.resume, ""),
 }
 _MOST_SHOWN: Final = 20
+_DENIED: Final = 5  # the exit code, as of a request for one job of another key
 _Jobs = Annotated[
     list[str] | None,
     typer.Argument(
@@ -117,6 +119,8 @@ def _act(verb: Verb, jobs: list[str] | None, chosen: Json, dry_run: bool, as_jso
         _print_result(verb, result, dry_run)
     if result["refused"]:
         raise typer.Exit(1)
+    if not result["count"] and _num_foreign(result):
+        raise typer.Exit(_DENIED)
 
 
 def _act_on(client: WclClient, verb: Verb, jobs: list[str], as_json: bool) -> None:
@@ -143,6 +147,12 @@ def _change_all(client: WclClient, verb: Verb, chosen: Json, dry_run: bool) -> J
             return {**result, "count": total, "jobs": jobs}
 
 
+def _num_foreign(result: Json) -> int:
+    """Return the number of jobs of other keys that match; a former server does not count them."""
+    number: int = result.get("num_foreign", 0)
+    return number
+
+
 def _print_result(verb: Verb, result: Json, dry_run: bool) -> None:
     for job in result["jobs"][: None if dry_run else _MOST_SHOWN]:
         out.say(f"{job['id']} {job['status']}  {job['name']}")
@@ -150,6 +160,10 @@ def _print_result(verb: Verb, result: Json, dry_run: bool) -> None:
         out.say(f"and {more:,} more")
     for each in result["refused"]:
         err.say(f"{each['job_id']} stays: {each['reason']}")
+    if foreign := _num_foreign(result):
+        stay, their, them = ("stays", "its", "it") if foreign == 1 else ("stay", "their", "them")
+        who = f"only {their} owner or an administrator may {verb} {them}"
+        err.say(f"{counted(foreign, 'job')} of other keys {stay}: {who}")
     count = f"{result['count']:,}{' or more' if dry_run and result['has_more'] else ''}"
     jobs = "job" if result["count"] == 1 else "jobs"
     done = f"would {verb}" if dry_run else {"cancel": "cancelled", "pause": "paused", "resume": "resumed"}[verb]

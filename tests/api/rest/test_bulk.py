@@ -65,6 +65,8 @@ def test_a_filter_of_a_member_leaves_other_keys_jobs_and_ids_are_refused(small: 
     by_filter = send(client, "cancel", filter={"kind": "pretrain"})
 
     assert (by_ids["count"], by_filter["count"]) == (1, 0)
+    assert (by_ids["num_foreign"], by_filter["num_foreign"]) == (0, 1), "the one that has ended could not be cancelled"
+    assert send(small.client(), "cancel", filter={"kind": "pretrain"}, dry_run=True)["num_foreign"] == 0
     assert [each["job_id"] for each in by_ids["refused"]] == [other, absent]
     assert "of another key" in by_ids["refused"][0]["reason"]
     assert rows.status(small.database, other) == "queued"
