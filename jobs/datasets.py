@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import case, delete, select, update
 from sqlalchemy.orm import Session
 
 from jobs import activity
@@ -97,7 +97,9 @@ def announce(session: Session, facts: DatasetFacts) -> None:
     """
     values = {name: value for name, value in vars(facts).items() if name not in ("name", "sheet")}
     statement = insert(session, Dataset).values(id=new_id(), name=facts.name, **values)
-    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": now_ms()}))
+    # A worker announces its datasets at each start: the time of the registration is that of the version.
+    registered = case((Dataset.digest == facts.digest, Dataset.updated_at), else_=now_ms())
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values | {"updated_at": registered}))
     version = insert(session, DatasetVersion).values(digest=facts.digest, class_counts=facts.class_counts)
     counts = {"class_counts": facts.class_counts}
     session.execute(version.on_conflict_do_update(index_elements=["digest"], set_=counts))

@@ -13,12 +13,15 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
+from api.web.forms.refused import form_page
 from api.web.render import page
 from jobs import dataset_sources, datasets, queries
-from jobs.database import database_time
+from jobs.access import Principal
+from jobs.database import Database, database_time
 from jobs.dataset_sources import Added
 from jobs.datasets import DatasetState, Refusal, SheetLayout, Unsettled
 from jobs.models import Dataset, Worker
+from wcl_core.data.kinds import HIDDEN
 from wcl_core.text import capitalised
 
 router = APIRouter(include_in_schema=False)
@@ -124,7 +127,10 @@ class DatasetView:
         """The trouble, the files that were left out, and what is odd about the others."""
         report = self.row.report or {}
         trouble = [Remark(capitalised(self.trouble), is_problem=True)] if self.trouble else []
-        left_out = [Remark(f"Left out: {_counted(each)}", True) for each in report.get("left_out", ())]
+        left_out = [
+            Remark(f"Left out: {_counted(each)}", is_problem=each["text"] != HIDDEN)
+            for each in report.get("left_out", ())
+        ]
         odd = [Remark(capitalised(_counted(each))) for each in report.get("odd", ())]
         layout = [Remark(capitalised(report["layout"]))] if report.get("layout") else []
         return [*trouble, *left_out, *odd, *layout]
@@ -184,9 +190,16 @@ def dataset_view(
 
 
 @router.get("/datasets")
-def datasets_page(request: Request, reader: Reader, database: TheDatabase) -> Response:
-    """Return the page of all datasets."""
+def datasets_page(request: Request, reader: Reader, database: TheDatabase, add: bool = False) -> Response:
+    """Return the page of all datasets; with `add`, its form for another one is open."""
+    return _datasets_page(request, reader, database, opens_form=add)
+
+
+def _datasets_page(request: Request, reader: Principal, database: Database, *, opens_form: bool = False) -> Response:
     with database.read() as session:
         view = dataset_list(session)
-    may = {"may_add": reader.manages_service(), "may_submit": "submit" in reader.scopes}
+    may = {"may_add": reader.manages_service(), "may_submit": "submit" in reader.scopes, "opens_form": opens_form}
     return page(request, "datasets.html", list=view, now=view.now, **may)
+
+
+form_page(_datasets_page, "/datasets", conflicting="name")

@@ -133,6 +133,25 @@ def words(name: Any) -> str:
     return str(name).replace("_", " ").replace("gpu", "GPU")
 
 
+# Events of webhooks in words; those of jobs follow "a job".
+EVENT_WORDS = {
+    "job.succeeded": "succeeds",
+    "job.failed": "fails",
+    "job.cancelled": "is cancelled",
+    "job.lost": "loses its worker",
+    "job.collapsed": "collapses",
+    "job.stalled": "stands still",
+    "job.metric": "passes a limit of a metric",
+    "worker.lost": "a worker is lost",
+    "webhook.test": "test message",
+}
+
+
+def event_words(name: str) -> str:
+    """Return an event of a webhook in words."""
+    return EVENT_WORDS.get(name, name)
+
+
 def method(spec: dict[str, Any]) -> str:
     """Return the method of a training spec, or the kind of features of an evaluation spec, in words."""
     if name := spec.get("method"):
@@ -213,6 +232,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "file_size": file_size,
     "reason": reason,
     "words": words,
+    "event_words": event_words,
     "method": method,
     "explanation": explanation,
     "steps_per_epoch": steps_per_epoch,

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Owner, Reader, Submitter
 from api.http.dependencies import TheDatabase
+from api.web.forms.refused import form_at, form_page
 from api.web.job_view import JobView
 from api.web.render import page
 from jobs import listing, queries, verdicts, views
@@ -393,6 +394,16 @@ def save_view(
     """Save filters, group and order of the list under a name; redirect to it."""
     row = database.write(lambda session: views.save(session, submitter, name, query, is_shared=shared))
     return RedirectResponse(f"/?{row.query}", status_code=303)
+
+
+def _refused_view(request: Request, reader: Principal, database: Database) -> Response:
+    query = form_at(request, "/views").value("query")
+    one = {name: values[-1] for name, values in parse_qs(query).items()}
+    view = _view(filters_of_query(f"?{query}"), one.get("sort", ""), one.get("order", ""), [], "", one.get("group", ""))
+    return _rendered(request, "jobs.html", view, reader, database)
+
+
+form_page(_refused_view, "/views")
 
 
 @router.post("/views/{view_id}/remove")

@@ -16,8 +16,10 @@ from api.http.dependencies import TheDatabase, TheSettings
 from api.rest.keys import KeyBody, KeyChangeBody, RotateBody, rotate
 from api.rest.projects import ProjectBody, ProjectName
 from api.web.forms.fields import body_of
+from api.web.forms.refused import form_page
 from api.web.render import page
 from jobs import keys, policies, projects
+from jobs.access import Principal
 from jobs.database import Database, database_time
 from jobs.errors import FieldError, Invalid
 from jobs.models import Key
@@ -212,4 +214,17 @@ def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None
     context |= {"limits": _LIMITS, "defaults": [getattr(of_service, each.policy) for each in _LIMITS]}
     context |= {"namesakes": namesakes, "projects": in_order, "names": {row.id: row.name for row in in_order}}
     context |= {"sizes": {row.id: _size(row.max_bytes) for row in in_order}}
-    return page(request, "keys.html", **context, roles=ROLES, lifetimes=_LIFETIMES, now=now)
+    role_choices = [(",".join(role.scopes), role.name) for role in ROLES]
+    scopes = ",".join(named.scopes) if named else ""
+    own_role = [(scopes, ", ".join(named.scopes))] if named and scopes not in dict(role_choices) else []
+    context |= {"roles": ROLES, "role_choices": role_choices, "own_roles": role_choices + own_role}
+    context |= {"member": ",".join(keys.MEMBER), "project_choices": [(row.name, row.name) for row in in_order]}
+    return page(request, "keys.html", **context, lifetimes=_LIFETIMES, now=now)
+
+
+def _refused_key(request: Request, admin: Principal, database: Database) -> Response:
+    return _keys_page(request, database, chosen=request.path_params.get("key_id", ""))
+
+
+form_page(_refused_key, "/keys", "/keys/{key_id}/limits", "/keys/{key_id}/rotate", "/keys/{key_id}/revoke")
+form_page(_refused_key, "/projects", "/projects/{project_id}", conflicting="name")

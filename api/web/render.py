@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from api.http.problems import KeyExpired, Problem, Unauthenticated, shown
 from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
 from api.web.forms.labels import LABELS
+from api.web.forms.refused import form_at, page_again
 from jobs.errors import FieldError, Invalid, NotFound
 from wcl_core.metrics import METRICS
 
@@ -90,6 +92,7 @@ def page(request: Request, template: str, status: int = 200, **context: Any) -> 
         "now": "",
         "sign_out_url": request.app.state.settings.proxy_sign_out_url,
         "shares_allowed": request.app.state.settings.shared_links,
+        "form_at": partial(form_at, request),
     }
     rendered = _TEMPLATES.get_template(template).render(common | context)
     root = rooted("/")
@@ -102,16 +105,22 @@ def picture(template: str, **context: Any) -> Response:
 
 
 def error_response(request: Request, error: Exception) -> Response:
-    """Return the response to an exception: a page where a browser navigates, else a problem document."""
+    """Return the response to an exception: a page where a browser navigates, else a problem document.
+
+    A refused form is shown again on its page.
+    """
     problem = Problem.of(error)
     if problem.status == 405:  # the route knows only its own methods, but a path may have several routes
         methods = request.app.state.routes.methods(route_path(request.scope))
         problem = replace(problem, headers={"Allow": ", ".join(sorted(methods))})
     if "text/html" not in request.headers.get("accept", ""):
         return problem.response()
+    response: Response
     if isinstance(error, Unauthenticated):
         expiry = shown(problem.detail) if isinstance(error, KeyExpired) else ""
         response = page(request, "sign_in.html", 401, state="absent", expiry=expiry)
+    elif (again := page_again(request, problem.status, problem.detail, problem.errors)) is not None:
+        response = again
     else:
         title = _TITLES.get(problem.status, problem.title)
         text = "; ".join(map(_for_a_person, error.errors)) if isinstance(error, Invalid) else problem.detail

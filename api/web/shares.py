@@ -17,9 +17,11 @@ from api.http.dependencies import TheDatabase, TheSettings
 from api.rest import responses
 from api.rest.shares import ShareBody, address_of
 from api.web.forms.fields import body_of
+from api.web.forms.refused import form_at, form_page
 from api.web.picture import drawings
 from api.web.render import page, picture
 from jobs import curves, shares
+from jobs.access import Principal
 from jobs.comparisons import MAX_JOBS, chosen_jobs, comparison
 from jobs.configurations import configurations_of
 from jobs.database import Database, database_time
@@ -74,12 +76,21 @@ def revoke(share_id: str, submitter: Owner, database: TheDatabase) -> Response:
     return RedirectResponse("/shares", status_code=303)
 
 
-def _shares_page(request: Request, submitter: Submitter, database: Database, **more: Any) -> Response:
+def _shares_page(request: Request, submitter: Principal, database: Database, **more: Any) -> Response:
     with database.read() as session:
         links, now = shares.links(session, submitter), database_time(session)
     limits = {"days": shares.DAYS, "max_days": shares.MAX_DAYS}
     context: dict[str, Any] = {"links": links, "chosen": [], "url": ""} | limits | more
     return page(request, "shares.html", **context, now=now)
+
+
+def _refused_share(request: Request, submitter: Principal, database: Database) -> Response:
+    with database.read() as session:
+        chosen = chosen_jobs(session, list(form_at(request, "/shares").all("job")))
+    return _shares_page(request, submitter, database, chosen=chosen)
+
+
+form_page(_refused_share, "/shares")
 
 
 # --- what a link shows -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -12,10 +13,12 @@ from sqlalchemy import select
 from api.http.auth import Owner, Submitter
 from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheFormSubmission
-from api.rest.webhooks import Event, Format, JobKind, WebhookBody, fields_of
+from api.rest.webhooks import Event, Format, WebhookBody, fields_of
 from api.web.forms.fields import body_of
+from api.web.forms.refused import form_page
 from api.web.render import page
 from jobs import keys, usage
+from jobs.access import Principal
 from jobs.database import Database, database_time
 from jobs.models import Key, Webhook
 from jobs.webhooks import subscriptions
@@ -32,9 +35,12 @@ from wcl_core.protocol import (
 router = APIRouter(include_in_schema=False)
 
 _DELIVERIES: Final = 50
+_NAME: Final = 40  # characters of a key's name in the menu
 _RULES_OF_FORM: Final = 3
 # Metrics of most trainings, as proposals: a rule may name any other one.
 _METRICS: Final = (TRAIN_LOSS, KNN_TOP1, VIEW_TOP1, EMBEDDING_DEVIATION, EMBEDDING_RANKME, LARGEST_SHARE, LEARNING_RATE)
+_FORMATS: Final[Mapping[str, str]] = {"standard": "any program (signed JSON)", "slack": "Slack", "discord": "Discord"}
+_KINDS: Final = (("", "all"), ("pretrain", "trainings"), ("evaluate", "evaluations"))
 Verb = Literal["test", "enable", "disable", "remove"]
 
 
@@ -120,8 +126,12 @@ def redeliver(webhook_id: str, delivery_id: str, submitter: Owner, database: The
     return RedirectResponse(f"/webhooks?webhook={webhook_id}", status_code=303)
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[:_NAME]}…"
+
+
 def _page(
-    request: Request, submitter: Submitter, database: Database, chosen: str, new: Webhook | None = None
+    request: Request, submitter: Principal, database: Database, chosen: str, new: Webhook | None = None
 ) -> Response:
     with database.read() as session:
         rows = subscriptions.all_of(session, submitter)
@@ -129,19 +139,23 @@ def _page(
         owners = usage.names_of(session)
         choices = session.execute(select(Key.id, Key.name).where(*keys.is_active()).order_by(Key.name)).all()
         now = database_time(session)
+    may_choose = "admin" in submitter.scopes
     context: dict[str, Any] = {
         "webhooks": rows,
         "chosen": next((row for row in rows if row.id == chosen), None),
         "deliveries": log,
         "new": new,
         "events": get_args(Event),
-        "formats": get_args(Format),
+        "formats": [(each, _FORMATS.get(each, each)) for each in get_args(Format)],
         "chosen_events": WebhookBody.model_fields["events"].default,
         "shown_url": subscriptions.shown_url,
         "owners": owners,
-        "key_choices": choices if "admin" in submitter.scopes else [],
-        "kinds": get_args(JobKind),
+        "key_choices": [("", "all keys"), *((key_id, _short(name)) for key_id, name in choices)] if may_choose else [],
+        "kinds": _KINDS,
         "metrics": _METRICS,
         "max_rules": _RULES_OF_FORM,
     }
     return page(request, "webhooks.html", **context, now=now)
+
+
+form_page(lambda request, submitter, database: _page(request, submitter, database, ""), "/webhooks")

@@ -6,11 +6,13 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select, update
 
 from jobs import datasets, workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts, SampleSheet, SheetLayout
 from jobs.errors import NotFound
+from jobs.models import Dataset
 from tests.jobs import rows
 from tests.jobs.rows import at_once, worker
 
@@ -49,3 +51,17 @@ def test_workers_that_announce_sheets_at_once_all_register(database: Database) -
 
     with database.read() as session:
         assert list(datasets.sheet_layouts(session)) == [dataset.name for dataset in several]
+
+
+def test_a_dataset_keeps_the_time_of_its_registration_until_its_images_change(database: Database) -> None:
+    announce(database, DIGITS)
+    database.write(lambda session: session.execute(update(Dataset).values(updated_at=7)))
+
+    def registered() -> int:
+        with database.read() as session:
+            return session.execute(select(Dataset.updated_at)).scalar_one()
+
+    announce(database, DIGITS)  # a worker starts again
+    assert registered() == 7
+    announce(database, replace(DIGITS, digest="e" * 64))
+    assert registered() > 7

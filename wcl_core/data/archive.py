@@ -24,8 +24,8 @@ from typing import IO
 
 from wcl_core.data.image_file import ENDINGS, MAX_BYTES
 from wcl_core.data.images import DataError
-from wcl_core.data.kinds import LISTS
-from wcl_core.data.layout import HIDDEN, LEFT_OUT, TOO_LARGE, Remarks, is_hidden, list_files, shown, with_ending
+from wcl_core.data.kinds import HIDDEN, LISTS
+from wcl_core.data.layout import LEFT_OUT, TOO_LARGE, Remarks, is_hidden, list_files, shown, with_ending
 from wcl_core.data.unpacked import remove
 from wcl_core.digests import digest_of
 

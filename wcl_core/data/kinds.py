@@ -11,6 +11,7 @@ from typing import Literal
 
 DatasetKind = Literal["builtin", "folder", "packed"]
 LISTS = frozenset({".csv", ".tsv", ".txt", ".lst"})
+HIDDEN = "hidden files and folders, and those of systems"  # remark on what is left out without a loss
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 
 from wcl_core.data.image_file import ENDINGS, MAX_BYTES, OTHER_FORMATS
 from wcl_core.data.images import DataError
-from wcl_core.data.kinds import LISTS
+from wcl_core.data.kinds import HIDDEN, LISTS
 from wcl_core.protocol import Remark
 
 Entry = tuple[str, int]  # path relative to the root, class index
@@ -48,7 +48,6 @@ _MAX_EXAMPLES = 5
 _MAX_CHARACTERS = 200  # of a remark, and of an example
 
 LEFT_OUT = ".wcl-left-out.json"  # in the folder of an unpacked archive: the remarks of `archive`
-HIDDEN = "hidden files and folders, and those of systems"
 LINK_OUT = "links that lead out of the folder; copy their targets into it"
 LINK_OUT_OF_LIST = "paths that lead out of the folder of the list; put the list into a folder above all images"
 LINK_NOWHERE = "links that lead nowhere"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from wcl_core.data.decoding import Wish, check_image, read_all
 from wcl_core.data.images import DataError
-from wcl_core.data.kinds import LISTS, is_archive
-from wcl_core.data.layout import HIDDEN, Files, list_files, shown
+from wcl_core.data.kinds import HIDDEN, LISTS, is_archive
+from wcl_core.data.layout import Files, list_files, shown
 from wcl_core.evaluation.embedding import read_embeddings
 from wcl_core.evaluation.feature_table import check_target, listing_of, write_feature_table
 from wcl_core.evaluation.run import untrained_backbone

@@ -213,7 +213,8 @@ def test_the_form_does_not_tell_what_is_outside_of_the_folders_for_datasets(
     paths = [tmp_path / "secret.csv", tmp_path / "none.csv", tmp_path / "datasets" / "none"]
     answers = [browser.post("/datasets", data={"name": "x", "path": str(path)}, headers=origin) for path in paths]
     assert [answer.status_code for answer in answers] == [422] * 3
-    assert len({re.sub("[0-9a-f]{8,}", "", answer.text) for answer in answers}) == 1
+    texts = [answer.text.replace(str(path), "PATH") for answer, path in zip(answers, paths, strict=True)]
+    assert len({re.sub("[0-9a-f]{8,}", "", text) for text in texts}) == 1  # but for what was typed
 
 
 def test_the_form_adds_a_dataset_at_a_path_that_the_server_may_read(served: Served, tmp_path: Path) -> None:

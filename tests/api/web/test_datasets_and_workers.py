@@ -18,6 +18,7 @@ from jobs.models import Worker
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, Site, sheet
 from tests.jobs import rows
+from wcl_core.data.kinds import HIDDEN
 
 COLOURS = ((200, 30, 30), (30, 160, 60), (40, 60, 220))
 FLOWERS = DatasetFacts(
@@ -69,7 +70,10 @@ def test_a_dataset_shows_its_classes_and_their_images(visitor: Visitor, site: Si
 
 def test_a_card_says_what_was_refused_left_out_or_odd(visitor: Visitor, site: Site) -> None:
     remarks = {
-        "left_out": [{"text": "files with the ending .txt", "count": 2, "examples": ["notes.txt"]}],
+        "left_out": [
+            {"text": "files with the ending .txt", "count": 2, "examples": ["notes.txt"]},
+            {"text": HIDDEN, "count": 1, "examples": [".DS_Store"]},
+        ],
         "odd": [{"text": "classes of one image", "count": 1, "examples": ["lotus"]}],
     }
     report = remarks | {"layout": "a fixed fifth of each class is the test split", "smallest": [60, 80]}
@@ -83,10 +87,12 @@ def test_a_card_says_what_was_refused_left_out_or_odd(visitor: Visitor, site: Si
     expect(card.locator(".remarks > li")).to_have_text(
         [
             "Left out: files with the ending .txt (2)",
+            f"Left out: {HIDDEN} (1)",
             "Classes of one image (1)",
             "A fixed fifth of each class is the test split",
         ]
     )
+    expect(card.locator(".remarks > .warned")).to_have_text(["Left out: files with the ending .txt (2)"])
     expect(page.locator(".sets > .refused")).to_contain_text("It has no images")
     card.get_by_role("link", name="Train on this").click()
     expect(page.get_by_role("link", name="weeds")).to_have_attribute("aria-current", "true")
