@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,8 +24,7 @@ from wcl_core.config import method_title, twin_of
 
 router = APIRouter(include_in_schema=False)
 
-CHOICES = 40
-_BEGUN = ("running", "succeeded", "failed", "cancelled")  # the others rarely have a curve
+CHOICES = 100
 _PICTURE_POINTS = 1000
 _Ids = Annotated[list[str], Query(max_length=MAX_JOBS)]
 
@@ -49,6 +49,7 @@ def compare_page(
         chosen = chosen_jobs(session, list(dict.fromkeys(job))) if find else []
         shown = comparison(session, [] if find else job, [] if find else group, with_twin=twin)
         choices = [] if shown.configurations else _choices(session, q)
+        begun = [each for each in choices if each.attempt]
         twin_offer = _twin_offer(session, shown)
         now = database_time(session)
     return page(
@@ -57,7 +58,10 @@ def compare_page(
         comparison=shown,
         twin=twin_offer,
         chosen=chosen,
-        choices=[each for each in choices if each.id not in {kept.id for kept in chosen}],
+        choices=[each for each in begun if each.id not in {kept.id for kept in chosen}],
+        num_waiting=len(choices) - len(begun),
+        is_cut=len(choices) == CHOICES,
+        namesakes={name for name, count in Counter(each.name for each in (*chosen, *begun)).items() if count > 1},
         q=q,
         metrics=sorted({name for job in shown.jobs for name in job.latest_metrics or {}}),
         now=now,
@@ -89,8 +93,8 @@ def _twin_offer(session: Session, shown: Comparison) -> TwinOffer | None:
 
 
 def _choices(session: Session, q: str) -> list[Job]:
-    """Return the newest training jobs that have begun and whose name, id or dataset has this text."""
-    return queries.list_jobs(session, kind="pretrain", status=_BEGUN, q=q, limit=CHOICES).items
+    """Return the newest training jobs whose name, id or dataset has this text."""
+    return queries.list_jobs(session, kind="pretrain", q=q, limit=CHOICES).items
 
 
 @router.get("/compare/curve.svg")

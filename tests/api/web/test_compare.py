@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import pytest
 from playwright.sync_api import expect
+from sqlalchemy import update
 
 from api.web.published import references
 from jobs import submission, transitions, workers
 from jobs.database import new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
+from jobs.models import Job
 from jobs.new_job import NewJob
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import DIGEST, SPEC, Site
@@ -93,11 +96,33 @@ def test_jobs_to_compare_are_those_that_have_begun_and_match(visitor: Visitor, s
     assert page.get_by_role("checkbox", name="chosen once").is_checked()
     assert "waits" not in page.locator(".choose").inner_text()
     assert page.locator(".choose .number").all_text_contents() == ["kNN 50.0%"] * 2
+    expect(page.get_by_role("button", name="Compare")).to_be_disabled()  # of one
     for box in page.get_by_role("checkbox").all():
         box.check()
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".configurations li").first).to_contain_text("50.0% kNN accuracy")
+    page.goto("/compare?q=chosen")
+    expect(page.locator("#left-out")).to_have_text(
+        "1 training has not begun, and is not listed: there is nothing to compare yet."
+    )
     site.database.write(lambda session: transitions.cancel(session, waiting))  # the next test claims the first job
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_paused_trainings_can_be_compared_and_equal_names_have_their_ids(
+    visitor: Visitor, site: Site, scripts: bool
+) -> None:
+    ids = [trained(site, f"namesake {scripts}") for _ in range(2)]
+    other = trained(site, f"namesake {scripts} paused")
+    site.database.write(lambda session: session.execute(update(Job).where(Job.id == other).values(status="paused")))
+    page = visitor.window(f"/compare?q=namesake+{scripts}", scripts=scripts)
+    labels = page.locator(".choose label")
+    expect(labels).to_have_count(3)
+    expect(labels.filter(has_text=other[-12:])).to_have_count(0)
+    for each in ids:
+        expect(labels.filter(has_text=each[-12:])).to_have_count(1)
+    expect(page.locator(".choose-end")).to_contain_text("Tick at least two.")
+    site.database.write(lambda session: session.execute(update(Job).where(Job.id == other).values(status="succeeded")))
 
 
 def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Site) -> None:
