@@ -409,7 +409,8 @@ def _on_dataset(session: Session, job: Job) -> tuple[Cause, str]:
         return Cause.DATASET_BEING_READ, f"the dataset {job.dataset_name} is being read: {state.share:.0%}"
     digests = once(session, "digests", lambda: dict(session.execute(select(Dataset.name, Dataset.digest)).all()))
     newest = digests.get(job.dataset_name)
-    detail = f"no worker of the pool {job.pool} with enough GPUs has this version of {job.dataset_name}"
+    able = " with enough GPUs" if job.gpus else ""
+    detail = f"no worker of the pool {job.pool}{able} has this version of {job.dataset_name}"
     if newest and newest != job.dataset_digest:
         message = f"{detail}, in its folder or its cache; the dataset has changed since"
         return Cause.DATASET_ABSENT, f"{message}: restore its files, or clone the job, which then uses the new version"

@@ -41,10 +41,11 @@ def loading_lines(backbone: Mapping[str, Any], file: str = "backbone.safetensors
         backbone: its part of a spec.
         file: the name of the file.
     """
-    lines = [f"network = wcl_core.load_backbone({file!r})"]
+    lines = [f"import wcl_core; network = wcl_core.load_backbone({file!r})"]
     if backbone.get("stem") == "imagenet" and backbone.get("name") in TORCHVISION_RESNETS:
         network = f"network = torchvision.models.{backbone['name']}(); network.fc = torch.nn.Identity()"
-        lines.append(f"{network}; network.load_state_dict(safetensors.torch.load_file({file!r}))")
+        load = f"network.load_state_dict(safetensors.torch.load_file({file!r}))"
+        lines.append(f"import safetensors.torch, torch, torchvision; {network}; {load}")
     return lines
 
 

@@ -110,7 +110,12 @@ def download(
             backbone, sha256 = exports.backbone(settings.exports_dir, native, sha256, partial(_check_client, request))
         except ExportError as error:
             raise Gone(f"checkpoint {checkpoint.id} has no backbone: {error}") from error
-    return files.respond(request, backbone, f'"{sha256}"', f"{checkpoint.id}-backbone.safetensors")
+    return files.respond(request, backbone, f'"{sha256}"', backbone_name(checkpoint.id))
+
+
+def backbone_name(checkpoint_id: str) -> str:
+    """Return the name under which browsers store the weights of a checkpoint."""
+    return f"{checkpoint_id}-backbone.safetensors"
 
 
 def _check_client(request: Request) -> None:

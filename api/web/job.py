@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
+from api.rest.checkpoints import backbone_name
 from api.rest.presets import PresetDeviation, preset_deviations
 from api.web.evaluations import Card, cards
 from api.web.events import Entry, entries_before
@@ -35,7 +36,7 @@ from jobs.status import TERMINAL, Status
 from jobs.sweeps import Place
 from jobs.verdicts import Twin, Verdict, before_training, its_twin, verdict
 from jobs.waiting import Waiting, explain, pending
-from jobs.weak_labels import lasting_quality
+from jobs.weak_labels import ADVICE, lasting_quality
 from wcl_core.config import PROTOCOLS, protocol_facts, why_no_weak_labels
 from wcl_core.export import loading_lines
 from wcl_core.metrics import is_hardware
@@ -83,7 +84,7 @@ class Run:
     reference: Job | None  # the training that it is compared with
     verdict: Verdict | None
     twin: Twin | None
-    noise: str | None
+    label_warning: str | None
     before_training: str | None  # about an accuracy that is still that of the untrained network
     measures: Measured | None
     expected_time: dict[str, Any] | None
@@ -101,8 +102,17 @@ class Run:
 
     @property
     def loading_lines(self) -> list[str]:
-        """The lines of Python that load the exported backbone."""
-        return loading_lines(self.job.spec.get("backbone", {}))
+        """The lines of Python that load the newest weights, by the name of the file that the page downloads."""
+        file = backbone_name(self.measurable[0].id) if self.measurable else "backbone.safetensors"
+        return loading_lines(self.job.spec.get("backbone", {}), file)
+
+    @property
+    def noise(self) -> tuple[str, str] | None:
+        """Why its weak labels are mostly noise, and the advice to train the twin, empty if there is a twin."""
+        if self.label_warning is None:
+            return None
+        has_twin = self.twin is not None and self.twin.job is not None
+        return self.label_warning.removesuffix(ADVICE), "" if has_twin else ADVICE
 
     @property
     def may_continue(self) -> bool:
@@ -216,7 +226,7 @@ def run(session: Session, job_id: str) -> Run:
         reference=_reference(session, job),
         verdict=verdict(session, job),
         twin=its_twin(session, job),
-        noise=None if (labels := lasting_quality(session, job)) is None else labels.warning,
+        label_warning=None if (labels := lasting_quality(session, job)) is None else labels.warning,
         before_training=before_training(session, [job]).get(job.id),
         measures=queries.measured_checkpoint(session, job),
         advice=advice_of(session, job),

@@ -48,7 +48,12 @@ def test_a_running_or_ended_job_does_not_wait(database: Database, before: Status
         ({}, None, Cause.NO_WORKER, "pool default"),
         ({}, {"pool": "other"}, Cause.NO_WORKER, "pool default"),
         ({"gpus": 4}, {"gpus": 2}, Cause.TOO_FEW_GPUS, "needs 4 GPUs; no worker of the pool default has more than 2"),
-        ({}, {"datasets": {"digits": "e" * 64}}, Cause.DATASET_ABSENT, "this version of digits"),
+        (
+            {},
+            {"datasets": {"digits": "e" * 64}},
+            Cause.DATASET_ABSENT,
+            "pool default has this version",
+        ),
         ({}, {"datasets": {}}, Cause.DATASET_ABSENT, "digits"),
         ({}, {"spec_versions": (2,)}, Cause.SPEC_VERSION_UNKNOWN, "version 1"),
         ({"gpus": 2}, {"gpus": 2}, Cause.ABOUT_TO_START, "idle worker"),

@@ -92,7 +92,7 @@ def test_facts_travel_with_the_weights_and_equal_checkpoints_give_equal_bytes(tm
         "step": 8,
         "epoch": 2,
         "data": {"image_size": 8},
-        "load": ["network = wcl_core.load_backbone('backbone.safetensors')"],
+        "load": ["import wcl_core; network = wcl_core.load_backbone('backbone.safetensors')"],
     }
 
 

@@ -273,6 +273,8 @@ def test_a_run_leads_to_its_twin_and_one_without_weak_labels_has_no_page_of_them
     page.goto(f"/jobs/{twin}")
     expect(links).to_have_text(["Evaluations", "Curves", "Checkpoints", "Timeline", "Spec"])
     lines = page.locator("#loading-lines .code-copy")
+    file = f"{site.checkpoints(twin)[0].id}-backbone.safetensors"
+    expect(lines.locator("pre")).to_have_text(f"import wcl_core; network = wcl_core.load_backbone('{file}')")
     expect(lines.get_by_role("button")).to_have_attribute("data-copy", lines.locator("pre").inner_text())
     page.goto(f"/jobs/{ours}")
     expect(links.filter(has_text="Weak labels")).to_have_count(1)

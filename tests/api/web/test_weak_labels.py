@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from jobs import transitions
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import PlayedRun, Site
 
@@ -77,6 +78,12 @@ def test_the_page_of_a_run_warns_of_noisy_weak_labels(visitor: Visitor, site: Si
     warning = page.locator("#noisy-labels")
     expect(warning).to_contain_text("The weak labels are mostly noise. Only 5.5% of the pairs")
     expect(warning).to_contain_text("Train the same spec with method simclr and compare")
+
+    twin = site.submit("the twin", method="simclr")
+    page.reload()
+    expect(warning).to_contain_text("Compare it with its SimCLR twin, the twin (queued)")
+    expect(warning).not_to_contain_text("Train the same spec")
+    site.database.write(lambda session: transitions.cancel(session, twin))  # the next test claims the first job
 
     report_quality(run, 60, noisy | {"pair_precision": 0.5})
     if not scripts:

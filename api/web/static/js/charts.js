@@ -4,6 +4,7 @@ import { number, percent } from "./format.js";
 import { PlotFigure, colour, faded, isSparse, smoothed } from "./plot.js";
 import { text, visible } from "./text.js";
 
+const LEVELS = { untrained: "untrained", chance: "largest class" };
 const COLUMNS = 4; // per line: drawn value, minimum, maximum, and raw value behind a smoothed line
 
 export class Chart extends PlotFigure {
@@ -92,7 +93,7 @@ export class Chart extends PlotFigure {
   /** What the curve must beat: [name, value] of each level that the page knows. */
   get known() {
     const { dataset } = document.getElementById("run-summary");
-    return this.levels.filter((name) => dataset[name]).map((name) => [name, Number(dataset[name])]);
+    return this.levels.filter((name) => dataset[name]).map((name) => [LEVELS[name], Number(dataset[name])]);
   }
 
   note() {
@@ -126,7 +127,8 @@ export class Chart extends PlotFigure {
     ctx.textAlign = "center";
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.setLineDash([3 * devicePixelRatio, 4 * devicePixelRatio]);
-    let free = 0;
+    const end = ctx.canvas.width - 2 * devicePixelRatio;
+    const labels = []; // those that would overlap share one
     const joints = this.earlier ? this.source.joints : [];
     const starts = [...this.source.all.starts].map(([attempt, step]) => [step, `attempt ${attempt}`]);
     for (const [step, label] of [...[...joints].reverse(), ...starts]) {
@@ -136,11 +138,18 @@ export class Chart extends PlotFigure {
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      const half = ctx.measureText(label).width / 2;
-      if (x - half < free) continue;
-      ctx.fillText(visible(label), x, bbox.top - 4 * devicePixelRatio);
-      free = x + half + 6 * devicePixelRatio;
+      const place = (words) => {
+        const half = ctx.measureText(words).width / 2;
+        const middle = Math.min(x, end - half);
+        return { words, middle, start: middle - half, end: middle + half };
+      };
+      const last = labels.at(-1);
+      const placed = place(label);
+      if (!last || placed.start >= last.end + 6 * devicePixelRatio) labels.push(placed);
+      else if (label.startsWith("attempt ")) labels[labels.length - 1] = place(`${last.words}, ${label.slice(8)}`);
     }
+    for (const { words, middle } of labels) ctx.fillText(visible(words), middle, bbox.top - 4 * devicePixelRatio);
+    this.figure.dataset.starts = labels.map(({ words }) => words).join("; ");
     ctx.restore();
   }
 
