@@ -110,13 +110,14 @@ def _job_of_features(session: Session, new: NewJob) -> Job | None:
     return None
 
 
-def create_baselines(submission: Submission, job_id: str) -> list[Job]:
+def create_baselines(submission: Submission, job_id: str, *, with_evaluation: bool = False) -> list[Job]:
     """Create jobs that measure the raw pixels and the untrained network as an evaluation has measured a checkpoint.
 
     A second request for the same evaluation returns the jobs of the first one.
 
     Args:
         job_id: of the evaluation, or of a training, which stands for its newest evaluation of a checkpoint.
+        with_evaluation: whether a training that has no evaluation yet gets one of its newest checkpoint, too.
 
     Raises:
         NotFound: there is no such job.
@@ -124,7 +125,13 @@ def create_baselines(submission: Submission, job_id: str) -> list[Job]:
     """
 
     def create(session: Session) -> Job:
-        evaluation = _evaluation_of(session, queries.get_job(session, job_id))
+        job = queries.get_job(session, job_id)
+        evaluation = _evaluation_of(session, job)
+        if evaluation is None and with_evaluation and (newest := _newest(session, job)) is not None:
+            new = new_evaluation(session, newest.id, EvaluateBody(), submission.owner)
+            evaluation = service.submit(session, new)
+        if evaluation is None:
+            raise Conflict("no evaluation has measured a checkpoint of this job; evaluate one first")
         submitted = _baselines(session, evaluation)
         return (
             submitted or [service.submit(session, new) for new in _new_baselines(session, evaluation, submission.owner)]
@@ -135,7 +142,13 @@ def create_baselines(submission: Submission, job_id: str) -> list[Job]:
         return _baselines(session, queries.get_job(session, str(first.parent_id)))
 
 
-def _evaluation_of(session: Session, job: Job) -> Job:
+def _newest(session: Session, job: Job) -> Checkpoint | None:
+    """Return the newest checkpoint that can be measured."""
+    rows = queries.checkpoints(session, job.id)
+    return next((each for each in rows if each.kind == TRAINING and each.flaw is None), None)
+
+
+def _evaluation_of(session: Session, job: Job) -> Job | None:
     statement = select(Job).where(Job.parent_id == job.id, Job.kind == "evaluate").order_by(Job.id.desc())
     candidates = [job] if job.kind == "evaluate" else session.execute(statement).scalars()
     for each in candidates:
@@ -144,7 +157,14 @@ def _evaluation_of(session: Session, job: Job) -> Job:
             return each
     if job.kind == "evaluate":
         raise Conflict("this evaluation measures nothing of a checkpoint that can be compared, as without labels")
-    raise Conflict("no evaluation has measured a checkpoint of this job; evaluate one first")
+    return None
+
+
+def pending_baselines(session: Session, job_id: str) -> list[Job]:
+    """Return the baselines of a training's evaluations that have not ended."""
+    evaluations = select(Job.id).where(Job.parent_id == job_id, Job.kind == "evaluate")
+    own = select(Job).where(Job.parent_id.in_(evaluations), Job.origin.startswith(_BASELINE))
+    return list(session.execute(own.where(Job.status.not_in(TERMINAL)).order_by(Job.id)).scalars())
 
 
 def _baselines(session: Session, evaluation: Job) -> list[Job]:

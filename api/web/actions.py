@@ -64,8 +64,11 @@ def evaluate(
 
 @router.post("/jobs/{job_id}/baselines")
 def baselines(job_id: str, submitter: Submitter, submission: TheFormSubmission) -> Response:
-    """Measure the raw pixels and the untrained network as the newest evaluation; redirect to the job's page."""
-    create_baselines(submission, job_id)
+    """Measure the raw pixels and the untrained network as the newest evaluation; redirect to the job's page.
+
+    A training that has no evaluation yet gets one, too.
+    """
+    create_baselines(submission, job_id, with_evaluation=True)
     return _see(f"/jobs/{job_id}#evaluations")
 
 

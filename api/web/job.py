@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.rest.checkpoints import backbone_name
+from api.rest.evaluations import pending_baselines
 from api.rest.presets import PresetDeviation, preset_deviations
 from api.web.evaluations import Card, cards
 from api.web.events import Entry, entries_before
@@ -84,6 +85,7 @@ class Run:
     reference: Job | None  # the training that it is compared with
     verdict: Verdict | None
     twin: Twin | None
+    baselines: list[Job]  # that have not ended
     label_warning: str | None
     before_training: str | None  # about an accuracy that is still that of the untrained network
     measures: Measured | None
@@ -174,10 +176,17 @@ class Run:
 
     @property
     def lacks_baselines(self) -> bool:
-        """Whether a measured checkpoint of a training has no raw pixels or no untrained network beside it."""
+        """Whether a checkpoint of a training has no raw pixels or no untrained network beside it, and gets none yet."""
         beside = [row.beside for card in self.evaluations if card.source for row in card.rows]
         has_all = any(each.pixels is not None for each in beside) and any(each.untrained is not None for each in beside)
-        return self.job.kind == "pretrain" and bool(beside) and not has_all
+        if self.job.kind != "pretrain" or self.note is not None or self.baselines:
+            return False
+        return not has_all if beside else self.may_measure_all
+
+    @property
+    def may_measure_all(self) -> bool:
+        """Whether it has a checkpoint and no evaluation yet, so that the baselines come with one."""
+        return bool(self.measurable) and not self.evaluations and not self.without_numbers
 
     @property
     def features(self) -> Checkpoint | None:
@@ -226,6 +235,7 @@ def run(session: Session, job_id: str) -> Run:
         reference=_reference(session, job),
         verdict=verdict(session, job),
         twin=its_twin(session, job),
+        baselines=pending_baselines(session, job_id) if job.kind == "pretrain" else [],
         label_warning=None if (labels := lasting_quality(session, job)) is None else labels.warning,
         before_training=before_training(session, [job]).get(job.id),
         measures=queries.measured_checkpoint(session, job),

@@ -22,7 +22,9 @@ from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, job_in, running
 
 THREADS = 4
-CREATING = {"/submit", "/sweeps/new"} | {f"/jobs/{{id}}/{each}" for each in ("retry", "continue", "evaluate", "twin")}
+CREATING = {"/submit", "/sweeps/new"} | {
+    f"/jobs/{{id}}/{each}" for each in ("retry", "continue", "evaluate", "baselines", "twin")
+}
 # Values for the forms that are incomplete when they are opened.
 TYPED = {"/sweeps/new": {"name": "a sweep", "row.0.field": "loss.temperature", "row.0.values": "0.1, 0.2"}}
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")

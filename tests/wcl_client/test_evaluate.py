@@ -107,6 +107,23 @@ def test_baselines_of_an_evaluation_are_submitted_once_also_by_the_button(server
     assert len(rows.rows_of(server.database, Job)) == 4  # the training, its evaluation and two baselines
 
 
+def test_the_page_measures_the_baselines_of_a_training_without_an_evaluation_and_names_the_jobs(server: Served) -> None:
+    job_id = trained(server.database)
+    browser, address = server.browser(), f"/jobs/{job_id}"
+    assert "Measure baselines</button>" in browser.get(address).text
+    for _ in range(2):  # a form that is sent again
+        sent = browser.post(f"{address}/baselines", data={"key": "b" * 32}, headers={"Origin": server.url})
+        assert (sent.status_code, sent.headers["location"]) == (303, f"{address}#evaluations")
+    page = browser.get(address).text
+    with WclClient.connect() as client:
+        baselines = client.baselines(job_id)  # those that the form has submitted
+    assert len(baselines) == 2
+    for job in baselines:
+        assert f'<a href="/jobs/{job["id"]}">{job["name"]}</a> (queued)' in page
+    assert "Measure baselines</button>" not in page
+    assert len(rows.rows_of(server.database, Job)) == 4  # the training, its evaluation and two baselines
+
+
 def test_an_evaluation_that_measures_nothing_goes_on_without_baselines(server: Served) -> None:
     job_id = trained(server.database)
     done = CliRunner().invoke(app, ["evaluate", job_id, "--protocol", "map", "--baselines"])

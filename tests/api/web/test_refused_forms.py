@@ -13,6 +13,7 @@ from jobs import dataset_sources
 from tests.api.served import Served
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
+from tests.jobs import rows
 
 
 @pytest.mark.parametrize("scripts", [True, False])
@@ -64,7 +65,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, list[str]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_each_form_shows_its_error_at_the_field_and_keeps_what_was_typed(served: Served, case: str) -> None:
     address, fields, wrong, kept = CASES[case]
-    body = fields | ({"job": served.submit().json()["id"]} if address == "/shares" else {})
+    body = fields | {"key": "a" * 32} | ({"job": rows.submit(served.database)} if address == "/shares" else {})
     answer = served.browser().post(address, data=body, headers={"Origin": served.url})
     assert answer.status_code == 422
     (form,) = (part for part in _forms(answer.text) if f'action="{address}"' in part)
