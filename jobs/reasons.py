@@ -114,7 +114,8 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.DISK_FULL: Explanation(
         "The disk is full",
         "A disk of the worker has no room for a checkpoint or a report. The job is paused.",
-        "Free disk space on the worker. The job then continues from its last checkpoint by itself.",
+        "Free disk space on the worker; if the folder of checkpoints is full, `wcl storage --remove` removes"
+        " checkpoints that nothing needs. The job then continues from its last checkpoint by itself.",
     ),
     Reason.STORAGE_UNAVAILABLE: Explanation(
         "The storage cannot be used",
