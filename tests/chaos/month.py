@@ -600,7 +600,7 @@ class Month:
     def _refused_reports(self) -> Callable[[], None]:
         """Take away the table that reports go to while a run makes some."""
         (job_id,) = self.submit(1, epochs=100, step_ms=100)
-        query = f"SELECT 1 FROM points WHERE job_id = '{job_id}' LIMIT 1"
+        query = f"SELECT 1 FROM attempts WHERE job_id = '{job_id}' AND delivered_seq > 1"
         eventually(lambda: self._rows(self.stage.database, query), "the first report", _LATE)
         self._execute("ALTER TABLE points RENAME TO points_away")
 
