@@ -26,6 +26,7 @@ def test_starts_of_jobs_on_a_folder_are_measured() -> None:
     assert (values["files"], values["ends"], values["last"]) == (110, ["succeeded"] * 3, "cancelled")
     seconds = {name: value for name, value in values.items() if name.endswith(", s")}
     assert len(seconds) == 7
+    assert any(name.startswith("cancel (phase ") for name in seconds), seconds
     assert min(seconds.values()) >= 0
 
 
