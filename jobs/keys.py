@@ -43,6 +43,7 @@ MAX_LIMIT: Final = 1_000_000
 Days = int | Literal["keep"] | None  # None: the key does not expire
 _DAY_MS: Final = 86_400_000
 LINK_MINUTES = 15
+INVITATION_MINUTES = 60
 SESSION_DAYS = 30
 PREFIX = "wcl_"
 
@@ -414,6 +415,32 @@ def redeem(session: Session, token: str) -> str | None:
     return None if key_id is None else _new_session(session, key_id, "a link")
 
 
+def new_invitation(session: Session, key_id: str) -> str:
+    """Create an invitation of a machine and return its token, which works once within an hour (jobs.joining)."""
+    token = _new_token(session, "worker", key_id, INVITATION_MINUTES * 60_000)
+    activity.note(session, "worker.invite", _hash(token)[:12])
+    return token
+
+
+def is_invitation(session: Session, token: str) -> bool:
+    """Return whether the token is of an invitation that still works."""
+    return session.execute(select(SignInToken.hash).where(*_is_token("worker", token))).first() is not None
+
+
+def accept_invitation(session: Session, token: str, host: str) -> bool:
+    """Use an invitation up, for the machine `host`; return False if its token is unknown, used or expired.
+
+    An invitation ends with its key, or with that key's right to manage the service.
+    """
+    statement = delete(SignInToken).where(*_is_token("worker", token)).returning(SignInToken.key_id)
+    key_id = session.execute(statement).scalar_one_or_none()
+    principal = None if key_id is None else _as_principal(session.get_one(Key, key_id))
+    if principal is None or not principal.manages_service():
+        return False
+    activity.note(session, "worker.join", _hash(token)[:12], host, by=principal)
+    return True
+
+
 def sign_in(session: Session, secret: str) -> str | None:
     """Exchange the secret of a key for a browser session; return None if no active key has it."""
     principal = find(session, secret)
@@ -435,7 +462,7 @@ def end_session(session: Session, token: str) -> None:
 
 
 def expire(session: Session) -> None:
-    """Delete expired links and sessions."""
+    """Delete expired links, sessions and invitations."""
     session.execute(delete(SignInToken).where(SignInToken.expires_at <= now_ms()))
 
 

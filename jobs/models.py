@@ -705,7 +705,10 @@ class ReconcilerPolls(Base):
 
 
 class SignInToken(Base):
-    """A one-time link (`kind` link) or a browser's session (`kind` session); only hashes are stored."""
+    """A one-time link (`kind` link), a browser's session (session) or the invitation of a machine (worker).
+
+    Only hashes are stored.
+    """
 
     __tablename__ = "sign_in_tokens"
     hash: Mapped[str] = mapped_column(_String(64), primary_key=True)

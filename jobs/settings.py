@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     nginx_files: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+/?$")
     root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$")
 
+    worker_settings: Path | None = Field(default=None)
     worker_name: str = Field(default_factory=socket.gethostname)
     pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     gpus: int | None = Field(default=None, ge=0, le=1_024)

@@ -73,6 +73,11 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "internal location of nginx that has the data folder, such as `/wcl-files`: nginx then sends checkpoints",
     ),
     "root_path": ("", "path below which a proxy shows the service, such as `/wcl`"),
+    "worker_settings": (
+        "none",
+        "file on the server's machine, with the settings that `wcl worker join` gives to new machines: a line "
+        "`WCL_NAME=VALUE` for each",
+    ),
     "worker_name": ("the machine's name", "name of the worker"),
     "pool": ("`default`", "the worker's pool; a job names the pool that it runs in"),
     "gpus": (

@@ -770,6 +770,16 @@ class WclClient(SweepClient):
         """Cordon a worker: its jobs go on, and it takes no other one until a call with `undo`."""
         return self._json(Worker, "POST", f"/v1/workers/{part(worker_id)}/{'uncordon' if undo else 'cordon'}")
 
+    def invite_worker(self) -> Json:
+        """Return the `token` with which one machine joins as a worker; needs an administrator's key."""
+        return self._json(Json, "POST", "/v1/workers/invitations")
+
+    def join_worker(self, host: str, version: str) -> dict[str, str]:
+        """Return the settings of a worker for a machine; the key of this client is the token of an invitation."""
+        machine = {"host": host, "version": version}
+        settings: dict[str, str] = self._json(Json, "POST", "/v1/workers/join", json=machine)["settings"]
+        return settings
+
     def activity(
         self,
         *,

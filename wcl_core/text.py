@@ -6,10 +6,11 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import IO, Any
+from typing import IO, Any, Final
 
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 # Control characters, marks that reorder what is read, line separators, half surrogates, invisible tag characters, and
@@ -149,6 +150,46 @@ def _ends(text: str, start: int) -> Iterator[int]:
     rest = text[start : start + _LONGEST_PATH].partition("\n")[0]
     places = [match.start() for match in _AFTER_PATH.finditer(rest)][:_MOST_PLACES]
     yield from (start + place for place in reversed([*places, len(rest)]))
+
+
+_ASSIGNMENT: Final = re.compile(r"\s*(WCL_[A-Z0-9_]+)=(.*)")
+
+
+def assignments(text: str) -> dict[str, str]:
+    """Return the settings of a file for systemd: lines `WCL_NAME=VALUE`, values as in a shell, and comments.
+
+    Raises:
+        ValueError: a line is none; the message has its number alone, as the line may hold a password.
+    """
+    values: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _ASSIGNMENT.fullmatch(line)
+        if match is None or (words := _words(match[2])) is None or len(words) > 1:
+            raise ValueError(f"line {number}: expected WCL_NAME=VALUE, with JSON in single quotes")
+        values[match[1]] = words[0] if words else ""
+    return values
+
+
+def _words(text: str) -> list[str] | None:
+    """Return the words of a line as a shell reads it; None if a quotation does not end."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return None
+
+
+def written_assignments(values: Mapping[str, str]) -> str:
+    """Return the text that `assignments` reads.
+
+    Raises:
+        ValueError: a value has a line break or another control character.
+    """
+    for name, value in values.items():
+        if not value.isprintable():
+            raise ValueError(f"{name} has a character that a line of a file cannot hold")
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
 
 
 def write_line(text: str, stream: IO[str] | None = None) -> None:

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from celery.platforms import SecurityWarning
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -39,8 +40,8 @@ from wcl_core import addresses, orphans
 from wcl_core.config import SPEC_VERSIONS
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.limits import memory_bytes
-from wcl_core.text import Arguments, write_error
-from worker import app, datasets, devices, process, recovery
+from wcl_core.text import Arguments, write_error, write_line
+from worker import app, broker, datasets, devices, process, recovery
 from worker.ability import Ability, StorageCheck
 from worker.datasets import DatasetCheck
 from worker.garbage import collect_all_garbage
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     database = Database(settings.resolved_database_url, settings.database_connections)
     try:
-        return _run(database, settings, options)
+        return _check(database, settings) if options.check else _run(database, settings, options)
     finally:
         database.dispose()
 
@@ -206,10 +207,38 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
     return 0 if was_requested else 1  # `wcl up` and service managers restart a worker that ends with 1
 
 
+def _check(database: Database, settings: Settings) -> int:
+    """Print what keeps a worker from running here, by setting, or `ok`; return 1 if anything does."""
+    problems: list[str] = []
+    try:
+        if (reason := schema.awaited(database)) is not None:
+            problems.append(f"WCL_DATABASE_URL: {reason}")
+        elif (unable := StorageCheck(database, LocalStorage(settings.checkpoints_dir))()) is not None:
+            problems.append(f"WCL_DATA_DIR: {unable.message}")
+    except schema.Unusable as error:
+        problems.append(f"WCL_DATABASE_URL: {error}")
+    except DBAPIError as error:
+        problems.append(f"WCL_DATABASE_URL: {make_url(settings.resolved_database_url).host}: {describe(error)}")
+    if (problem := broker.problem(settings.resolved_broker_url)) is not None:
+        problems.append(f"WCL_BROKER_URL: {problem}")
+    try:
+        devices.find(settings)
+    except devices.TooFewDevices as error:
+        problems.append(str(error))
+    for problem in problems:
+        write_error(problem)
+    if not problems:
+        write_line("ok")
+    return int(bool(problems))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Arguments(prog="python -m worker", description=__doc__)
     parser.add_argument(
         "--once", action="store_true", help="run at most one job, then exit; exit at once if no job waits"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check database, storage, broker and GPUs with these settings, and exit"
     )
     parser.add_argument("--max-seconds", type=float, help="stop in an orderly way before this time is over")
     parser.add_argument(

@@ -20,10 +20,13 @@ from typing import Any
 
 from celery.utils.dispatch import Signal
 from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.connection import Connection
+from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, memory, redis, virtual
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from sqlalchemy import make_url
 
 from jobs import wake_up
 
@@ -211,6 +214,20 @@ def reduce(message: Any) -> None:
     message.body, message.content_encoding = json.dumps(_BODY), "utf-8"
     message.delivery_info = {"exchange": "", "routing_key": ""}
     message.properties = {"correlation_id": headers.id, "reply_to": "", "delivery_info": message.delivery_info}
+
+
+def problem(url: str) -> str | None:
+    """Return why a broker does not respond; None if it does, or is in memory."""
+    if url.startswith("memory"):
+        return None
+    try:
+        options = wake_up.transport_options(url) | {"max_retries": 1, "interval_start": 0}
+        with Connection(url, transport_options=options) as connection:  # type: ignore[no-untyped-call]
+            connection.connect()
+            connection.default_channel.client.ping()
+    except (*_ERRORS_OF_REDIS, OperationalError) as error:
+        return f"{make_url(url).host or 'the broker'} does not respond: {str(error).splitlines()[0]}"
+    return None
 
 
 def install() -> None:

@@ -31,7 +31,7 @@ from jobs.keys import Principal
 log = logging.getLogger(__name__)
 
 SESSION_COOKIE = "wcl_session"  # the start of the cookie's name
-PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/sign-in"})
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/sign-in", "/v1/workers/join"})  # the latter two check a secret
 PUBLIC_FOLDER = "/static/"
 SHARED_FOLDER = "/shared/"  # each route checks the secret of a link (api.web.shares)
 PAUSE_SECONDS = 60.0  # between two stored uses of a key
@@ -259,7 +259,7 @@ class Routes:
 
 
 class Failures:
-    """A count of wrong keys and sign-in links by client address; after 20 within a minute the client gets 429.
+    """A count of wrong keys, links and invitations by client address; after 20 within a minute the client gets 429.
 
     A valid key always passes, so no client can lock out another one.  A secret of 256 random bits needs no stronger
     limit.
@@ -291,7 +291,7 @@ class Failures:
         """
         times: Sequence[float] = self._times.get(_address(request), ())
         if len(times) == _MAX_FAILURES and self._clock() - times[0] < _WINDOW_SECONDS:
-            raise TooMany("too many wrong keys or links from this address; wait a minute")
+            raise TooMany("too many wrong keys, links or tokens from this address; wait a minute")
 
 
 def _address(request: Request) -> str:

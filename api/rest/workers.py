@@ -1,25 +1,54 @@
-"""Workers: list, drain, cordon."""
+"""Workers: list, drain, cordon, invite and join."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.http.auth import Reader, ServiceAdmin
-from api.http.dependencies import TheDatabase
+from api.http.dependencies import TheDatabase, TheSettings
+from api.http.problems import Unauthenticated
 from api.rest.responses import Response, WorkerResponse
-from jobs import devices, queries, workers
+from jobs import devices, joining, keys, queries, workers
 from jobs.models import Worker
 
 router = APIRouter(prefix="/v1/workers")
+_NO_INVITATION = (
+    "the token is unknown, used or older than an hour, or its key has ended; an administrator makes another one with "
+    "`wcl worker invite`"
+)
 
 
 class Workers(Response):
     """Running workers first, then newest first; those that ended a week ago are left out."""
 
     items: list[WorkerResponse]
+
+
+class Invitation(Response):
+    """The token for one machine.  No other response contains it."""
+
+    token: str
+    expires_in_seconds: int
+
+
+class Machine(BaseModel):
+    """A machine that joins."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"host": "node1", "version": "0.2.0"}]})
+
+    host: Annotated[str, Field(min_length=1, max_length=255, description="Its name, for the activity log.")]
+    version: Annotated[str, Field(max_length=100, description="Of the service that is installed on it.")]
+
+
+class MachineSettings(Response):
+    """The settings of a worker on the machine; they hold passwords."""
+
+    settings: dict[str, str]
 
 
 @router.get("", tags=["catalog"])
@@ -48,6 +77,36 @@ def cordon(worker_id: str, principal: ServiceAdmin, database: TheDatabase) -> Wo
 def uncordon(worker_id: str, principal: ServiceAdmin, database: TheDatabase) -> WorkerResponse:
     """Let a cordoned worker take jobs again.  A second request changes nothing."""
     return database.write(lambda session: _response(session, workers.cordon(session, worker_id, False)))
+
+
+@router.post("/invitations", status_code=201, tags=["operations"])
+def invite(principal: ServiceAdmin, database: TheDatabase, settings: TheSettings) -> Invitation:
+    """Invite one machine: `wcl worker join` exchanges the token for the settings of a worker, once, within an hour.
+
+    The token ends with the key that made it.
+    """
+    joining.worker_settings(settings)  # a token without settings would be of no use
+    token = database.write(lambda session: keys.new_invitation(session, principal.key_id))
+    return Invitation(token=token, expires_in_seconds=keys.INVITATION_MINUTES * 60)
+
+
+@router.post("/join", tags=["operations"])
+def join(machine: Machine, request: Request, database: TheDatabase, settings: TheSettings) -> MachineSettings:
+    """Exchange the token of an invitation, sent as `Authorization: Bearer TOKEN`, for the settings of a worker.
+
+    A machine of another version is refused with 409, and its token stays.
+    """
+    token = request.headers.get("authorization", "").partition(" ")[2].strip()
+    with database.read() as session:
+        is_right = keys.is_invitation(session, token)
+    if not is_right:  # a right one always passes, as with a link
+        request.app.state.failures.note(request)
+        raise Unauthenticated(_NO_INVITATION)
+    joining.check_version(machine.version)
+    values = joining.worker_settings(settings)
+    if not database.write(lambda session: keys.accept_invitation(session, token, machine.host)):
+        raise Unauthenticated(_NO_INVITATION)
+    return MachineSettings(settings=values)
 
 
 def _response(session: Session, worker: Worker) -> WorkerResponse:

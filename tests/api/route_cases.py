@@ -26,6 +26,7 @@ from tests.api.test_forms import forms_of
 from tests.jobs import rows, sweeping
 from tests.jobs.rows import Run
 from tests.weight_files import weight_file
+from wcl_core.text import Secret
 
 JOB = {"kind": "pretrain", "spec": SPEC}
 SWEEP: dict[str, Any] = {
@@ -358,6 +359,7 @@ def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /sweeps/{sweep_id}/cancel", lambda world: _form(f"/sweeps/{world.sweep()}/cancel")
     yield "POST /submit", lambda world: _filled(world, f"/submit?source={world.job()}")
     yield "POST /sweeps/new", lambda world: _filled(world, "/sweeps/new")
+    yield "POST /v1/workers/invitations", _invitation
 
 
 def _evaluate_form(world: World) -> Request:
@@ -390,6 +392,16 @@ _VERBS: dict[str, Callable[[World], str]] = {
     "restore": World.deleted,
 }
 
+
+def _invitation(world: World) -> Request:
+    """Return an invitation of a machine, for which the server has PostgreSQL and settings of workers."""
+    file = world.served.settings.data_dir / "of-workers"
+    file.write_text("WCL_DATABASE_URL=postgresql://wcl_worker:secret@db/wcl\nWCL_DATA_DIR=/shared\n")
+    changes = {"worker_settings": file, "database_url": Secret("postgresql://wcl:secret@db/wcl")}
+    world.served.app.state.settings = world.served.settings.model_copy(update=changes)
+    return Request("POST", "/v1/workers/invitations", {})
+
+
 CASES = dict(_cases())
 
 # Routes that change nothing that a log could name, and why.
@@ -397,5 +409,5 @@ WITHOUT_ENTRY = {
     "POST /v1/checkpoints/{checkpoint_id}/verify": "reads a file, and notes whether it is whole",
     "POST /v1/weights/{sha256}/verify": "reads a file",
 }
-# Routes that need no key, or end the session that they are sent with.
-OF_SESSIONS = {"POST /sign-in", "POST /sign-out"}
+# Routes that need no key but another secret, or end the session that they are sent with.
+OF_SESSIONS = {"POST /sign-in", "POST /sign-out", "POST /v1/workers/join"}

@@ -82,6 +82,20 @@ GUARDS = (
         ("tests/api/http/test_projects.py::test_what_follows_from_a_thing_is_in_its_project",),
     ),
     Guard(
+        "a machine uses its invitation up",
+        "jobs/keys.py",
+        '    statement = delete(SignInToken).where(*_is_token("worker", token)).returning(SignInToken.key_id)\n',
+        '    statement = select(SignInToken.key_id).where(*_is_token("worker", token))\n',
+        ("tests/api/rest/test_joining.py::test_a_token_gives_the_settings_once",),
+    ),
+    Guard(
+        "an invitation ends with the right to manage the service",
+        "jobs/keys.py",
+        "    if principal is None or not principal.manages_service():\n",
+        "    if principal is None:\n",
+        ("tests/api/rest/test_joining.py::test_a_token_that_has_ended_gives_nothing[without admin]",),
+    ),
+    Guard(
         "an expired key grants nothing",
         "jobs/keys.py",
         "    return Key.revoked_at.is_(None), or_(Key.expires_at.is_(None), Key.expires_at > now_ms())\n",

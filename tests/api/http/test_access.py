@@ -30,6 +30,7 @@ SHARED = {  # the secret of a link is in the address (tests/api/http/test_shares
     "GET /shared/{secret}/curve.svg",
 }
 PUBLIC = {"GET /healthz", "GET /readyz", "GET /sign-in", "POST /sign-in", "ANY /static"} | SHARED
+PUBLIC |= {"POST /v1/workers/join"}  # the token of an invitation is its key (tests/api/rest/test_joining.py)
 ADMIN = {
     "GET /v1/keys",
     "POST /v1/keys",
@@ -46,6 +47,7 @@ ADMIN = {
     "DELETE /v1/datasets/{name}",
     "POST /datasets",
     "POST /datasets/{name}/remove",
+    "POST /v1/workers/invitations",
     "POST /v1/workers/{worker_id}/cordon",
     "POST /v1/workers/{worker_id}/drain",
     "POST /v1/workers/{worker_id}/uncordon",
