@@ -49,7 +49,7 @@ def test_a_name_that_is_in_use_is_an_error_of_the_name(served: Served, tmp_path:
 
 
 HOOK: dict[str, Any] = {"name": "night", "url": "https://hooks.example/1", "events": ["job.stalled"]}
-HOOK |= {"rule_metric": "loss", "rule_value": "5"}
+HOOK |= {"rule_metric": "loss", "rule_direction": "above", "rule_value": "5"}
 CASES: dict[str, tuple[str, dict[str, Any], str, list[str]]] = {
     "a key": ("/keys", {"name": "ada", "days": "365", "max_devices": "99999999"}, "max_devices", ["ada"]),
     "a name of a key": ("/keys", {"name": " ", "max_waiting": "7"}, "name", ["7"]),
