@@ -7,12 +7,14 @@ polls the database.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 from celery import Celery, signals
+from celery.apps import worker as celery_worker
 from celery.worker import state
 
 from jobs import wake_up
@@ -72,6 +74,7 @@ def run(app: Celery, settings: Settings, draining: threading.Event) -> None:
 
     An error of the broker, or a message that Celery cannot read, ends the consumer.  Another one starts after a pause.
     """
+    celery_worker.safe_say = _say
     consumer_log = _ConsumerLog()
     for handler in logging.getLogger().handlers:
         handler.addFilter(consumer_log)
@@ -109,6 +112,18 @@ def _worker_class(app: Celery) -> type[Any]:
             signal.signal(signal.SIGHUP, handler)
 
     return Worker
+
+
+def _say(message: str, file: TextIO | None = None) -> None:
+    """Write what Celery's handlers of signals print as a line of the log, in its form.
+
+    It takes no lock of the log: the signal may have interrupted a thread that holds it.
+    """
+    del file
+    record = logging.LogRecord("celery.apps.worker", logging.INFO, "", 0, message, (), None)
+    for handler in logging.getLogger().handlers:
+        with suppress(OSError):
+            os.write(2, f"{handler.format(record)}\n".encode())
 
 
 def _discard_wake_ups(app: Celery, settings: Settings) -> None:

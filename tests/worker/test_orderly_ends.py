@@ -217,3 +217,16 @@ def test_a_limit_that_leaves_no_time_is_refused() -> None:
 
     assert done.returncode == 2
     assert "--max-seconds: 5 is too short; expected more than the 25 s" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_each_line_of_a_json_log_is_an_object_also_at_the_stop(
+    sqlite_database: Database, start_worker: StartWorker, number: signal.Signals
+) -> None:
+    worker = start_worker(sqlite_database, WCL_LOG_FORMAT="json")
+    eventually(lambda: " ready." in worker.whole_log(), f"Celery's handlers\n{worker.log()}")
+
+    assert worker.stop(number) == 0, worker.log()
+
+    lines = [json.loads(line) for line in worker.whole_log().splitlines()]
+    assert any("shutdown (MainProcess)" in line["message"] for line in lines)
