@@ -113,6 +113,45 @@ def show(page: Page, state: str) -> None:
     page.evaluate(script, state)
 
 
+# A browser without a window refuses notifications: this takes their place, and answers the request for the right.
+_NOTIFICATIONS = """(answer) => {
+  window.shown = [];
+  window.Notification = class {
+    static requestPermission() { return Promise.resolve(answer); }
+    constructor(title, { body }) { window.shown.push(`${title}|${body}`); }
+  };
+}"""
+
+
+def test_the_bell_notifies_of_news_also_while_the_page_is_hidden(visitor: Visitor, site: Site) -> None:
+    run = site.running("clothes")
+    run.start()
+    page = visitor.window(f"/jobs/{run.job_id}")
+    bell = page.get_by_role("button", name="Notifications of this job")
+    page.evaluate(_NOTIFICATIONS, "denied")
+    bell.click()
+    expect(page.get_by_text("does not allow notifications")).to_be_visible()
+    expect(bell).to_have_attribute("aria-pressed", "false")
+
+    page.clock.install()
+    page.evaluate(_NOTIFICATIONS, "granted")
+    bell.click()
+    expect(page.get_by_text("This browser tells when the job ends")).to_be_visible()
+    expect(bell).to_have_attribute("aria-pressed", "true")
+    show(page, "hidden")
+    run.checkpoint(40)
+    run.report({"type": "warning", "reason": "collapsed", "message": "the features collapse"})
+    run.end()
+
+    def shown() -> list[str]:
+        page.clock.run_for(10_000)
+        return [str(each) for each in page.evaluate("shown")]
+
+    eventually(lambda: len(shown()) > 1, "the notifications")
+    assert shown() == ["clothes: warning|the features collapse", "clothes: succeeded|"]
+    expect(bell).to_have_attribute("aria-pressed", "false")
+
+
 def test_a_resumed_attempt_continues_from_its_checkpoint(visitor: Visitor, site: Site) -> None:
     run = site.running()
     run.start()

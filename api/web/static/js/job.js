@@ -1,6 +1,7 @@
 // The page of a job: the stream extends curves and log; all other parts are fetched as rendered HTML when they change.
 import { sendForms } from "./actions.js";
 import { Axis } from "./axes.js";
+import { Bell } from "./bell.js";
 import { Chart } from "./charts.js";
 import { Curves } from "./curves.js";
 import { groupsOf } from "./groups.js";
@@ -206,5 +207,8 @@ const stream = new Stream(jobId, {
 if (OVER.has(run.dataset.status)) stream.end();
 
 // ---- buttons
+
+const bell = document.getElementById("bell");
+if (bell) new Bell(bell, { id: jobId, name: run.dataset.name, event: Number(run.dataset.event) });
 
 sendForms({ created: ({ id }) => (id ? location.assign(address(`/jobs/${id}`)) : notify("Submitted; the results appear here.")), done: updateParts });
