@@ -21,7 +21,7 @@ def test_an_empty_service_shows_how_to_submit(visitor: Visitor, site: Site) -> N
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
     expect(page.get_by_text("wcl submit --preset digits-cpu")).to_be_visible()
     expect(page.get_by_role("link", name="Train a network")).to_have_attribute("href", "/submit")
-    expect(page.get_by_role("link", name="Use your own photos")).to_have_attribute("href", "/datasets")
+    expect(page.get_by_role("link", name="Use your own photos")).to_have_attribute("href", "/datasets?add=true")
 
 
 def test_a_new_job_and_its_changes_appear_by_themselves(visitor: Visitor, site: Site) -> None:
