@@ -126,6 +126,8 @@ class Servers:
                 process.send_signal(signal.SIGTERM)
         for process in (*self._machines, self._server):
             process.wait(PATIENCE)
+            if process.stdout:
+                process.stdout.close()
 
 
 @pytest.fixture

@@ -28,13 +28,13 @@ class Person:
         self._site = site
         site.database.write(partial(projects.create, name=project))
         key = site.database.write(partial(keys.create, name=name, scopes=scopes, project=project))[1]
-        self._http = httpx.Client(
-            base_url=site.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=PATIENCE
-        )
+        self._headers = {"Authorization": f"Bearer {key}"}
         self.cookie = site.signed_in(key)
 
     def post(self, path: str, **body: object) -> httpx.Response:
-        return self._http.post(path, json=body).raise_for_status()
+        address = self._site.url + path
+        response = httpx.post(address, json=body, headers=self._headers, trust_env=False, timeout=PATIENCE)
+        return response.raise_for_status()
 
     def runs(self, name: str) -> PlayedRun:
         """Submit a job, and start its run."""
