@@ -77,31 +77,28 @@ def matching(session: Session, verb: Verb, filters: Filters, until: int | None =
     """
     principal = access.principal_of(session)
     is_own = true() if principal is None or "admin" in principal.scopes else Job.created_by == principal.key_id
-    statement: Select[Any] = select(Job.id).where(_REQUESTS[verb].is_possible, is_own)
-    if until is not None:
-        statement = statement.where(Job.created_at <= until)
-    newest = queries.matching(session, statement, filters).order_by(Job.id.desc()).limit(MOST + 1)
+    newest = _possible(session, verb, filters, until, is_own).order_by(Job.id.desc()).limit(MOST + 1)
     return list(session.execute(newest).scalars())
 
 
 def num_foreign(session: Session, verb: Verb, filters: Filters, until: int | None = None) -> int:
-    """Return the number of jobs that match, that the request would change, and that are of keys that this one is not.
-
-    Args:
-        session: a transaction.
-        verb: the request.
-        filters: as of the list of jobs.
-        until: milliseconds since 1970; only jobs that were submitted by then.
-    """
+    """Return the number of jobs of other keys that match and that the request would change; arguments as `matching`."""
     principal = access.principal_of(session)
     if principal is None or "admin" in principal.scopes:
         return 0
     is_foreign = or_(Job.created_by.is_(None), Job.created_by != principal.key_id)
-    statement: Select[Any] = select(Job.id).where(_REQUESTS[verb].is_possible, is_foreign)
+    matches = _possible(session, verb, filters, until, is_foreign).subquery()
+    return session.execute(select(func.count()).select_from(matches)).scalar_one()
+
+
+def _possible(
+    session: Session, verb: Verb, filters: Filters, until: int | None, whose: ColumnElement[bool]
+) -> Select[Any]:
+    """Return the statement of the ids of the jobs that match, that the request changes, and that are of some keys."""
+    statement: Select[Any] = select(Job.id).where(_REQUESTS[verb].is_possible, whose)
     if until is not None:
         statement = statement.where(Job.created_at <= until)
-    matches = queries.matching(session, statement, filters).subquery()
-    return session.execute(select(func.count()).select_from(matches)).scalar_one()
+    return queries.matching(session, statement, filters)
 
 
 def selected(session: Session, job_ids: Sequence[str], group_ids: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
 def spans(receiver: Receiver) -> list[Span]:
     """Return all spans that have arrived."""
-    found: list[Span] = []
+    arrived: list[Span] = []
     for request in receiver.requests:
         assert request.path == "/v1/traces"
         is_compressed = request.headers.get("content-encoding") == "gzip"
@@ -29,8 +29,8 @@ def spans(receiver: Receiver) -> list[Span]:
         for resource in message.resource_spans:
             names = {each.key: each.value.string_value for each in resource.resource.attributes}
             assert names["service.name"] == "wcl-worker"
-            found += [span for scope in resource.scope_spans for span in scope.spans]
-    return found
+            arrived += [span for scope in resource.scope_spans for span in scope.spans]
+    return arrived
 
 
 def of_job(receiver: Receiver, job_id: str) -> dict[str, Span]:
