@@ -1,10 +1,10 @@
 """Connections: a time for each phase of a connection, and limits on their number, by address and in all.
 
-uvicorn closes a connection that stays idle after a response.  It lacks these limits
-(a trusted proxy has the limit in all only; it limits its own clients):
+uvicorn lacks these limits (a trusted proxy has the limit in all only; it limits its own clients):
 
-waits for a request ── 10 s until its headers are complete, however slowly they come; at a limit of connections, the
-                       longest waiting one makes room for the new one
+waits for a request ── 10 s until its headers are complete, however slowly they come; idle after a response, longer
+                       than proxies and clients keep such a connection, since a request on one that the server closes
+                       at that moment is lost; at a limit of connections, the longest waiting one makes room
 responds            ── no limit: the application limits the time for a body and the number of streams
 sends               ── the client reads at least 1 KiB a second, over 20 s; all unsent data together is bounded
 """
@@ -28,6 +28,7 @@ from api.http import descriptors
 from api.http.proxies import Proxies
 
 HEAD_SECONDS = 10.0
+IDLE_SECONDS = 150  # Caddy reuses a connection for 120 s, nginx and balancers for 60, httpx for 5
 SEND_SECONDS = 20.0
 LEAST_BYTES = 20 * 1024  # that a client reads in SEND_SECONDS
 MAX_UNSENT = 64 * 2**20  # bytes; above it the largest connections end that have been stuck for STUCK_SECONDS
@@ -44,6 +45,7 @@ def config(app: FastAPI, **options: Any) -> uvicorn.Config:
     proxies = Proxies(app.state.settings)
     protocol = cast(Any, partial(Connection, Connections(is_proxy=proxies.is_trusted)))
     options |= {"log_config": None, "access_log": False, "server_header": False}
+    options |= {"timeout_keep_alive": IDLE_SECONDS}
     options |= {"proxy_headers": False}  # api.http.proxies reads them, from trusted proxies only
     return uvicorn.Config(app, http=protocol, **options)
 
@@ -114,9 +116,8 @@ class Connections:
         """End the connections whose time is over."""
         now = self.clock()
         for connection in list(self._waiting):
-            if now - connection.waits_since < HEAD_SECONDS:
-                break
-            connection.end()
+            if not connection.is_idle and now - connection.waits_since >= HEAD_SECONDS:
+                connection.end()
         sending = [connection for connection in self._open if connection.is_sending(now)]
         unsent = sum(connection.unsent for connection in sending)
         for connection in sorted(sending, key=lambda each: each.unsent, reverse=True):
@@ -135,6 +136,7 @@ class Connection(H11Protocol):
         self.logger = _Quiet(self.logger)  # type: ignore[assignment]
         self.address = ""
         self.waits_since = 0.0
+        self.is_idle = False  # after a response, before the first byte of the next request
         self.unsent = 0
         self._sent_at = 0.0
 
@@ -149,6 +151,8 @@ class Connection(H11Protocol):
         self._connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
+        if self.is_idle:  # uvicorn's time ends with the first byte of a request, so this one begins
+            self.is_idle, self.waits_since = False, self._connections.clock()
         super().data_received(data)
         if not self._is_waiting:
             self._connections.respond(self)
@@ -159,6 +163,7 @@ class Connection(H11Protocol):
         super().on_response_complete()  # it may read the next request, which the client sent along
         if not self._is_waiting:
             self._connections.respond(self)
+        self.is_idle = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     @property
     def _is_waiting(self) -> bool:

@@ -2164,9 +2164,16 @@ GUARDS = (
     Guard(
         "a connection that waits too long is closed",
         "api/http/connections.py",
-        "                break\n            connection.end()\n",
-        "                break\n",
+        "if not connection.is_idle and now - connection.waits_since >= HEAD_SECONDS:",
+        "if False:",
         ("tests/api/http/test_connections.py::test_a_connection_without_a_whole_request_is_closed",),
+    ),
+    Guard(
+        "an idle connection lasts longer than clients keep it",
+        "api/http/connections.py",
+        "if not connection.is_idle and now",
+        "if now",
+        ("tests/api/http/test_connections.py::test_an_idle_connection_lasts_longer_than_clients_keep_it",),
     ),
     Guard(
         "connections of one address are limited",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import socket
 import threading
@@ -88,6 +89,21 @@ def test_a_connection_that_sends_a_byte_at_a_time_is_closed(quick: None, small: 
         finally:
             stop.set()
             thread.join()
+
+
+def test_an_idle_connection_lasts_longer_than_clients_keep_it(quick: None, small: Served) -> None:
+    """Else a request that arrives while the server closes is lost; httpx keeps connections for as long as uvicorn."""
+    assert connections.config(small.app).timeout_keep_alive == connections.IDLE_SECONDS > 120
+    with closing(http.client.HTTPConnection(small.url.removeprefix("http://"), timeout=20)) as connection:
+        connection.connect()
+        connected = connection.sock
+        for _ in range(2):
+            connection.request("GET", "/healthz")
+            response = connection.getresponse()
+            assert (response.status, bool(response.read()), connection.sock) == (200, True, connected)
+            threading.Event().wait(1.5)  # three times HEAD_SECONDS
+        connected.sendall(HEAD)
+        assert is_closed(connected)
 
 
 def test_a_response_that_lasts_is_not_cut(quick: None, small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
