@@ -27,7 +27,10 @@ COPY api ./api
 COPY worker ./worker
 COPY wcl_client ./wcl_client
 COPY migrations ./migrations
-RUN pip install --no-deps --no-build-isolation -e .
+# The image has no history of its own: docker build --build-arg WCL_COMMIT="$(git rev-parse HEAD)"
+ARG WCL_COMMIT=
+RUN printf '%s' "${WCL_COMMIT}" > wcl_core/commit.txt \
+    && pip install --no-deps --no-build-isolation -e .
 
 USER 10001
 VOLUME ["/data"]

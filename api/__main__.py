@@ -37,12 +37,12 @@ from jobs.logs import log_error, log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
-from jobs.version import VERSION
 from jobs.wake_up import WakeUpSender
 from jobs.webhooks.sender import Sender
 from wcl_core import failpoints
 from wcl_core.files import PRIVATE_UMASK, write_bytes
 from wcl_core.text import Arguments, write_error, write_line
+from wcl_core.version import VERSION
 
 _GRACE_SECONDS = 5
 _LONGEST_WAIT_SECONDS = 8.0  # between two tries to reach the database

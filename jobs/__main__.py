@@ -22,9 +22,9 @@ from jobs.faults import describe
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.settings_help import settings_in_use
 from jobs.storage import LocalStorage, StorageUnavailable
-from jobs.version import VERSION
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import Arguments, file_size, write_error, write_line
+from wcl_core.version import VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,8 +12,8 @@ from typing import Final
 
 from jobs.errors import Conflict
 from jobs.settings import Settings
-from jobs.version import VERSION
 from wcl_core.text import assignments
+from wcl_core.version import VERSION, release_of
 
 _MOST_BYTES: Final = 100_000
 _WHERE: Final = "docs/operating.md, `Machines that join`, has an example"
@@ -25,7 +25,7 @@ def check_version(version: str) -> None:
     Raises:
         Conflict: it has another one.
     """
-    if version != VERSION:
+    if release_of(version) != release_of(VERSION):  # a wheel may name no commit
         raise Conflict(
             f"the machine has version {version}, and the server {VERSION}; install the server's version there. "
             "The token still works"

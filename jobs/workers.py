@@ -19,9 +19,9 @@ from jobs.devices import Device, working
 from jobs.eligibility import WorkerFacts
 from jobs.errors import Conflict, existing
 from jobs.models import Worker
-from jobs.version import VERSION
 from jobs.webhooks import outbox
 from wcl_core.text import without_paths
+from wcl_core.version import VERSION
 
 
 class Unable(NamedTuple):

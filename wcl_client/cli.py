@@ -21,7 +21,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +69,7 @@ from wcl_client.key_expiry import ROTATION_ADVICE, expiry_text, is_first_of_day
 from wcl_client.terminal import Styled, be_robust, closed_pipe, err, flush, write
 from wcl_core.spec_files import SpecFileError
 from wcl_core.text import visible
+from wcl_core.version import VERSION
 
 app = typer.Typer(
     name="wcl",
@@ -85,7 +85,7 @@ app = typer.Typer(
 
 def _print_version(is_requested: bool) -> None:
     if is_requested:
-        write(f"wcl {version('wcl-service')}")
+        write(f"wcl {VERSION}")
         raise typer.Exit
 
 

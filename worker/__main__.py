@@ -34,13 +34,13 @@ from jobs.logs import log_error, log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.storage import LocalStorage, StorageUnavailable
-from jobs.version import VERSION
 from jobs.wake_up import WakeUpSender
 from wcl_core import addresses, orphans
 from wcl_core.config import SPEC_VERSIONS
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.limits import memory_bytes
 from wcl_core.text import Arguments, write_error, write_line
+from wcl_core.version import VERSION
 from worker import app, broker, datasets, devices, process, recovery
 from worker.ability import Ability, StorageCheck
 from worker.datasets import DatasetCheck

@@ -28,8 +28,8 @@ from sqlalchemy import func, select
 from jobs.database import Database
 from jobs.models import Attempt, Job
 from jobs.transitions import Claim
-from jobs.version import VERSION
 from wcl_core.protocol import EndRecord, EvaluationRecord, MetricsRecord, ProgressRecord, Record
+from wcl_core.version import VERSION
 from worker.background import BackgroundWork
 
 if TYPE_CHECKING:

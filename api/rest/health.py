@@ -20,7 +20,7 @@ from jobs.database import Database
 from jobs.models import LIVE_STATES, Worker
 from jobs.monitoring import Snapshot
 from jobs.status import HELD
-from jobs.version import VERSION
+from wcl_core.version import VERSION
 
 router = APIRouter(tags=["service"])
 

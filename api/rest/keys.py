@@ -19,7 +19,7 @@ from jobs.database import Database, database_time
 from jobs.errors import existing
 from jobs.models import Key
 from jobs.settings import ScopeName, Settings
-from jobs.version import VERSION
+from wcl_core.version import VERSION
 
 router = APIRouter(prefix="/v1", tags=["access"])
 

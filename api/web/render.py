@@ -24,6 +24,7 @@ from api.web.forms.labels import LABELS
 from api.web.forms.refused import form_at, page_again
 from jobs.errors import FieldError, Invalid, NotFound
 from wcl_core.metrics import METRICS
+from wcl_core.version import VERSION
 
 
 def _markdown(text: str) -> Markup:
@@ -42,7 +43,12 @@ _TEMPLATES = Environment(
     auto_reload=False,
 )
 _TEMPLATES.filters.update(format.FILTERS | evaluations.FILTERS | {"markdown": _markdown})
-_TEMPLATES.globals |= {"one_time_key": one_time_key, "metric_table": METRICS, "setting_labels": LABELS}
+_TEMPLATES.globals |= {
+    "one_time_key": one_time_key,
+    "metric_table": METRICS,
+    "setting_labels": LABELS,
+    "version": VERSION,
+}
 _TITLES = {
     400: "Invalid request",
     403: "Not allowed",

@@ -20,8 +20,8 @@ from jobs.checked_files import BadFile
 from jobs.database import Database
 from jobs.models import Base
 from jobs.storage import LocalStorage, OutsideStorage
-from jobs.version import VERSION
 from wcl_core.failpoints import failpoint
+from wcl_core.version import VERSION
 
 _COUNTED = ("jobs", "attempts", "events", "checkpoints", "artifacts", "weights", "points")
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests import parallel
 from tests.servers import free_port
+from wcl_core.version import VERSION, release_of
 
 pytestmark = pytest.mark.process
 
@@ -37,11 +38,12 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     assert [name for name in names.split() if name not in done.stdout] == []
 
 
-def test_the_version_is_the_one_of_the_distribution(tmp_path: Path) -> None:
+def test_the_version_is_the_one_of_the_distribution_with_the_commit_of_the_checkout(tmp_path: Path) -> None:
     done = wcl("--version", cwd=tmp_path)
 
     assert done.returncode == 0
-    assert done.stdout.strip() == f"wcl {version('wcl-service')}"
+    assert done.stdout.strip() == f"wcl {VERSION}"
+    assert release_of(VERSION) == version("wcl-service")
 
 
 @pytest.mark.parametrize(

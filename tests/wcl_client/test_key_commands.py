@@ -9,13 +9,13 @@ import pytest
 
 from jobs import keys, policies
 from jobs.settings import Settings
-from jobs.version import VERSION
 from tests.api.served import Served
 from tests.wcl_client.test_operations import wcl
 from wcl_client import cli
 from wcl_client.api import WclClient
 from wcl_client.connection import Answers
 from wcl_client.doctor import _server
+from wcl_core.version import VERSION
 
 
 def test_a_key_is_created_listed_rotated_and_revoked(server: Served) -> None:

@@ -247,6 +247,23 @@ def test_workers_are_listed_and_drained_by_name_or_id(server: Served) -> None:
     assert [by_id[number] is not None for number in "123"] == [True, False, True]
 
 
+def test_the_list_of_workers_has_those_that_live_and_counts_the_others(server: Served) -> None:
+    for number, name in enumerate(("alive", "stopped", "lost")):
+        facts = rows.worker(id=f"00000000-0000-7000-8000-00000000000{number}", name=name)
+        server.database.write(lambda session, facts=facts: workers.register(session, facts, 1, []))  # type: ignore[misc]
+    ids = [f"00000000-0000-7000-8000-00000000000{number}" for number in (1, 2)]
+    server.database.write(lambda session: workers.stop(session, ids[0]))
+    server.database.write(lambda session: workers.mark_lost(session, ids[1], 0))
+
+    done, complete = wcl("worker", "list"), wcl("worker", "list", "--all")
+
+    assert [name in done.stdout for name in ("alive", "stopped", "lost")] == [True, False, False]
+    assert done.stderr == "2 stopped or lost workers not shown; --all shows them\n"
+    assert [name in complete.stdout for name in ("alive", "stopped", "lost")] == [True, True, True]
+    assert complete.stderr == ""
+    assert {row["name"] for row in printed_json("worker", "list")} == {"alive", "stopped", "lost"}  # type: ignore[attr-defined]
+
+
 def test_a_name_means_the_worker_that_has_replaced_a_killed_one(server: Served) -> None:
     """The row of the killed one is live until its lease ends; two that both send heartbeats stay ambiguous."""
     ids = [f"00000000-0000-7000-8000-00000000000{number}" for number in (1, 2)]

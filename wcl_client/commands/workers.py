@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -23,7 +22,8 @@ from wcl_client.processes import module_environment
 from wcl_client.references import find_worker
 from wcl_client.terminal import Styled, err, out, print_json
 from wcl_core.files import read_regular, write_bytes
-from wcl_core.text import assignments, written_assignments
+from wcl_core.text import assignments, counted, written_assignments
+from wcl_core.version import VERSION
 
 app = typer.Typer()
 worker = typer.Typer(help="Run a worker; list, drain, cordon workers; join.", invoke_without_command=True)
@@ -32,14 +32,20 @@ app.add_typer(worker, name="worker", rich_help_panel=SERVICE)
 
 @app.command("workers", hidden=True)  # its older name
 @worker.command("list")
-def list_workers(as_json: AsJson = False) -> None:
-    """List workers, live ones first."""
+def list_workers(
+    is_all: Annotated[bool, typer.Option("--all", help="Also stopped and lost workers of the last week.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the live workers.  JSON has the stopped and lost ones of the last week, too."""
     with WclClient.connect() as client:
         rows = client.workers()
     if as_json:
         print_json(rows)
         return
-    out.show(output.workers_table(rows))
+    shown = [row for row in rows if is_all or row["is_live"]]
+    out.show(output.workers_table(shown))
+    if num_hidden := len(rows) - len(shown):
+        err.say(f"{counted(num_hidden, 'stopped or lost worker')} not shown; --all shows them")
     if any(row["is_live"] and (row.get("devices") or len(row.get("cpu_job_ids", [])) > 1) for row in rows):
         out.show(output.devices_table(rows))
     for sentence in output.unable_workers(rows):
@@ -142,7 +148,7 @@ def join(
     place = (file or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "wcl" / "worker").absolute()
     _write(place, _stored(place) if place.exists() else {})  # first, since the token works once
     with WclClient(address, token) as client:
-        settings = client.join_worker(socket.gethostname(), version("wcl-service"))
+        settings = client.join_worker(socket.gethostname(), VERSION)
     own = {name: value for name, value in os.environ.items() if name.startswith("WCL_") and name not in _NOT_WORKERS}
     if "WCL_DATA_DIR" in own:
         own["WCL_DATA_DIR"] = str(data_folder().absolute())

@@ -17,11 +17,11 @@ from jobs import keys, monitoring, storage_id, workers
 from jobs.database import DEFAULT_PROJECT, Database, new_id, within
 from jobs.models import Activity, Attempt, Checkpoint, Job, Worker
 from jobs.status import Reason
-from jobs.version import VERSION
 from tests import disks
 from tests.api.served import Served
 from tests.jobs import rows
 from tests.servers import find_program
+from wcl_core.version import VERSION
 
 ROOT = Path(__file__).parents[3]
 Values = dict[tuple[str, ...], float]

@@ -12,7 +12,6 @@ from jobs import transitions, workers
 from jobs.database import Database
 from jobs.datasets import DatasetFacts
 from jobs.models import Dataset, DatasetVersion
-from jobs.version import VERSION
 from tests.api.served import SPEC, Served
 from tests.jobs import rows
 from wcl_client.api import WclClient
@@ -20,6 +19,7 @@ from wcl_core.config import parse_spec
 from wcl_core.intervals import wilson
 from wcl_core.presets import presets
 from wcl_core.protocol import KNN_TOP1
+from wcl_core.version import VERSION
 
 FACTS = DatasetFacts("digits", "builtin", rows.DIGEST, {"train": 1000, "test": 100}, ["0", "1"])
 
