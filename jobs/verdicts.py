@@ -2,8 +2,10 @@
 
 The curve of kNN begins before the first step, so each run has measured its own untrained network.  Each evaluation
 whose baseline is measured adds its main measure, one for each of its settings.  All of them are compared, and the
-headline names how many; a difference is shown if it is after Holm's correction for their number.  All intervals are of
-95 %: over the test images, in pairs where it is stored which ones were right (`jobs.baselines`), or over seeds.
+headline names how many; a difference is shown if it is after Holm's correction for their number.  A job that goes on
+shows its numbers without a finding, since measurements every few epochs would cross the border of the interval again
+and again.  All intervals are of 95 %: over the test images, in pairs where it is stored which ones were right
+(`jobs.baselines`), or over seeds.
 With one seed, two trainings are compared in pairs too, once both have a kNN evaluation at the compared step.
 The twin of a WCL run is a SimCLR run with the same settings, and the other way round.  Without labels the view accuracy
 takes the place of kNN: the share of images that are recognised by another view of them.
@@ -64,7 +66,8 @@ class Contrast:
 
     @property
     def is_shown(self) -> bool:
-        return self.difference.is_shown
+        """Whether all jobs have ended and the interval leaves out 0."""
+        return self.is_over and self.difference.is_shown
 
     @property
     def title(self) -> str:
@@ -100,7 +103,7 @@ class Spread:
         return f"{self.title} {self.value:.3g}, untrained {self.untrained:.3g}"
 
 
-Finding = Literal["better", "worse", "mixed", "unclear"]
+Finding = Literal["better", "worse", "mixed", "unclear", "open"]  # open: the job goes on
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Gain:
         num_images: that were measured.
         epoch: of the measured checkpoint, if it is not the last one.
         evaluation_id: None for an accuracy of the curves.
-        is_shown: whether the difference is shown after Holm's correction for all measures of the verdict.
+        is_over: whether the job has ended.
+        is_shown: whether it has, and the difference is shown after Holm's correction for all measures of the verdict.
     """
 
     title: str
@@ -126,10 +130,13 @@ class Gain:
     num_images: int
     epoch: int | None = None
     evaluation_id: str | None = None
+    is_over: bool = True
     is_shown: bool = False
 
     @property
     def finding(self) -> Finding:
+        if not self.is_over:
+            return "open"
         return "unclear" if not self.is_shown else "better" if self.difference.value > 0 else "worse"
 
     @property
@@ -145,8 +152,8 @@ class Gain:
     def phrase(self) -> str:
         """The measure with its difference, for people."""
         at = "" if self.epoch is None else f", epoch {self.epoch:,}"
-        title = self.title if self.title.startswith("kNN") else f"{self.title[:1].lower()}{self.title[1:]}"
-        return f"{title}{at} {100 * self.difference.value:+.1f} ± {100 * self.difference.margin:.1f} points"
+        gap = self.difference
+        return f"{_inside(self.title)}{at} {100 * gap.value:+.1f} ± {100 * gap.margin:.1f} points"
 
 
 @dataclass(frozen=True)
@@ -219,8 +226,15 @@ class Verdict:
 
     @property
     def findings(self) -> dict[str, Finding]:
-        """What each evaluation shows, after the correction, by its id."""
-        return {each.evaluation_id: each.finding for each in self.gains if each.evaluation_id is not None}
+        """What each evaluation of a job that has ended shows, after the correction, by its id."""
+        return {each.evaluation_id: each.finding for each in self.gains if each.evaluation_id and each.is_over}
+
+    @property
+    def outlook(self) -> str:
+        """When the finding comes, as a sentence; "" once the job has ended."""
+        if self.gains[0].is_over:
+            return ""
+        return "The job has not ended: these numbers still change, and the finding comes at its end."
 
     @property
     def title(self) -> str:
@@ -255,7 +269,7 @@ class Verdict:
             f"{self.headline}. {self.title} {self.accuracy:.1%} ({self.low:.1%} to {self.high:.1%}), "
             f"{before} {self.untrained:.1%}{pixels}{chance}. {self.method}."
         )
-        return " ".join([numbers, *self.explanation])
+        return " ".join(filter(None, [numbers, self.outlook, *self.explanation]))
 
     @property
     def explanation(self) -> list[str]:
@@ -410,7 +424,10 @@ def _judged(
     shown = holm([each.difference.p_value for each in gains])
     if len(gains) == 1:
         shown = [gains[0].difference.is_shown]
-    judged = [replace(each, is_shown=is_shown) for each, is_shown in zip(gains, shown, strict=True)]
+    judged = [
+        replace(each, is_over=is_over, is_shown=is_over and is_shown)
+        for each, is_shown in zip(gains, shown, strict=True)
+    ]
     first = judged[0]
     low, high = wilson(min(1.0, max(0.0, first.accuracy)), first.num_images)
     chance = max(counts) / sum(counts) if counts else None
@@ -422,8 +439,12 @@ def _headline(gains: Sequence[Gain], is_random: bool, is_over: bool, *, with_num
     """Return in one sentence what all measures show, without a full stop; one measure is always told with numbers."""
     beginning = "the untrained network" if is_random else "the weights that it started from"
     first = gains[0]
+    if not is_over and len(gains) > 1:
+        if with_numbers:
+            return f"So far, against {beginning}: {', '.join(each.phrase for each in gains)}"
+        return headline(first.difference, beginning, is_over, _inside(first.title))
     few = ""
-    if first.num_images < _FEW and not all(each.is_shown for each in gains):
+    if is_over and first.num_images < _FEW and not all(each.is_shown for each in gains):
         few = f"; {first.num_images:,} {_images(first.metric)} are few"
     if len(gains) == 1:
         return headline(first.difference, beginning, is_over) + few
@@ -436,10 +457,9 @@ def _headline(gains: Sequence[Gain], is_random: bool, is_over: bool, *, with_num
         numbers = f" ({', '.join(phrases)})" if with_numbers else ""
         if finding == "unclear":
             to = "" if parts else f" to {beginning}"
-            parts.append(f"no difference{to} shown{'' if is_over else ' yet'} in {count}{numbers}")
+            parts.append(f"no difference{to} shown in {count}{numbers}")
         else:
-            word, than = ("below", "") if finding == "worse" and not is_over else (finding, "than ")
-            parts.append(f"{word}{'' if parts else f' {than}{beginning}'} in {count}{numbers}")
+            parts.append(f"{finding}{'' if parts else f' than {beginning}'} in {count}{numbers}")
     text = ", ".join(parts)
     return f"{text[:1].upper()}{text[1:]}{few}"
 
@@ -534,20 +554,21 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
     'No difference shown: SimCLR 0.3 points ahead of WCL, interval -2.5 to +3.1'
     >>> headline(Difference(0.02, -1.4, 1.5, ""), "WCL", is_over=True, subject="SimCLR")
     'No difference shown: SimCLR 2.0 points ahead of WCL, too few seeds for an interval'
+    >>> headline(Difference(0.12, 0.1, 0.14, ""), "the untrained network", is_over=False)
+    'So far: 12.0 points above the untrained network, interval +10.0 to +14.0'
 
     Args:
         gap: the accuracy of the subject minus that of the other side.
         other: the other side.
-        is_over: whether no later measurement can show the difference.
+        is_over: whether no later measurement can change the finding; until then there is none.
         subject: the side that is better or worse; empty for the job on whose page this stands.
     """
     points, margin = f"{100 * abs(gap.value):.1f}", f"± {100 * gap.margin:.1f}"
     interval = (
         "too few seeds for an interval" if gap.is_open else f"interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
     )
-    if gap.is_shown:
-        worse = "worse than" if is_over else "below"  # what goes on may still get better
-        finding = f"{'better than' if gap.value > 0 else worse} {other} by {points} {margin} points"
+    if is_over and gap.is_shown:
+        finding = f"{'better than' if gap.value > 0 else 'worse than'} {other} by {points} {margin} points"
         return f"{subject} is {finding}" if subject else f"{finding[:1].upper()}{finding[1:]}"
     if gap.value:
         ahead, behind = ("ahead of", "behind") if subject else ("above", "below")
@@ -555,7 +576,12 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
     else:
         distance = f"as good as {other}"
     finding = f"{subject} {distance}" if subject else distance
-    return f"No difference shown{'' if is_over else ' yet'}: {finding}, {interval}"
+    return f"{'No difference shown' if is_over else 'So far'}: {finding}, {interval}"
+
+
+def _inside(title: str) -> str:
+    """Return the title of a measure as it stands inside a sentence."""
+    return title if title.startswith("kNN") else f"{title[:1].lower()}{title[1:]}"
 
 
 # --- over seeds, and against the twin --------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 
 from wcl_client.responses import (
-    TERMINAL,
     Activity,
     Checkpoint,
     Delivery,
@@ -25,14 +24,8 @@ from wcl_client.responses import (
     Worker,
 )
 from wcl_client.terminal import Rows, out, status
-from wcl_core.text import capitalised, counted, file_size, so_far
-
-_PHASES = {
-    "load": "loading the dataset",
-    "prepare": "waiting for the dataset",
-    "evaluate": "measuring",
-    "compile": "compiling its steps",
-}
+from wcl_core.text import capitalised, counted, file_size
+from wcl_core.text import phase_text as text_of_phase
 
 
 def age(moment: str) -> str:
@@ -50,13 +43,11 @@ def _when(moment: str | None) -> str | None:
 
 
 def phase_text(job: Job) -> str | None:
-    """Return the work of a run that is no training; None if it trains, or if its phase has no name here."""
+    """Return the present work of a run; None while it trains or saves."""
     progress = job.get("progress")
-    if not progress or job["status"] != "running":
+    if not progress or job["status"] != "running" or progress.get("phase") in ("train", "save"):
         return None
-    if progress.get("phase") == "prepare" and (done := progress.get("share")) is not None:
-        return f"preparing the dataset {done:.0%}"
-    return _PHASES.get(progress.get("phase", ""))
+    return text_of_phase(progress) or None
 
 
 def duration(seconds: float | None) -> str:
@@ -155,10 +146,8 @@ def twin_text(job: Job, twin: Json) -> str:
 
 
 def verdict_text(job: Job) -> str | None:
-    """Return what a job shows; a job that goes on shows it so far.  None without a verdict."""
-    if (sentence := (job.get("verdict") or {}).get("sentence")) is None:
-        return None
-    return sentence if job["status"] in TERMINAL else so_far(sentence)
+    """Return what a job shows; None without a verdict."""
+    return (job.get("verdict") or {}).get("sentence")
 
 
 def metrics_table(job: Job) -> Rows:
@@ -674,12 +663,14 @@ def results_table(job: Job, evaluations: Sequence[Evaluation]) -> Rows:
     own = [each for each in measures if each["evaluation_id"] is None]
     if not own and all(entry.get("untrained") is None for entry in evaluations):
         return _alone(evaluations)
-    table = Rows("result", "trained", "untrained", "pixels", "difference (95 %)", "finding")
+    is_judged = all(each["finding"] in _FINDINGS for each in measures)  # a job that goes on has no finding yet
+    columns = ("result", "trained", "untrained", "pixels", "difference (95 %)")
+    table = Rows(*columns, *(("finding",) if is_judged else ()))
     for each in own:
         interval = _points(each["difference"], each["low"], each["high"])
         pixels = (job.get("verdict") or {}).get("pixels")
         accuracies = share(each["accuracy"], 1), share(each["untrained"], 1), "" if pixels is None else share(pixels, 1)
-        table.add(each["title"], *accuracies, interval, _FINDINGS.get(each["finding"], ""))
+        table.add(each["title"], *accuracies, interval, *((_FINDINGS[each["finding"]],) if is_judged else ()))
     epochs = {entry.get("epoch") for entry in evaluations}
     for entry in evaluations:
         value, untrained, gap = entry["value"], entry.get("untrained"), entry.get("difference")
@@ -690,7 +681,7 @@ def results_table(job: Job, evaluations: Sequence[Evaluation]) -> Rows:
             difference = f"{100 * (value - untrained):+.1f}"
         epoch = f", epoch {entry['epoch']}" if len(epochs) > 1 and entry.get("epoch") is not None else ""
         cells = share(value, 1), share(untrained, 1), share(entry.get("pixels"), 1), difference
-        table.add(_label(entry) + epoch, *cells, findings.get(entry.get("id", ""), ""))
+        table.add(_label(entry) + epoch, *cells, *((findings.get(entry.get("id", ""), ""),) if is_judged else ()))
     return table
 
 

@@ -35,6 +35,7 @@ class Progress(TypedDict):
     eta_seconds: float | None
     phase: str
     share: NotRequired[float | None]
+    part: NotRequired[str | None]
 
 
 class Job(TypedDict, total=False):

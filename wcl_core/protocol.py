@@ -468,6 +468,7 @@ class ProgressRecord(_Record):
 
     Attributes:
         share: the finished part of the phase, 0 to 1, if steps and epochs do not show it.
+        part: the present part of an evaluation, for people.
     """
 
     type: Literal["progress"] = "progress"
@@ -479,13 +480,12 @@ class ProgressRecord(_Record):
     eta_seconds: _Number | None = None
     phase: _Name
     share: _Number | None = None
+    part: _Name | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields; `share` only where there is one."""
-        fields = super().fields()
-        if self.share is None:
-            del fields["share"]
-        return fields
+        """Return the fields; `share` and `part` only where there is one."""
+        absent = {name for name in ("share", "part") if getattr(self, name) is None}
+        return {name: value for name, value in super().fields().items() if name not in absent}
 
 
 class CheckpointRecord(_Record):

@@ -86,12 +86,14 @@ class Reporter:
         images_per_second: float | None = None,
         eta_seconds: float | None = None,
         share: float | None = None,
+        part: str | None = None,
     ) -> None:
         """Report the progress of the run; only the latest report matters.
 
         Args:
             eta_seconds: of the run, or of a phase with a share of its own.
             share: the finished part of the phase, 0 to 1, if steps and epochs do not show it.
+            part: the present part of an evaluation, for people.
         """
         self.emit(
             ProgressRecord(
@@ -103,6 +105,7 @@ class Reporter:
                 eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
                 phase=phase,
                 share=None if share is None else round(share, 4),
+                part=part,
             )
         )
 

@@ -82,6 +82,33 @@ def file_size(num_bytes: float) -> str:
     return f"{num_bytes / 1024:.1f} TiB"
 
 
+_PHASES = {
+    "load": "loading the dataset",
+    "prepare": "waiting for the dataset",
+    "compile": "compiling its steps",
+    "train": "training",
+    "evaluate": "measuring",
+    "save": "saving a checkpoint",
+}
+
+
+def phase_text(progress: Mapping[str, Any]) -> str:
+    """Return the present work of a run by its latest progress report; "" before the first one.
+
+    >>> phase_text({"phase": "prepare", "share": 0.43})
+    'preparing the dataset, 43%'
+    >>> phase_text({"phase": "evaluate", "step": 2, "total_steps": 3, "part": "linear probe of the trained network"})
+    'linear probe of the trained network, part 3 of 3'
+    """
+    phase, part, share = str(progress.get("phase") or ""), progress.get("part"), progress.get("share")
+    text = _PHASES.get(phase, phase)
+    if phase == "prepare" and share is not None:
+        text = "preparing the dataset"
+    if phase == "evaluate" and part:
+        text = f"{part}, part {progress['step'] + 1} of {progress['total_steps']}"
+    return text if share is None else f"{text}, {share:.0%}"
+
+
 def bytes_of(size: str) -> int | None:
     """Return the number of bytes of a size; None for another text.
 
@@ -93,15 +120,6 @@ def bytes_of(size: str) -> int | None:
         return None
     number, prefix, binary = match.groups()
     return int(Decimal(number) * (1024 if binary else 1000) ** (" KMGT".index(prefix.upper()) if prefix else 0))
-
-
-def so_far(sentence: str) -> str:
-    """Return a finding that may still change.
-
-    >>> so_far("No difference shown yet")
-    'So far: no difference shown yet'
-    """
-    return f"So far: {sentence[:1].lower()}{sentence[1:]}"
 
 
 def _escape(match: re.Match[str]) -> str:

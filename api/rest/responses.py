@@ -192,7 +192,8 @@ class GainResponse(Response):
 
     `is_paired` says whether the two were compared image by image; `method` names how the interval was computed.
     `is_shown` says whether the difference is shown after Holm's correction for all measures of the verdict, and
-    `finding` is better, worse or unclear.  `epoch` is that of the measured checkpoint if it is not the last one.
+    `finding` is better, worse or unclear, and open while the job goes on.  `epoch` is that of the measured checkpoint
+    if it is not the last one.
     `evaluation_id` is null for an accuracy that the training itself measures.
     """
 
@@ -217,7 +218,8 @@ class VerdictResponse(Response):
     """Whether a training has learned, or what an evaluation shows: accuracies beside the untrained network.
 
     `measures` are all accuracies that have a baseline, and `finding` is better, worse, mixed or unclear over all of
-    them, after Holm's correction for their number.  `headline` says it in one sentence, and `sentence` adds numbers.
+    them, after Holm's correction for their number.  While the job goes on, `finding` is open and nothing is shown.
+    `headline` says it in one sentence, and `sentence` adds numbers.
 
     The other numbers are of the first of them.  `metric` is that of kNN, or without labels the view accuracy: the share
     of images that are recognised by another view of them.  For an evaluation it is protocol and metric.

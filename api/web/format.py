@@ -14,7 +14,7 @@ from jobs.models import Job
 from jobs.reasons import Explanation, explain
 from wcl_core.config import method_title
 from wcl_core.metrics import metric_facts
-from wcl_core.text import capitalised, counted, file_size, noun_of, so_far, visible_json, visible_lines
+from wcl_core.text import capitalised, counted, file_size, noun_of, visible_json, visible_lines
 
 NOTHING = "–"
 
@@ -210,7 +210,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "epochs": epochs,
     "counted": counted,
     "capitalised": capitalised,
-    "so_far": so_far,
     "noun": noun_of,
     "clock": clock,
     "json": pretty_json,

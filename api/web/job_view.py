@@ -8,9 +8,10 @@ from typing import Any
 from jobs.models import Job
 from jobs.status import TERMINAL, Status
 from jobs.weak_labels import Quality, quality
+from wcl_core.text import phase_text
 
 _NO_PROGRESS = dict.fromkeys(
-    ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase", "share")
+    ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase", "share", "part")
 )
 
 
@@ -55,10 +56,7 @@ class JobView:
     @property
     def phase(self) -> str:
         """What the run does now."""
-        phase, share = self.progress["phase"] or "starting", self.progress["share"]
-        if phase != "prepare":
-            return str(phase)
-        return "waiting for the dataset" if share is None else f"preparing the dataset, {share:.0%}"
+        return phase_text(self.progress) or "starting"
 
     @property
     def metrics(self) -> dict[str, Any]:

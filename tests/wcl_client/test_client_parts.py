@@ -503,7 +503,7 @@ def test_a_view_of_a_job_is_updated_by_the_stream() -> None:
     [
         ("load", None, "loading the dataset"),
         ("prepare", None, "waiting for the dataset"),
-        ("prepare", 0.43, "preparing the dataset 43%"),
+        ("prepare", 0.43, "preparing the dataset, 43%"),
         ("evaluate", None, "measuring"),
         ("train", None, None),
     ],
@@ -516,6 +516,15 @@ def test_the_work_of_a_run_before_its_first_step_is_named(phase: str, done: floa
     job["progress"] = progress | {"share": done}
     assert phase_text(job) == text
     assert JobView(job).facts == ([text] if text else [])
+
+
+def test_a_running_evaluation_names_its_part() -> None:
+    view = JobView({"id": "x", "kind": "evaluate", "status": "running"})
+    report = Progress(
+        step=2, total_steps=3, epoch=0.7, total_epochs=1, images_per_second=None, eta_seconds=None, phase="evaluate"
+    )
+    view.take(Message("progress", report | {"part": "linear probe of the untrained network"}))
+    assert view.facts == ["linear probe of the untrained network, part 3 of 3"]
 
 
 def evaluation(protocol: str, value: float, stderr: float | None, n: int | None = None, **params: int) -> Evaluation:

@@ -333,8 +333,9 @@ class Preparation:
 
 def report_preparation(reporter: Reporter, share: float | None = None, seconds_left: float | None = None) -> None:
     """Report how much of the dataset is prepared; None where another process prepares it."""
-    counts = {"step": 0, "total_steps": 0, "epoch": 0, "total_epochs": 0}
-    reporter.progress(**counts, phase="prepare", share=share, eta_seconds=seconds_left)
+    reporter.progress(
+        step=0, total_steps=0, epoch=0, total_epochs=0, phase="prepare", share=share, eta_seconds=seconds_left
+    )
 
 
 def decoded(

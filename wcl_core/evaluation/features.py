@@ -42,17 +42,33 @@ class FeatureSet:
 
 
 def network_features(
-    backbone: nn.Module, data: ImageData, device: torch.device, *, has_unlabelled: bool = False
+    backbone: nn.Module,
+    data: ImageData,
+    device: torch.device,
+    *,
+    has_unlabelled: bool = False,
+    tick: Callable[[float], None] | None = None,
 ) -> FeatureSet:
     """Compute the pooled features of both splits; the backbone's training mode is restored afterwards.
 
     Args:
         has_unlabelled: also compute those of further images without labels.
+        tick: called after each batch with the finished share of all images.
     """
+    has_more = data.unlabelled is not None and (has_unlabelled or not len(data.train))
+    total = len(data.train) + len(data.test) + (len(data.unlabelled) if has_more and data.unlabelled else 0)
+    finished = 0
+
+    def advance(count: int) -> None:
+        nonlocal finished
+        finished += count
+        if tick is not None:
+            tick(finished / total)
+
     was_training = backbone.training
     backbone.eval()
     try:
-        return _features(data, lambda split: pooled(backbone, split, device), has_unlabelled)
+        return _features(data, lambda split: pooled(backbone, split, device, advance), has_unlabelled)
     finally:
         backbone.train(was_training)
 
@@ -73,11 +89,19 @@ def _features(data: ImageData, compute: Callable[[Split], Tensor], has_unlabelle
 
 
 @torch.no_grad()
-def pooled(backbone: nn.Module, split: Split, device: torch.device) -> Tensor:
-    """Return a network's outputs for a split, (N, D) float32 on the CPU; the caller sets training or eval mode."""
+def pooled(
+    backbone: nn.Module, split: Split, device: torch.device, advance: Callable[[int], None] | None = None
+) -> Tensor:
+    """Return a network's outputs for a split, (N, D) float32 on the CPU; the caller sets training or eval mode.
+
+    Args:
+        advance: called after each batch with the number of its images.
+    """
     chunks = []
     for start in range(0, len(split), _BATCH_SIZE):
         check()
         images = split.plain(slice(start, start + _BATCH_SIZE)).to(device)
         chunks.append(backbone(normalised(images)).float().cpu())
+        if advance is not None:
+            advance(len(images))
     return torch.cat(chunks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from wcl_core.reporter import Reporter
 from wcl_core.stop import check
@@ -11,16 +12,18 @@ _REPORT_SECONDS = 1.0
 
 
 class Progress:
-    """The progress in parts of equal weight: the features are the first part, then each protocol is one.
+    """The progress in parts: the features are the first part, then each protocol is one.
+
+    The parts take times that differ by orders of magnitude, so the time left is known in the last part alone.
 
     Args:
         reporter: receives the progress.
-        total: number of parts.
+        parts: what each part computes, for people.
     """
 
-    def __init__(self, reporter: Reporter, total: int) -> None:
-        self._reporter, self._total = reporter, total
-        self._started_at = self._reported_at = time.monotonic()
+    def __init__(self, reporter: Reporter, parts: Sequence[str]) -> None:
+        self._reporter, self._parts, self._total = reporter, parts, len(parts)
+        self._began_at = self._reported_at = time.monotonic()
         self._done = 0
 
     def reach(self, done: int) -> None:
@@ -29,13 +32,13 @@ class Progress:
         Raises:
             Interrupted: there is a request to stop, and parts remain.
         """
-        self._done = done
+        self._done, self._began_at = done, time.monotonic()
         if done < self._total:
             check()
         self._report(0.0)
 
     def tick(self, share: float) -> None:
-        """Set the finished share (0..1) of a long protocol; it is reported about once a second.
+        """Set the finished share (0..1) of a long part; it is reported about once a second.
 
         Raises:
             Interrupted: there is a request to stop.
@@ -46,13 +49,16 @@ class Progress:
 
     def _report(self, share: float) -> None:
         self._reported_at = time.monotonic()
-        done = self._done + share
-        elapsed = self._reported_at - self._started_at
+        left = None
+        if self._done + 1 == self._total and share:
+            left = (self._reported_at - self._began_at) / share * (1 - share)
         self._reporter.progress(
             step=self._done,
             total_steps=self._total,
-            epoch=done / self._total,
+            epoch=(self._done + share) / self._total,
             total_epochs=1,
             phase="evaluate",
-            eta_seconds=elapsed / done * (self._total - done) if done else None,
+            eta_seconds=0.0 if self._done == self._total else left,
+            share=share or None,
+            part=self._parts[self._done] if self._done < self._total else None,
         )

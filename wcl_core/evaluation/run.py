@@ -34,6 +34,8 @@ from wcl_core.protocol import EMBEDDINGS_FILE, OUTCOME_OF, Outcome
 from wcl_core.reporter import Reporter
 from wcl_core.stop import Interrupted, interruptible
 
+_SUBJECTS = {"checkpoint": "the trained network", "untrained": "the untrained network", "pixels": "raw pixels"}
+
 
 def evaluate(
     spec: EvaluateSpec,
@@ -79,14 +81,16 @@ def _measure(
     output_dir: Path | None,
     device: torch.device,
 ) -> None:
-    progress = Progress(reporter, len(spec.protocols) + 1)
+    subject_name = _SUBJECTS[spec.features.kind]
+    works = ["features", *(PROTOCOLS[each].title for each in spec.protocols)]
+    progress = Progress(reporter, [f"{work} of {subject_name}" for work in works])
     progress.reach(0)
     _check_labels(spec, data)
     if data.has_labels:
         data = with_held_out(data, spec.data.held_out_share)
         counts = data.train.labels.bincount(minlength=len(data.classes))
         spec = spec.fitted(int(counts.min()), len(data.train), len(data.classes))
-    subject = _subject(spec, data, checkpoint_path, device)
+    subject = _subject(spec, data, checkpoint_path, device, progress)
     # The share identifies a result, so that it is never compared with a result on the test split.
     held_out = {"held_out_share": share} if (share := spec.data.held_out_share) else {}
     for done, protocol in enumerate(spec.protocols, start=1):
@@ -154,7 +158,9 @@ def untrained_backbone(config: BackboneConfig, seed: int, image_size: int = 32) 
     return build_backbone(config, image_size)
 
 
-def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None, device: torch.device) -> Subject:
+def _subject(
+    spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None, device: torch.device, progress: Progress
+) -> Subject:
     has_unlabelled = "embed" in spec.protocols
     if isinstance(spec.features, PixelFeatures):
         return Subject(nn.Flatten(), pixel_features(data, has_unlabelled=has_unlabelled), device)
@@ -165,4 +171,5 @@ def _subject(spec: EvaluateSpec, data: ImageData, checkpoint_path: Path | None, 
     else:
         backbone = untrained_backbone(spec.features.backbone, spec.seed, spec.data.image_size)
     backbone = backbone.to(device).eval()
-    return Subject(backbone, network_features(backbone, data, device, has_unlabelled=has_unlabelled), device)
+    features = network_features(backbone, data, device, has_unlabelled=has_unlabelled, tick=progress.tick)
+    return Subject(backbone, features, device)

@@ -247,6 +247,21 @@ def test_ids_sort_in_the_order_of_creation(small: Served) -> None:
     assert all(older < newer for older, newer in itertools.pairwise(created))
 
 
+def test_a_running_evaluation_names_its_part_and_no_time_that_it_does_not_know(served: Served) -> None:
+    database = served.database
+    job_id = rows.submit(database, "evaluate", {"features": {"kind": "pixels"}, "protocols": ["linear", "knn"]})
+    run = rows.Run(database, rows.claim(database))
+    facts = {"phase": "evaluate", "total_steps": 3, "epoch": 0.4, "total_epochs": 1}
+    run.deliver(rows.started(), rows.progress(0, **facts) | {"share": 0.37, "part": "features of raw pixels"})
+    page = " ".join(served.browser("read").get(f"/jobs/{job_id}").text.split())
+    assert "<dt>Phase</dt><dd>features of raw pixels, part 1 of 3, 37%</dd>" in page
+    assert "Time left" not in page
+    run.deliver(rows.progress(2, **facts, eta_seconds=95.0) | {"share": 0.5, "part": "kNN of raw pixels"})
+    page = " ".join(served.browser("read").get(f"/jobs/{job_id}").text.split())
+    assert "kNN of raw pixels, part 3 of 3, 50%" in page
+    assert "<dt>Time left</dt><dd>about " in page
+
+
 def test_a_run_begins_with_its_verdict_and_its_evaluations_stand_beside_what_they_must_beat(served: Served) -> None:
     database = served.database
     counts = {"test": [60, 40], "train": [500, 500]}

@@ -250,8 +250,9 @@ def test_a_run_begins_with_its_answer(visitor: Visitor, site: Site) -> None:
 
     run.report({"type": "metrics", "step": 40, "values": {"eval/knn_top1": 0.875, "repr/std": 0.9}})
     run.checkpoint(50)
-    headline = "So far: better than the untrained network by 37.5 ± 6.2 points"
-    expect(result.get_by_role("heading", name=headline)).to_be_visible()
+    headline = result.get_by_role("heading", level=2).first
+    expect(headline).to_have_text("So far: 37.5 points above the untrained network, interval +31.1 to +43.5")
+    expect(headline).to_have_class("open")
     expect(result).to_contain_text("load_backbone")
     result.get_by_text("Use on new images").click()
     expect(result.locator("#use-lines")).to_contain_text(f"wcl features {run.job_id[-12:]} FOLDER -o features.csv")

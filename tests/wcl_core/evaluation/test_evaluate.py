@@ -21,6 +21,7 @@ from wcl_core.checkpoint import CheckpointError
 from wcl_core.config import EvaluateSpec, parse_spec, resolve_spec
 from wcl_core.data import ImageData, Split
 from wcl_core.evaluation import features, few_labels, knn, linear
+from wcl_core.evaluation import progress as evaluation_progress
 from wcl_core.evaluation.accuracy import top1
 from wcl_core.evaluation.features import FeatureSet
 from wcl_core.evaluation.knn import ProtocolError
@@ -278,6 +279,34 @@ def test_each_protocol_is_one_result_pinned_to_its_data_and_version() -> None:
     progress = reporter.of("progress")
     assert [record["step"] for record in progress] == [0, 1, 2, 3, 4]
     assert {record["total_steps"] for record in progress} == {4}
+    assert [record["eta_seconds"] for record in progress] == [None] * 4 + [0.0]  # parts differ by orders of magnitude
+
+
+def test_an_evaluation_reports_the_share_of_a_long_part_and_the_time_left_of_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluation_progress, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(features, "_BATCH_SIZE", 317)  # three batches: 270 of train, 317 and 47 of test
+    reporter = MemoryReporter()
+    untrained = {"kind": "untrained", "backbone": small.spec().backbone.model_dump()}
+    spec = evaluate_spec(protocols=["knn", "few_labels"], features=untrained)
+    assert evaluate(spec, reporter, data=small.few_digits()) == "succeeded"
+    progress = [(each["step"], each.get("share"), each["eta_seconds"]) for each in reporter.of("progress")]
+    assert [(step, share) for step, share, _ in progress] == [
+        (0, None),
+        (0, pytest.approx(270 / 634, abs=1e-4)),
+        (0, pytest.approx(587 / 634, abs=1e-4)),
+        (0, 1.0),
+        (1, None),
+        (2, None),
+        (2, 0.5),
+        (2, 1.0),
+        (3, None),
+    ]
+    parts = [each.get("part") for each in reporter.of("progress")]
+    works = [f"{each} of the untrained network" for each in ("features", "kNN", "few labels")]
+    assert [*dict.fromkeys(parts)] == [*works, None]
+    assert [left is not None for *_, left in progress] == [False] * 6 + [True] * 3
 
 
 def test_a_checkpoints_features_are_its_backbones(tmp_path: Path) -> None:
