@@ -236,9 +236,14 @@ def _prepare(settings: Settings, database: Database, storage: LocalStorage, *, w
 def _ensure_keys(settings: Settings, database: Database) -> None:
     if hosts.is_loopback(settings.host):
         try:
-            keys.ensure_local(database, settings.data_dir / "key")
+            secret = keys.ensure_local(database, settings.data_dir / "key")
         except OSError as error:
             raise _unusable(settings.data_dir, error) from error
+        if secret is None:
+            log.warning(
+                "the key of this machine, in the file `key` of the data folder, is revoked or has expired, and stays "
+                "so; a server that starts without that file makes another one"
+            )
         return
     with database.read() as session:
         if not keys.has_keys(session):

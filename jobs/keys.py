@@ -466,16 +466,20 @@ def expire(session: Session) -> None:
     session.execute(delete(SignInToken).where(SignInToken.expires_at <= now_ms()))
 
 
-def ensure_local(database: Database, path: Path) -> str:
+def ensure_local(database: Database, path: Path) -> str | None:
     """Return the secret of this machine's own key, and create the key if there is none.
 
-    The secret is kept in a file that only its owner can read.
+    The secret is kept in a file that only its owner can read.  A key of the file that is revoked or has expired is not
+    replaced: an administrator has ended it.
+
+    Returns:
+        The secret; None for a key that has ended.
     """
     stored = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     if stored:
         with database.read() as session:
-            if find(session, stored):
-                return stored
+            if session.execute(select(Key.id).where(Key.hash == _hash(stored))).first() is not None:
+                return stored if find(session, stored) else None
     own = database.acting_for(activity.SERVER)
     secret = own.write(lambda session: create(session, "local", ADMINISTRATOR)[1])
     _write_local(path, secret)

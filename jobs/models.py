@@ -196,6 +196,7 @@ class Project(Base):
     __tablename__ = "projects"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(_String(200), unique=True)
+    removed_at: Mapped[int | None]  # since then it is in no list; its name stays, for the usage of its time
     # Limits of its jobs (jobs.limits); None for none.
     max_waiting: Mapped[int | None] = mapped_column(Integer)
     max_gpus: Mapped[int | None] = mapped_column(Integer)

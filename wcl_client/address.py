@@ -49,6 +49,10 @@ def find_address(data_dir: Path | None = None) -> Address:
     folder = data_dir or data_folder()
     url = _variable_url()
     key = checked_key(os.environ.get("WCL_KEY"))
+    if key is None and "WCL_KEY" in os.environ:  # a script that could not read its key must not act as another one
+        raise InvalidAddress(
+            "WCL_KEY is set and empty; set it to a key, or unset it to use the key of the service on this machine"
+        )
     announced = _announcement(folder)
     local = announced.get("url")
     if url is None and key and local and not _is_own_server(str(local), announced.get("pid")):

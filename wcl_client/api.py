@@ -633,6 +633,10 @@ class WclClient(SweepClient):
         """Rename a project, and return it; this needs `admin` for all projects."""
         return self._json(dict, "PATCH", f"/v1/projects/{part(project_id)}", json={"name": name})
 
+    def remove_project(self, project_id: str) -> None:
+        """Remove a project without keys and jobs; this needs `admin` for all projects."""
+        self._response("DELETE", f"/v1/projects/{part(project_id)}")
+
     def limit_project(self, project_id: str, limits: Mapping[str, int | None]) -> Json:
         """Change limits of a project, which hold at once, and return it; this needs `admin` for all projects.
 

@@ -973,6 +973,10 @@ class AsyncWclClient(AsyncSweepClient):
         """Rename a project, and return it; this needs `admin` for all projects."""
         return await self._json(dict, "PATCH", f"/v1/projects/{part(project_id)}", json={"name": name})
 
+    async def remove_project(self, project_id: str) -> None:
+        """Remove a project without keys and jobs; this needs `admin` for all projects."""
+        await self._response("DELETE", f"/v1/projects/{part(project_id)}")
+
     async def limit_project(self, project_id: str, limits: Mapping[str, int | None]) -> Json:
         """Change limits of a project, which hold at once, and return it; this needs `admin` for all projects.
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import IO, Any, Final
 
@@ -22,6 +23,8 @@ _ROOT = re.compile(r"(?<![\w:/.~-])/(?=[^\s/])")  # the start of an absolute pat
 _GONE = re.compile(r"/([^\s/]+)/[^\s'\",;:)\]}>]+")
 _AFTER_PATH = re.compile(r"[\s'\",;:)\]}>]|\.(?=\s|$)")
 _SIZE = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,6})?) ?(?:([KMGTkmgt])(i?))?B\s*")
+_AGO = re.compile(r"([0-9]{1,9}) ?([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _LONGEST_PATH, _MOST_PLACES = 5_000, 100
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
@@ -120,6 +123,26 @@ def bytes_of(size: str) -> int | None:
         return None
     number, prefix, binary = match.groups()
     return int(Decimal(number) * (1024 if binary else 1000) ** (" KMGT".index(prefix.upper()) if prefix else 0))
+
+
+def time_of(text: str, now: datetime) -> datetime | None:
+    """Return the time in UTC that a text names; None for another text.
+
+    Args:
+        text: a time before now, such as `30s`, `10m`, `2h`, `3d` or `1w`, or one in ISO 8601, in UTC without a zone.
+        now: with a time zone.
+
+    >>> now = datetime(2026, 11, 30, 12, tzinfo=UTC)
+    >>> [f"{time_of(text, now):%d %H:%M}" for text in ("10m", "3d", "2026-11-29", "2026-11-29T08:30+01:00")]
+    ['30 11:50', '27 12:00', '29 00:00', '29 07:30']
+    """
+    try:
+        if match := _AGO.fullmatch(text.strip()):
+            return now.astimezone(UTC) - timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+        time = datetime.fromisoformat(text.strip())
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):  # before the year 1, too
+        return None
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Projects: list, create, rename, limit."""
+"""Projects: list, create, rename, limit, remove."""
 
 from __future__ import annotations
 
@@ -86,3 +86,12 @@ def change_project(
     """
     row = database.write(lambda session: projects.change(session, project_id, body.name, body.limits))
     return ProjectResponse.of(row)
+
+
+@router.delete("/{project_id}", status_code=204)
+def remove_project(project_id: str, principal: ServiceAdmin, database: TheDatabase) -> None:
+    """Remove a project.  One with keys or jobs is refused with 409, and `detail` counts them.
+
+    Usage keeps its name, and `POST /v1/projects` with this name brings it back.
+    """
+    database.write(lambda session: projects.remove(session, project_id))

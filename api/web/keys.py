@@ -1,4 +1,4 @@
-"""The page of keys and projects: list, create, rotate and revoke keys; create, rename and limit projects.
+"""The page of keys and projects: list, create, rotate and revoke keys; create, rename, limit and remove projects.
 
 A secret is shown once, by the response that creates it.
 """
@@ -20,7 +20,7 @@ from api.web.forms.refused import form_page
 from api.web.render import page
 from jobs import keys, policies, projects
 from jobs.access import Principal
-from jobs.database import Database, database_time
+from jobs.database import DEFAULT_PROJECT, Database, database_time
 from jobs.errors import FieldError, Invalid
 from jobs.models import Key
 from wcl_core.text import bytes_of, file_size
@@ -165,6 +165,13 @@ def change_project(
     return RedirectResponse("/keys#projects", status_code=303)
 
 
+@router.post("/projects/{project_id}/remove")
+def remove_project(project_id: str, admin: ServiceAdmin, database: TheDatabase, name: _Project = "") -> Response:
+    """Remove a project; redirect to the keys.  The form has a name, too, so that its page can be shown again."""
+    database.write(lambda session: projects.remove(session, project_id))
+    return RedirectResponse("/keys#projects", status_code=303)
+
+
 @router.post("/keys/{key_id}/rotate")
 def rotate_key(
     request: Request,
@@ -202,7 +209,7 @@ def _size(num_bytes: int | None) -> str:
 def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None = None, chosen: str = "") -> Response:
     with database.read() as session:
         rows, notice, now = keys.list_keys(session), keys.notice(session), database_time(session)
-        of_service, in_order = policies.stored(session), projects.every(session)
+        of_service, in_order, names = policies.stored(session), projects.every(session), projects.by_id(session)
         named = new[0] if new else next((row for row in rows if row.id == chosen and row.revoked_at is None), None)
         namesakes = keys.namesakes(session, named) if named else None
     active = [row for row in rows if keys.grants_access(row, now)]
@@ -212,7 +219,8 @@ def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None
     context |= {"chosen": next((row for row in rows if row.id == chosen and row.revoked_at is None), None)}
     context |= {"is_last_administrator": administrators == [chosen], "notice": notice, "new": new}
     context |= {"limits": _LIMITS, "defaults": [getattr(of_service, each.policy) for each in _LIMITS]}
-    context |= {"namesakes": namesakes, "projects": in_order, "names": {row.id: row.name for row in in_order}}
+    context |= {"default_project": DEFAULT_PROJECT}
+    context |= {"namesakes": namesakes, "projects": in_order, "names": names}
     context |= {"sizes": {row.id: _size(row.max_bytes) for row in in_order}}
     role_choices = [(",".join(role.scopes), role.name) for role in ROLES]
     scopes = ",".join(named.scopes) if named else ""
@@ -228,3 +236,4 @@ def _refused_key(request: Request, admin: Principal, database: Database) -> Resp
 
 form_page(_refused_key, "/keys", "/keys/{key_id}/limits", "/keys/{key_id}/rotate", "/keys/{key_id}/revoke")
 form_page(_refused_key, "/projects", "/projects/{project_id}", conflicting="name")
+form_page(_refused_key, "/projects/{project_id}/remove")

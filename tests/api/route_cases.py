@@ -309,6 +309,10 @@ def _cases() -> Iterator[tuple[str, Case]]:
         "PATCH /v1/projects/{project_id}",
         lambda world: Request("PATCH", world.project("/v1"), {"json": {"name": f"q{next(_NUMBERS)}"}}),
     )
+    yield (
+        "DELETE /v1/projects/{project_id}",
+        lambda world: Request("DELETE", world.project("/v1"), {}),
+    )
     yield "POST /v1/sign-in-links", lambda _: Request("POST", "/v1/sign-in-links", {})
     yield "POST /v1/shares", lambda world: Request("POST", "/v1/shares", {"json": {"jobs": [world.job()]}})
     yield "DELETE /v1/shares/{share_id}", lambda world: Request("DELETE", f"/v1/shares/{world.share()}", {})
@@ -320,6 +324,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
 def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /projects", lambda _: _form("/projects", name=f"p{next(_NUMBERS)}")
     yield "POST /projects/{project_id}", lambda world: _form(world.project(), name=f"p{next(_NUMBERS)}")
+    yield "POST /projects/{project_id}/remove", lambda world: _form(f"{world.project()}/remove")
     yield "POST /keys", lambda _: _form("/keys", name="typed", scopes="read", days="30")
     yield "POST /keys/{key_id}/limits", lambda world: _form(f"/keys/{world.key()}/limits", max_waiting="5")
     yield "POST /keys/{key_id}/rotate", lambda world: _form(f"/keys/{world.key()}/rotate", days="keep")

@@ -17,6 +17,7 @@ from jobs.settings import read_settings
 from tests import servers
 from tests.contracts.compose_files import ROOT, merged
 from tests.contracts.test_repository import run_tool
+from tests.contracts.test_units import WORKER_STOP_SECONDS
 from tests.docs.pages import blocks, commands
 from tests.waiting import eventually
 from wcl_core.text import Secret
@@ -68,7 +69,7 @@ def test_every_container_is_limited_and_checked(files: tuple[str, ...]) -> None:
         assert "healthcheck" in service or name in ("caddy", "prometheus", "alertmanager", "grafana"), name
         if name.startswith("worker"):  # else Docker restarts a drained worker at once
             assert service["command"] == ["python", "-m", "worker", "--drained-wait"]
-            assert service["stop_grace_period"] == "35s"
+            assert service["stop_grace_period"] == f"{WORKER_STOP_SECONDS}s"
 
 
 @every_combination

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -11,27 +12,29 @@ from pathlib import Path
 import pytest
 
 from jobs.settings import Settings
+from wcl_client import unit
 from worker.__main__ import _END_SECONDS, _parser
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "systemd").iterdir())
 INTERPRETER = "/opt/wcl/.venv/bin/python"
+WORKER_STOP_SECONDS = 45  # for a worker to stop, wherever it runs
 
 
 def read(name: str) -> configparser.ConfigParser:
-    unit = configparser.ConfigParser(interpolation=None, delimiters=("=",), strict=True)
-    unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(ROOT / "systemd" / name)
-    return unit
+    parsed = configparser.ConfigParser(interpolation=None, delimiters=("=",), strict=True)
+    parsed.optionxform = str  # type: ignore[assignment, method-assign]
+    parsed.read(ROOT / "systemd" / name)
+    return parsed
 
 
 @pytest.mark.process
 def test_systemd_reads_each_unit(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("NO systemd-analyze: the units were not read by systemd; install systemd")
-    for unit in UNITS:
-        (tmp_path / unit.name).write_text(unit.read_text().replace(INTERPRETER, sys.executable))
-    files = [str(tmp_path / unit.name) for unit in UNITS]
+    for path in UNITS:
+        (tmp_path / path.name).write_text(path.read_text().replace(INTERPRETER, sys.executable))
+    files = [str(tmp_path / path.name) for path in UNITS]
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *files], capture_output=True, text=True, timeout=120
     )
@@ -53,6 +56,9 @@ def test_a_drained_worker_and_a_wrong_setting_are_not_restarted() -> None:
 def test_a_worker_has_time_to_save_its_runs() -> None:
     worker = read("wcl-worker.service")["Service"]
 
-    assert int(worker["TimeoutStopSec"]) > Settings().drain_seconds + _END_SECONDS
+    assert int(worker["TimeoutStopSec"]) == WORKER_STOP_SECONDS == unit._STOP_SECONDS
+    assert Settings().drain_seconds + _END_SECONDS < WORKER_STOP_SECONDS
+    operating = (ROOT / "docs" / "operating.md").read_text()
+    assert set(re.findall(r"(\d+) s to (?:save|stop)", operating)) == {str(WORKER_STOP_SECONDS)}
     assert worker["KillMode"] == "mixed", "only the worker gets the signal, not its runs"
     assert worker["OOMPolicy"] == "continue", "the kill of one run ends no other"

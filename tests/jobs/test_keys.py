@@ -335,6 +335,7 @@ def test_the_local_key_is_kept_in_a_file_for_its_owner(database: Database, tmp_p
     path = tmp_path / "key"
     secret = keys.ensure_local(database, path)
 
+    assert secret is not None
     assert path.read_text().strip() == secret
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     result = find(database, secret)
@@ -346,7 +347,7 @@ def test_the_local_key_is_kept_in_a_file_for_its_owner(database: Database, tmp_p
 
 def test_a_rotation_of_the_local_key_is_stored_in_its_file(database: Database, tmp_path: Path) -> None:
     path = tmp_path / "key"
-    principal = find(database, keys.ensure_local(database, path))
+    principal = find(database, keys.ensure_local(database, path) or "")
     assert principal is not None
     key_id = principal.key_id
     _, secret, former_hash = database.write(lambda session: keys.rotate(session, key_id))
@@ -360,13 +361,29 @@ def test_a_rotation_of_the_local_key_is_stored_in_its_file(database: Database, t
     assert keys.ensure_local(database, path) == secret
 
 
+@pytest.mark.parametrize("end", ["revoked_at", "expires_at"])
+def test_a_local_key_that_has_ended_stays_so_until_its_file_is_removed(
+    database: Database, tmp_path: Path, end: str
+) -> None:
+    path = tmp_path / "key"
+    secret = keys.ensure_local(database, path)
+    database.write(lambda session: session.execute(update(Key).values({end: 1})))
+
+    assert keys.ensure_local(database, path) is None
+    assert path.read_text().strip() == secret
+    assert len(rows.rows_of(database, Key)) == 1
+    path.unlink()
+    assert keys.ensure_local(database, path) not in (None, secret)
+
+
 @pytest.mark.parametrize("content", ["", "\n", "wcl_of-another-database\n"])
-def test_a_revoked_local_key_is_replaced(database: Database, tmp_path: Path, content: str) -> None:
+def test_a_local_key_of_another_database_is_replaced(database: Database, tmp_path: Path, content: str) -> None:
     path = tmp_path / "key"
     path.write_text(content)
     path.chmod(0o644)
     secret = keys.ensure_local(database, path)
 
+    assert secret is not None
     assert find(database, secret) is not None
     assert path.read_text().strip() == secret
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -263,6 +263,18 @@ def test_a_key_of_the_environment_goes_to_the_address_of_the_environment(
     assert find_address(tmp_path) == Address("https://mine.example/wcl", Secret("wcl_mine"))
 
 
+@pytest.mark.parametrize("key", ["", " \n"])
+def test_an_empty_key_of_the_environment_is_not_replaced_by_the_local_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:9123", "pid": 1}')
+    (tmp_path / "key").write_text("wcl_local")
+    monkeypatch.setenv("WCL_KEY", key)
+
+    with pytest.raises(InvalidAddress, match="WCL_KEY is set and empty"):
+        find_address(tmp_path)
+
+
 @pytest.mark.parametrize("key", ["wcl_se cret", "wcl_secr\net", "wcl_sécret", "wcl_secret\0", "wcl_\udcffsecret"])
 def test_a_key_that_cannot_be_one_is_refused_and_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select, update
 
 from jobs import keys, policies
+from jobs.database import now_ms
+from jobs.models import Activity
 from jobs.settings import Settings
 from tests.api.served import Served
 from tests.wcl_client.test_operations import wcl
@@ -75,6 +80,37 @@ def test_whoami_names_role_project_limits_and_server(server: Served, monkeypatch
     assert "role member (read, submit) project default expiry expires 2" in lines
     assert "waiting jobs 3 devices at once 2 (of the service) jobs a minute no limit" in lines
     assert f"server {os.environ['WCL_URL']}, version {VERSION}" in lines
+
+
+def test_a_project_is_removed_once_it_is_empty(server: Served) -> None:
+    wcl("projects", "create", "vision")
+    wcl("keys", "create", "ben", "--project", "vision")
+
+    refused = wcl("projects", "remove", "vision")
+    assert "the project vision has 1 key (move or revoke" in str(refused.exception)
+    wcl("keys", "change", "ben", "--project", "default")
+    assert wcl("projects", "remove", "vision").stdout == "vision removed\n"
+    assert "vision" not in wcl("projects", "list").stdout
+    assert "there is no project 'vision'" in wcl("projects", "remove", "vision").output
+
+
+def test_the_activity_of_a_time_before_now(server: Served) -> None:
+    entries = [wcl("keys", "create", name) and name for name in ("old", "new")]
+    database_now = server.database.write(lambda session: session.execute(select(now_ms())).scalar_one())
+    moved = update(Activity).where(Activity.object_name == "old").values(at=database_now - 3 * 3_600_000)
+    server.database.write(lambda session: session.execute(moved))
+
+    def names(*options: str) -> list[str]:
+        done = wcl("activity", "--action", "key.create", *options, "--json")
+        return [each["object_name"] for each in json.loads(done.stdout) if each["object_name"] in entries]
+
+    assert names("--since", "2h") == ["new"]
+    assert names("--since", "1d") == ["new", "old"]
+    assert names("--until", "120m") == ["old"]
+    iso = datetime.fromtimestamp(database_now / 1000 - 7_200, timezone(timedelta(hours=5))).isoformat()
+    assert names("--since", iso) == ["new"]
+    wrong = wcl("activity", "--since", "yesterday")
+    assert "--since yesterday: expected 30m, 2h or 3d, or a time such as" in " ".join(wrong.output.split())
 
 
 def test_wrong_requests_name_what_to_do(server: Served) -> None:

@@ -1,4 +1,4 @@
-"""Commands for projects: list, create, rename, set limits."""
+"""Commands for projects: list, create, rename, set limits, remove."""
 
 from __future__ import annotations
 
@@ -60,6 +60,18 @@ def rename(
     with WclClient.connect() as client:
         row = client.rename_project(_id_of(client, project), new_name)
     print_json(row) if as_json else out.say(row["name"])
+
+
+@group.command()
+def remove(project: Annotated[str, typer.Argument(help="Its name, or the id.")], as_json: AsJson = False) -> None:
+    """Remove a project without keys and jobs. This needs an administrator's key of all projects.
+
+    Usage keeps its name; `wcl projects create` with this name brings it back.
+    """
+    with WclClient.connect() as client:
+        project_id = _id_of(client, project)
+        client.remove_project(project_id)
+    print_json({"id": project_id}) if as_json else out.say(f"{project} removed")
 
 
 @group.command("set")

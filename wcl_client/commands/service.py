@@ -22,6 +22,7 @@ from wcl_client.errors import WclError
 from wcl_client.registration import list_datasets
 from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_client.up import UpOptions, free_port, run
+from wcl_core.text import time_of
 
 app = typer.Typer()
 service = typer.Typer(help="Let systemd run `wcl up`: install, remove.", no_args_is_help=True)
@@ -178,7 +179,10 @@ def doctor(
         raise typer.Exit(1)
 
 
-_Time = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="In UTC.")]
+_Time = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="So long ago: 30m, 2h, 3d; or a time: 2026-11-30, 2026-11-30T08:00 (UTC)."),
+]
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -197,14 +201,18 @@ def activity(
 
     This needs an administrator's key.  With `--json` and a high limit it exports the log.
     """
+    times = {name: _utc(f"--{name}", text) for name, text in (("since", since), ("until", until))}
     with WclClient.connect() as client:
-        times = {"since": _utc(since), "until": _utc(until)}
         entries = client.activity(actor=actor, action=action, target=target, limit=limit, **times)
     print_json(entries) if as_json else out.show(output.activity_table(entries))
 
 
-def _utc(time: datetime | None) -> str | None:
-    return None if time is None else time.replace(tzinfo=UTC).isoformat()
+def _utc(option: str, text: str | None) -> str | None:
+    if text is None:
+        return None
+    if (time := time_of(text, datetime.now(UTC))) is None:
+        raise typer.BadParameter(f"{option} {text}: expected 30m, 2h or 3d, or a time such as 2026-11-30T08:00")
+    return time.isoformat()
 
 
 @app.command(rich_help_panel=SERVICE)

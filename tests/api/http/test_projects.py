@@ -267,6 +267,76 @@ def test_a_project_has_one_name(small: Served) -> None:
     assert admin.patch(address, json={"name": "images"}).json()["name"] == "images"
 
 
+def test_a_project_without_keys_and_jobs_can_be_removed(small: Served) -> None:
+    world, admin = _world(small), small.client()
+    (alpha,) = (each["id"] for each in admin.get("/v1/projects").json()["items"] if each["name"] == "alpha")
+    address, job_id = f"/v1/projects/{alpha}", world.job()
+    admin.patch(address, json={"max_waiting": 5})
+
+    def reason() -> str:
+        refused = admin.delete(address)
+        assert_problem(refused, 409)
+        return str(refused.json()["detail"])
+
+    assert "alpha has 2 keys (move or revoke" in reason()
+    assert f"and 1 job (`wcl delete`, submitted by {MARK})" in reason()
+    for each in world.admin.get("/v1/keys").json()["items"]:
+        admin.delete(f"/v1/keys/{each['id']}")
+    assert reason().startswith("the project alpha has 1 job (")
+    admin.delete(f"/v1/jobs/{job_id}")
+    assert reason().startswith("the project alpha has 1 deleted job (`wcl purge`")
+    small.settings.checkpoints_dir.mkdir(parents=True)  # as a server makes it at its start
+    admin.post("/v1/deletions/purge", json={"jobs": [job_id]})
+    assert admin.delete(address).status_code == 204
+
+    names = [each["name"] for each in admin.get("/v1/projects").json()["items"]]
+    assert names == ["beta", "default"]
+    assert_problem(admin.delete(address), 404)
+    assert_problem(admin.patch(address, json={"max_gpus": 3}), 404)
+    assert_problem(admin.post("/v1/keys", json={"name": "new", "project": "alpha"}), 404)
+    (beta,) = (each["id"] for each in admin.get("/v1/projects").json()["items"] if each["name"] == "beta")
+    taken = admin.patch(f"/v1/projects/{beta}", json={"name": "alpha"})
+    assert_problem(taken, 409)
+    assert "brings it back" in taken.json()["detail"]
+    assert {each["project"] for each in admin.get("/v1/keys").json()["items"] if each["name"] == MARK} == {"alpha"}
+    entries = admin.get("/v1/activity?action=project.remove").json()["items"]
+    assert [(each["object_id"], each["object_name"]) for each in entries] == [(alpha, "alpha")]
+    back = admin.post("/v1/projects", json={"name": "alpha"}).json()
+    assert (back["id"], back["max_waiting"]) == (alpha, None)
+
+
+def test_the_default_project_cannot_be_removed(small: Served) -> None:
+    admin = small.client()
+    (project,) = admin.get("/v1/projects").json()["items"]
+
+    assert_problem(admin.delete(f"/v1/projects/{project['id']}"), 409)
+
+
+def test_a_sweep_that_goes_on_keeps_its_project(small: Served) -> None:
+    world, admin = _world(small), small.client()
+    world.sweep()
+    (alpha,) = (each["id"] for each in admin.get("/v1/projects").json()["items"] if each["name"] == "alpha")
+
+    refused = admin.delete(f"/v1/projects/{alpha}")
+
+    assert_problem(refused, 409)
+    assert refused.json()["detail"].endswith("1 unfinished sweep (`wcl sweep cancel`)")
+
+
+def test_the_page_removes_projects(small: Served) -> None:
+    _world(small)
+    browser, own = small.browser(), {"Origin": small.url}
+    ids = {each["name"]: each["id"] for each in small.client().get("/v1/projects").json()["items"]}
+
+    refused = browser.post(f"/projects/{ids['alpha']}/remove", data={"name": "alpha"}, headers=own)
+
+    assert refused.status_code == 409
+    assert "he project alpha has 2 keys" in refused.text
+    assert f"/projects/{ids['default']}/remove" not in refused.text
+    assert browser.post(f"/projects/{ids['beta']}/remove", data={"name": "beta"}, headers=own).status_code == 303
+    assert [each["name"] for each in small.client().get("/v1/projects").json()["items"]] == ["alpha", "default"]
+
+
 def test_a_project_has_limits(small: Served) -> None:
     world, admin = _world(small), small.client()
     (alpha,) = (each["id"] for each in admin.get("/v1/projects").json()["items"] if each["name"] == "alpha")
