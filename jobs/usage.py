@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -55,13 +55,15 @@ def _by_day(start: int, end: int) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Usage:
-    """What the jobs of a key, or of a project, used in a month, those included that still run or are deleted.
+    """What the jobs of a key, of a project, or of a key in a project used in a month.
+
+    Jobs that still run or are deleted count.
 
     Attributes:
         month: such as 2026-11, in UTC.
         owner_id: the id of the key; empty for jobs of none, and for a project.
         owner: the name of the key.
-        project_id: the id of the project; None for a key.
+        project_id: the id of the project; None where the row is about a key in all projects.
         project: the name of the project.
         gpu_ms: of all GPUs together.
         cpu_ms: of attempts without GPUs.
@@ -80,26 +82,27 @@ class Usage:
     attempts: int = 0
 
 
-def monthly(session: Session, month: str | None = None, *, by_project: bool = False) -> list[Usage]:
-    """Return the use of each key in each month, the newest month first, in it the largest use first.
+def monthly(
+    session: Session, first: str | None = None, last: str | None = None, *, by: Collection[str] = ("key",)
+) -> list[Usage]:
+    """Return the use of each key or project in each month, the newest month first, in it the largest use first.
 
     Args:
         session: a reading transaction.
-        month: only this one; all if None.
-        by_project: return the use of each project in place of that of each key.
+        first, last: months, such as 2026-11; without one, there is no limit.
+        by: `key`, `project` or both: what a row is about.
     """
-    result: dict[tuple[str, str], Usage] = {}
+    result: dict[tuple[str, str, str | None], Usage] = {}
 
     def of(day: int, owner: str, project: str) -> Usage:
-        name = _month(day)
-        if by_project:
-            return result.setdefault((name, project), Usage(name, project_id=project))
-        return result.setdefault((name, owner), Usage(name, owner))
+        key = _month(day), owner if "key" in by else "", project if "project" in by else None
+        return result.setdefault(key, Usage(key[0], owner_id=key[1], project_id=key[2]))
 
     stored = select(DeviceUse)
-    if month is not None:
-        first = (date.fromisoformat(f"{month}-01") - date(1970, 1, 1)).days
-        stored = stored.where(DeviceUse.day >= first, DeviceUse.day < first + 31)
+    if first is not None:
+        stored = stored.where(DeviceUse.day >= _day_of(first))
+    if last is not None:
+        stored = stored.where(DeviceUse.day < _day_of(last) + 31)
     for row in session.execute(stored).scalars():
         usage = of(row.day, row.owner_id, row.project_id)
         usage.gpu_ms, usage.cpu_ms = usage.gpu_ms + row.gpu_ms, usage.cpu_ms + row.cpu_ms
@@ -115,11 +118,11 @@ def monthly(session: Session, month: str | None = None, *, by_project: bool = Fa
             usage.cpu_ms += 0 if attempt.gpus else milliseconds * devices
             usage.jobs += int(place == 0 and attempt.number == 1)
             usage.attempts += int(place == 0)
-    names, projects = ({}, by_id(session)) if by_project else (names_of(session), {})
+    names, projects = names_of(session), by_id(session)
     for usage in result.values():
         usage.owner = names.get(usage.owner_id, "")
         usage.project = projects.get(usage.project_id or "")
-    chosen = [usage for usage in result.values() if month in (None, usage.month)]
+    chosen = [usage for usage in result.values() if (first or "") <= usage.month <= (last or usage.month)]
     chosen.sort(key=lambda each: (-each.gpu_ms, -each.cpu_ms, each.owner, each.project or "", each.owner_id))
     return sorted(chosen, key=lambda each: each.month, reverse=True)
 
@@ -128,6 +131,11 @@ def names_of(session: Session) -> dict[str, str]:
     """Return the names of all keys by id."""
     with within(session, None):  # keys of all projects submit jobs, too
         return {row.id: row.name for row in session.execute(select(Key.id, Key.name))}
+
+
+def _day_of(month: str) -> int:
+    """Return the first day of a month, in days since 1970."""
+    return (date.fromisoformat(f"{month}-01") - date(1970, 1, 1)).days
 
 
 def _month(day: int) -> str:

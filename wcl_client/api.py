@@ -46,6 +46,7 @@ from wcl_client.sweeps import SweepClient
 if TYPE_CHECKING:
     from wcl_client.notebook import Run
 
+UsageBy = Literal["key", "project", "key,project"]
 Archived = Literal["only", "all"]  # archived jobs alone, or with the others
 
 
@@ -806,15 +807,26 @@ class WclClient(SweepClient):
         times = {"since": since, "until": until}
         return self._newest("/v1/activity", limit, actor=actor, action=action, target=target, **times)
 
-    def usage(self, month: str | None = None, by: Literal["key", "project"] = "key") -> list[Json]:
-        """Return the use of devices of each key or project in each month, newest first; `month` is such as 2026-11."""
-        response = self._json(Json, "GET", "/v1/usage", params=_without_none({"month": month, "by": by}))
-        items: list[Json] = response["items"]
+    def usage(
+        self, month: str | None = None, by: UsageBy = "key", *, first: str | None = None, last: str | None = None
+    ) -> list[Json]:
+        """Return the use of devices of each key or project in each month, newest first.
+
+        Args:
+            month: only this one, such as 2026-11.
+            by: what a row is about.
+            first, last: in place of `month`, the first and the last one.
+        """
+        params = _without_none({"month": month, "by": by, "from": first, "to": last})
+        items: list[Json] = self._json(Json, "GET", "/v1/usage", params=params)["items"]
         return items
 
-    def usage_csv(self, month: str | None = None, by: Literal["key", "project"] = "key") -> bytes:
+    def usage_csv(
+        self, month: str | None = None, by: UsageBy = "key", *, first: str | None = None, last: str | None = None
+    ) -> bytes:
         """Return the same as CSV."""
-        return self._response("GET", "/v1/usage.csv", params=_without_none({"month": month, "by": by})).content
+        params = _without_none({"month": month, "by": by, "from": first, "to": last})
+        return self._response("GET", "/v1/usage.csv", params=params).content
 
     def storage(self, *, by: str | None = None, limit: int = 50) -> Json:
         """Return the stored files: `size`, `owners`, `projects` and `jobs`, the largest first; `by` is a key."""

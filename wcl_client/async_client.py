@@ -19,7 +19,7 @@ from uuid import uuid4
 import httpx
 
 from wcl_client.address import checked_key, checked_url, find_address
-from wcl_client.api import Archived, _job_body, _schema_of, _without_none
+from wcl_client.api import Archived, UsageBy, _job_body, _schema_of, _without_none
 from wcl_client.connection import (
     _PART_BYTES,
     _UPLOAD_SECONDS,
@@ -1146,15 +1146,26 @@ class AsyncWclClient(AsyncSweepClient):
         times = {"since": since, "until": until}
         return await self._newest("/v1/activity", limit, actor=actor, action=action, target=target, **times)
 
-    async def usage(self, month: str | None = None, by: Literal["key", "project"] = "key") -> list[Json]:
-        """Return the use of devices of each key or project in each month, newest first; `month` is such as 2026-11."""
-        response = await self._json(Json, "GET", "/v1/usage", params=_without_none({"month": month, "by": by}))
-        items: list[Json] = response["items"]
+    async def usage(
+        self, month: str | None = None, by: UsageBy = "key", *, first: str | None = None, last: str | None = None
+    ) -> list[Json]:
+        """Return the use of devices of each key or project in each month, newest first.
+
+        Args:
+            month: only this one, such as 2026-11.
+            by: what a row is about.
+            first, last: in place of `month`, the first and the last one.
+        """
+        params = _without_none({"month": month, "by": by, "from": first, "to": last})
+        items: list[Json] = (await self._json(Json, "GET", "/v1/usage", params=params))["items"]
         return items
 
-    async def usage_csv(self, month: str | None = None, by: Literal["key", "project"] = "key") -> bytes:
+    async def usage_csv(
+        self, month: str | None = None, by: UsageBy = "key", *, first: str | None = None, last: str | None = None
+    ) -> bytes:
         """Return the same as CSV."""
-        return (await self._response("GET", "/v1/usage.csv", params=_without_none({"month": month, "by": by}))).content
+        params = _without_none({"month": month, "by": by, "from": first, "to": last})
+        return (await self._response("GET", "/v1/usage.csv", params=params)).content
 
     async def storage(self, *, by: str | None = None, limit: int = 50) -> Json:
         """Return the stored files: `size`, `owners`, `projects` and `jobs`, the largest first; `by` is a key."""

@@ -286,12 +286,14 @@ def keys_table(keys: Sequence[Key]) -> Rows:
 
 def usage_table(rows: Sequence[Json]) -> Rows:
     """Return a table with a row for each month and key or project."""
-    of = "project" if any(row.get("project_id") for row in rows) else "key"
-    table = Rows("month", of, "GPU hours", "CPU hours", "jobs", "attempts", cut=(of,))
+    has_projects = any(row.get("project_id") for row in rows)
+    has_keys = not has_projects or any(row["owner_id"] for row in rows)
+    of = (*(("key",) if has_keys else ()), *(("project",) if has_projects else ()))
+    table = Rows("month", *of, "GPU hours", "CPU hours", "jobs", "attempts", cut=of)
     for row in rows:
+        names = {"key": row["owner"] or row["owner_id"][-12:] or "none", "project": row.get("project") or "none"}
         hours = (f"{row['gpu_hours']:,.2f}", f"{row['cpu_hours']:,.2f}")
-        name = row.get("project") or row["owner"] or row["owner_id"][-12:] or "none"
-        table.add(row["month"], name, *hours, row["jobs"], row["attempts"])
+        table.add(row["month"], *(names[each] for each in of), *hours, row["jobs"], row["attempts"])
     return table
 
 

@@ -21,19 +21,23 @@ from api.rest.responses import Response
 from jobs import access, checkpoints, queries, usage
 from jobs.access import Principal
 from jobs.database import Database
-from jobs.errors import Forbidden, existing
+from jobs.errors import FieldError, Forbidden, Invalid, existing
 from jobs.models import Checkpoint, Job
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 log = logging.getLogger(__name__)
 _AT_ONCE: Final = 100  # jobs of one transaction
 
-Month = Annotated[
-    str | None, Query(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$", description="Only this month, such as 2026-11.")
+_MONTH: Final = r"^20[0-9]{2}-(0[1-9]|1[0-2])$"
+Month = Annotated[str | None, Query(pattern=_MONTH, description="Only this month, such as 2026-11.")]
+First = Annotated[str | None, Query(alias="from", pattern=_MONTH, description="The first month, such as 2026-09.")]
+Last = Annotated[str | None, Query(alias="to", pattern=_MONTH, description="The last month.")]
+By = Annotated[
+    Literal["key", "project", "key,project"],
+    Query(description="What a row is about: a key, a project, or a key in a project."),
 ]
-By = Annotated[Literal["key", "project"], Query(description="What a row is about.")]
 _HOUR_MS: Final = 3_600_000
-_OF: Final[dict[str, tuple[str, str]]] = {"key": ("owner", "owner_id"), "project": ("project", "project_id")}
+_OF: Final[dict[str, tuple[str, ...]]] = {"key": ("owner", "owner_id"), "project": ("project", "project_id")}
 _NUMBERS: Final = ("gpu_hours", "cpu_hours", "jobs", "attempts")
 _CSV: Final = described("A row for each month and key or project, the newest month first.")
 
@@ -41,8 +45,9 @@ _CSV: Final = described("A row for each month and key or project, the newest mon
 class UsageResponse(Response):
     """What the jobs of a key, or of a project, used in a month (UTC), those that run or are deleted included.
 
-    With `by=project`, `owner` and `owner_id` are empty; else `project` and `project_id` are null.  `gpu_hours` are of
-    all GPUs together, `cpu_hours` those of attempts without GPUs.  `jobs` began in that month.
+    With `by=project`, `owner` and `owner_id` are empty; with `by=key`, `project` and `project_id` are null.  A GPU hour
+    is one hour in which an attempt holds one GPU, a CPU hour one hour in which an attempt without GPUs runs, whatever
+    the number of its cores.  `jobs` began in that month.
     """
 
     month: str
@@ -107,25 +112,41 @@ class StorageResponse(Response):
 
 
 @router.get("/usage")
-def show_usage(principal: Reader, database: TheDatabase, month: Month = None, by: By = "key") -> UsageList:
+def show_usage(
+    principal: Reader,
+    database: TheDatabase,
+    month: Month = None,
+    by: By = "key",
+    first: First = None,
+    last: Last = None,
+) -> UsageList:
     """Return the use of devices of each key, or of each project, in each month."""
-    return UsageList(items=_usage(database, month, by))
+    return UsageList(items=_usage(database, first or month, last or month, by))
 
 
 @router.get("/usage.csv", response_class=HttpResponse, responses=_CSV)
-def usage_table(principal: Reader, database: TheDatabase, month: Month = None, by: By = "key") -> HttpResponse:
+def usage_table(
+    principal: Reader,
+    database: TheDatabase,
+    month: Month = None,
+    by: By = "key",
+    first: First = None,
+    last: Last = None,
+) -> HttpResponse:
     """Return the use of devices of each key, or of each project, in each month as CSV."""
-    name, identity = _OF[by]
+    names = [name for each in by.split(",") for name in _OF[each]]
     lines = [
-        (row.month, inert(getattr(row, name) or ""), getattr(row, identity), *(getattr(row, each) for each in _NUMBERS))
-        for row in _usage(database, month, by)
+        (row.month, *(inert(getattr(row, name) or "") for name in names), *(getattr(row, each) for each in _NUMBERS))
+        for row in _usage(database, first or month, last or month, by)
     ]
-    return file("usage.csv", [("month", name, identity, *_NUMBERS), *lines])
+    return file("usage.csv", [("month", *names, *_NUMBERS), *lines])
 
 
-def _usage(database: Database, month: str | None, by: str) -> list[UsageResponse]:
+def _usage(database: Database, first: str | None, last: str | None, by: str) -> list[UsageResponse]:
+    if first and last and first > last:
+        raise Invalid([FieldError("/from", f"{first} is after {last}")])
     with database.read() as session:
-        return [usage_response(row) for row in usage.monthly(session, month, by_project=by == "project")]
+        return [usage_response(row) for row in usage.monthly(session, first, last, by=by.split(","))]
 
 
 @router.get("/storage")

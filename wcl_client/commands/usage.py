@@ -22,27 +22,34 @@ class By(Enum):
 
     KEY = "key"
     PROJECT = "project"
+    BOTH = "key,project"
 
 
 @app.command(rich_help_panel=SERVICE)
 def usage(
     month: Annotated[str | None, typer.Option(help="Only this month, such as 2026-11.")] = None,
-    by: Annotated[By, typer.Option(help="What a row is about.")] = By.KEY,
+    first: Annotated[str | None, typer.Option("--from", metavar="MONTH", help="The first month.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="MONTH", help="The last month.")] = None,
+    by: Annotated[By, typer.Option(help="What a row is about: a key, a project, or a key in a project.")] = By.KEY,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Show the hours of devices by key or project, and month.
 
-    Each month is in UTC.  Jobs that run or are deleted count.
+    A GPU hour is one hour in which an attempt holds one GPU, a CPU hour one hour in which an attempt without GPUs runs,
+    whatever the number of its cores.  Each month is in UTC.  Jobs that run or are deleted count.
     """
     refuse_both(as_json, as_csv)
-    if month is not None and not re.fullmatch(r"20[0-9]{2}-(0[1-9]|1[0-2])", month):
-        raise typer.BadParameter(f"--month {month}: expected a month such as 2026-11")
+    for option, typed in (("--month", month), ("--from", first), ("--to", last)):
+        if typed is not None and not re.fullmatch(r"20[0-9]{2}-(0[1-9]|1[0-2])", typed):
+            raise typer.BadParameter(f"{option} {typed}: expected a month such as 2026-11")
+    if month is not None and (first is not None or last is not None):
+        raise typer.BadParameter("--month is one month; give either it, or --from and --to")
     with WclClient.connect() as client:
         if as_csv:
-            print_csv(client.usage_csv(month, by.value))
+            print_csv(client.usage_csv(month, by.value, first=first, last=last))
             return
-        rows = client.usage(month, by.value)
+        rows = client.usage(month, by.value, first=first, last=last)
     print_json(rows) if as_json else out.show(output.usage_table(rows))
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from jobs import keys, projects, transitions
-from jobs.models import Checkpoint, DeviceUse
+from jobs.database import DEFAULT_PROJECT
+from jobs.models import Checkpoint, DeviceUse, Key
 from tests.api.route_cases import Member
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
 from tests.jobs.rows import Run
 
 OCTOBER_30 = 20391  # days since 1970 of 2025-10-30
+DECEMBER_1 = OCTOBER_30 + 32
 
 
 def test_usage_counts_running_ended_and_deleted_jobs_by_month(small: Served) -> None:
@@ -100,6 +104,50 @@ def test_usage_and_storage_by_project_follow_the_project_of_the_jobs(small: Serv
     page = small.browser().get("/usage?by=project").text
     assert page.count(">vision<") == 2, "by month, and of the storage"
     assert_problem(boss.get("/v1/usage?by=month"), 422, "by")
+
+
+def test_usage_of_a_range_of_months_by_key_and_project(small: Served) -> None:
+    database, boss = small.database, small.client()
+    vision = database.write(lambda session: projects.create(session, "vision").id)
+    anna, ben = (Member.of(small, name).key_id for name in ("anna", "ben"))
+
+    def use(session: Session) -> None:
+        for owner, project, day, hours in (
+            (anna, vision, OCTOBER_30, 1),
+            (anna, DEFAULT_PROJECT, OCTOBER_30, 2),
+            (ben, vision, OCTOBER_30 + 30, 4),
+            (ben, vision, DECEMBER_1, 8),
+        ):
+            facts = {"gpu_ms": hours * 3_600_000, "cpu_ms": 0, "jobs": 1, "attempts": 1, "updated_at": 0}
+            session.add(DeviceUse(owner_id=owner, project_id=project, day=day, **facts))
+
+    database.write(use)
+
+    def rows_of(query: str) -> list[tuple[Any, ...]]:
+        items = boss.get(f"/v1/usage?{query}").json()["items"]
+        return [(each["month"], each["owner"], each["project"], each["gpu_hours"]) for each in items]
+
+    both = rows_of("by=key,project&from=2025-10&to=2025-11")
+    assert both == [
+        ("2025-11", "ben", "vision", 4.0),
+        ("2025-10", "anna", "default", 2.0),
+        ("2025-10", "anna", "vision", 1.0),
+    ]
+    assert rows_of("from=2025-11") == [("2025-12", "ben", None, 8.0), ("2025-11", "ben", None, 4.0)]
+    assert rows_of("by=project&to=2025-10") == [("2025-10", "", "default", 2.0), ("2025-10", "", "vision", 1.0)]
+    assert boss.get("/v1/usage.csv?by=key,project&to=2025-10").text.splitlines() == [
+        "month,owner,owner_id,project,project_id,gpu_hours,cpu_hours,jobs,attempts",
+        f"2025-10,anna,{anna},default,{DEFAULT_PROJECT},2.0,0.0,1,1",
+        f"2025-10,anna,{anna},vision,{vision},1.0,0.0,1,1",
+    ]
+    assert_problem(boss.get("/v1/usage?from=2025-12&to=2025-11"), 422, "/from")
+    page = small.browser().get("/usage?by=key,project&from=2025-11&to=").text
+    assert [text in page for text in ("2025-12", "2025-11", "2025-10")] == [True, True, False]
+    assert "A CPU hour is one hour in which an attempt without GPUs runs" in page
+    assert "/v1/usage.csv?by=key,project&amp;from=2025-11" in page
+    database.write(lambda session: session.execute(update(Key).values(revoked_at=1).where(Key.id.in_((anna, ben)))))
+    assert boss.delete(f"/v1/projects/{vision}").status_code == 204
+    assert rows_of("by=key,project&from=2025-10&to=2025-11") == both, "usage keeps the name of a removed project"
 
 
 def test_removable_checkpoints_are_removed_with_their_files_and_nothing_else_is(small: Served) -> None:
