@@ -195,6 +195,48 @@ def waiting(session: Session, jobs: ColumnElement[bool], sweeps: ColumnElement[b
     return session.execute(own).scalar_one() + to_come
 
 
+def excess_of_key(session: Session, key_id: str) -> str | None:
+    """Return what a key has beyond its limits, a sentence without a full stop; None if it keeps them."""
+    limits, _ = limits_of(session, key_id)
+    devices = job_queue(session).use_of(key_id).devices
+    num_waiting = waiting(session, Job.created_by == key_id, Sweep.created_by == key_id)
+    parts = (_running(devices, limits.devices, "device"), _waiting(num_waiting, limits.waiting))
+    return _joined(f"the key {limits.name}", parts)
+
+
+def excess_of_project(session: Session, project_id: str) -> str | None:
+    """Return what a project has beyond its limits, as `excess_of_key`."""
+    project = session.get_one(Project, project_id)
+    gpus = job_queue(session).use_of_project(project_id).devices
+    num_waiting = waiting(session, Job.project_id == project_id, Sweep.project_id == project_id)
+    size = 0 if project.max_bytes is None else usage.size_of(session, project_id)
+    is_over = project.max_bytes is not None and size > project.max_bytes
+    stored = f"stores {file_size(size)}, {file_size(size - (project.max_bytes or 0))} over its limit, which stay"
+    parts = (
+        _running(gpus, project.max_gpus, "GPU"),
+        _waiting(num_waiting, project.max_waiting),
+        stored if is_over else None,
+    )
+    return _joined(f"the project {project.name}", parts)
+
+
+def _running(number: int, limit: int | None, noun: str) -> str | None:
+    if limit is None or number <= limit:
+        return None
+    return f"uses {counted(number, noun)}, {number - limit:,} over its limit, until its running jobs end"
+
+
+def _waiting(number: int, limit: int | None) -> str | None:
+    if limit is None or number <= limit:
+        return None
+    return f"has {counted(number, 'waiting job')}, {number - limit:,} over its limit, which stay"
+
+
+def _joined(subject: str, parts: Iterable[str | None]) -> str | None:
+    texts = [part for part in parts if part is not None]
+    return f"{subject} {'; it '.join(texts)}" if texts else None
+
+
 def _locked(project_ids: Iterable[str]) -> Select[str]:
     """Return the query that locks projects, in one order, against submissions and claims within their limits."""
     return select(Project.id).where(Project.id.in_(project_ids)).order_by(Project.id).with_for_update(key_share=True)

@@ -13,7 +13,7 @@ from api.http.dependencies import TheDatabase, TheSettings
 from api.http.idempotency import TheKeyCreation
 from api.rest.job_bodies import Name
 from api.rest.responses import Response, Time
-from jobs import keys, policies, projects
+from jobs import keys, limits, policies, projects
 from jobs.access import Principal
 from jobs.database import Database, database_time
 from jobs.errors import existing
@@ -97,7 +97,7 @@ class KeyResponse(Response):
     `expires_at` is null for a key that does not expire; `rotated_at` says when it got its present secret, if that is
     not its first one.  A limit of null is that of the service.  `proxy_user` names the person whom a proxy signs in;
     the row owns what the person submits.  `project` names its project; null for a key of all projects.  `warning` says
-    of a new or renamed key that other keys have its name.
+    of a new or renamed key that other keys have its name, and after a change of limits what is beyond them now.
     """
 
     id: str
@@ -203,7 +203,11 @@ def change_key(key_id: str, body: KeyChangeBody, principal: Admin, database: The
     row = database.write(lambda session: body.apply(session, key_id))
     with database.read() as session:
         is_active = keys.grants_access(row, database_time(session))
-        warning = None if body.name is None else keys.namesakes(session, row)
+        warnings = (
+            None if body.name is None else keys.namesakes(session, row),
+            limits.excess_of_key(session, key_id) if body.limits else None,
+        )
+        warning = "; ".join(each for each in warnings if each is not None) or None
         return KeyResponse.of(row, is_active=is_active, project=_project(session, row), warning=warning)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.http.auth import Reader, ServiceAdmin
 from api.http.dependencies import TheDatabase
 from api.rest.responses import Response
-from jobs import projects
+from jobs import limits, projects
 
 router = APIRouter(prefix="/v1/projects", tags=["access"])
 
@@ -47,13 +47,17 @@ class ProjectBody(BaseModel):
 
 
 class ProjectResponse(Response):
-    """A project: its keys see what they submit, and nothing of other projects.  A limit of null is none."""
+    """A project: its keys see what they submit, and nothing of other projects.  A limit of null is none.
+
+    `warning` says after a change of limits what is beyond them now: running and waiting jobs stay.
+    """
 
     id: str
     name: str
     max_waiting: int | None
     max_gpus: int | None
     max_bytes: int | None
+    warning: str | None
 
 
 class Projects(Response):
@@ -66,13 +70,13 @@ class Projects(Response):
 def list_projects(principal: Reader, database: TheDatabase) -> Projects:
     """List the projects that the key sees."""
     with database.read() as session:
-        return Projects(items=[ProjectResponse.of(row) for row in projects.every(session)])
+        return Projects(items=[ProjectResponse.of(row, warning=None) for row in projects.every(session)])
 
 
 @router.post("", status_code=201)
 def create_project(body: ProjectName, principal: ServiceAdmin, database: TheDatabase) -> ProjectResponse:
     """Create a project; keys get into it by `project` of `POST /v1/keys` and `PATCH /v1/keys/{key_id}`."""
-    return ProjectResponse.of(database.write(lambda session: projects.create(session, body.name)))
+    return ProjectResponse.of(database.write(lambda session: projects.create(session, body.name)), warning=None)
 
 
 @router.patch("/{project_id}")
@@ -85,7 +89,9 @@ def change_project(
     back waits with the cause `project_limit`.
     """
     row = database.write(lambda session: projects.change(session, project_id, body.name, body.limits))
-    return ProjectResponse.of(row)
+    with database.read() as session:
+        warning = limits.excess_of_project(session, project_id) if body.limits else None
+    return ProjectResponse.of(row, warning=warning)
 
 
 @router.delete("/{project_id}", status_code=204)

@@ -18,7 +18,7 @@ from api.rest.projects import ProjectBody, ProjectName
 from api.web.forms.fields import body_of
 from api.web.forms.refused import form_page
 from api.web.render import page
-from jobs import keys, policies, projects
+from jobs import keys, limits, policies, projects
 from jobs.access import Principal
 from jobs.database import DEFAULT_PROJECT, Database, database_time
 from jobs.errors import FieldError, Invalid
@@ -70,10 +70,14 @@ _LIMITS: Final = (
 
 @router.get("/keys")
 def keys_page(
-    request: Request, admin: Admin, database: TheDatabase, key: Annotated[str, Query(max_length=36)] = ""
+    request: Request,
+    admin: Admin,
+    database: TheDatabase,
+    key: Annotated[str, Query(max_length=36)] = "",
+    project: Annotated[str, Query(max_length=36, description="A project whose limits have changed.")] = "",
 ) -> Response:
     """Return the list of keys, with a form for a new one, and forms that change the key that the address names."""
-    return _keys_page(request, database, chosen=key)
+    return _keys_page(request, database, chosen=key, changed_project=project)
 
 
 @router.post("/keys")
@@ -162,7 +166,7 @@ def change_project(
     limits = {"max_gpus": max_gpus.strip() or None, "max_waiting": max_waiting.strip() or None}
     body = body_of(ProjectBody, {"name": name.strip(), "max_bytes": bytes_of(size), **limits})
     database.write(lambda session: projects.change(session, project_id, body.name, body.limits))
-    return RedirectResponse("/keys#projects", status_code=303)
+    return RedirectResponse(f"/keys?project={project_id}#projects", status_code=303)
 
 
 @router.post("/projects/{project_id}/remove")
@@ -206,12 +210,20 @@ def _size(num_bytes: int | None) -> str:
     return "" if num_bytes is None else text if bytes_of(text) == num_bytes else f"{num_bytes} B"
 
 
-def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None = None, chosen: str = "") -> Response:
+def _keys_page(
+    request: Request,
+    database: Database,
+    new: tuple[Key, str] | None = None,
+    chosen: str = "",
+    changed_project: str = "",
+) -> Response:
     with database.read() as session:
         rows, notice, now = keys.list_keys(session), keys.notice(session), database_time(session)
         of_service, in_order, names = policies.stored(session), projects.every(session), projects.by_id(session)
         named = new[0] if new else next((row for row in rows if row.id == chosen and row.revoked_at is None), None)
-        namesakes = keys.namesakes(session, named) if named else None
+        warnings = [keys.namesakes(session, named), limits.excess_of_key(session, named.id)] if named else []
+        if changed_project in {row.id for row in in_order}:
+            warnings.append(limits.excess_of_project(session, changed_project))
     active = [row for row in rows if keys.grants_access(row, now)]
     ended = [row for row in rows if not keys.grants_access(row, now)]
     administrators = [row.id for row in active if "admin" in row.scopes and row.project_id is None]
@@ -220,7 +232,7 @@ def _keys_page(request: Request, database: Database, new: tuple[Key, str] | None
     context |= {"is_last_administrator": administrators == [chosen], "notice": notice, "new": new}
     context |= {"limits": _LIMITS, "defaults": [getattr(of_service, each.policy) for each in _LIMITS]}
     context |= {"default_project": DEFAULT_PROJECT}
-    context |= {"namesakes": namesakes, "projects": in_order, "names": names}
+    context |= {"warnings": [each for each in warnings if each], "projects": in_order, "names": names}
     context |= {"sizes": {row.id: _size(row.max_bytes) for row in in_order}}
     role_choices = [(",".join(role.scopes), role.name) for role in ROLES]
     scopes = ",".join(named.scopes) if named else ""

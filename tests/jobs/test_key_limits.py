@@ -50,6 +50,24 @@ def claim_as(database: Database, number: int) -> str | None:
     return None if claim is None else claim.job_id
 
 
+def test_what_is_beyond_a_lower_limit_is_counted(database: Database) -> None:
+    anna = key(database)
+    send(database, anna, 5)
+    assert [claim_as(database, number) is None for number in (1, 2, 3)] == [False] * 3
+
+    def lowered(**own: int) -> str | None:
+        database.write(lambda session: keys.change(session, anna, own))
+        with database.read() as session:
+            return limits.excess_of_key(session, anna)
+
+    assert lowered(max_devices=3, max_waiting=2) is None
+    assert lowered(max_devices=1) == "the key anna uses 3 devices, 2 over its limit, until its running jobs end"
+    assert lowered(max_devices=9, max_waiting=1) == "the key anna has 2 waiting jobs, 1 over its limit, which stay"
+    both = lowered(max_devices=2)
+    assert both is not None
+    assert both.endswith("until its running jobs end; it has 2 waiting jobs, 1 over its limit, which stay")
+
+
 def test_a_key_has_at_most_so_many_waiting_jobs(database: Database) -> None:
     anna, ben = key(database, max_waiting=2), key(database, "ben")
     first, _ = send(database, anna, 2)

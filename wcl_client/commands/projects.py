@@ -98,7 +98,12 @@ def set_limits(
         raise typer.BadParameter("expected at least one of --gpus, --waiting, --storage")
     with WclClient.connect() as client:
         row = client.limit_project(_id_of(client, project), limits)
-    print_json(row) if as_json else out.say(f"{row['name']}: {project_limits(row)}")
+    if as_json:
+        print_json(row)
+        return
+    out.say(f"{row['name']}: {project_limits(row)}")
+    if warning := row.get("warning"):
+        err.say(f"warning: {warning}")
 
 
 def _id_of(client: WclClient, project: str) -> str:

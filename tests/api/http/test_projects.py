@@ -363,6 +363,24 @@ def test_a_project_has_limits(small: Served) -> None:
     ]
 
 
+def test_a_lower_limit_says_what_is_beyond_it(small: Served) -> None:
+    world, admin = _world(small), small.client()
+    world.job(), world.job()
+    world.checkpoint_of(world.ended())
+    (alpha,) = (each["id"] for each in admin.get("/v1/projects").json()["items"] if each["name"] == "alpha")
+    browser, own = small.browser(), {"Origin": small.url}
+
+    assert admin.patch(f"/v1/projects/{alpha}", json={"max_waiting": 2, "max_gpus": 1}).json()["warning"] is None
+    lowered = admin.patch(f"/v1/projects/{alpha}", json={"max_waiting": 1, "max_bytes": 1}).json()["warning"]
+    assert lowered.startswith("the project alpha has 2 waiting jobs, 1 over its limit, which stay; it stores ")
+    form = {"name": "alpha", "max_gpus": "", "max_waiting": "1", "max_bytes": ""}
+    changed = browser.post(f"/projects/{alpha}", data=form, headers=own)
+    assert "alpha has 2 waiting jobs, 1 over" in browser.get(changed.headers["location"]).text
+    key = admin.patch(f"/v1/keys/{world.owner.key_id}", json={"max_waiting": 1}).json()
+    assert key["warning"] == f"the key {MARK} has 2 waiting jobs, 1 over its limit, which stay"
+    assert f"key {MARK} has 2 waiting jobs" in browser.get(f"/keys?key={world.owner.key_id}").text
+
+
 def test_a_copy_of_a_job_counts_in_the_project_of_the_job(small: Served) -> None:
     world, admin = _world(small), small.client()
     ended = world.ended()
