@@ -15,9 +15,9 @@ from jobs import access, checkpoints, weights
 from jobs.datasets import is_being_read, why_unknown
 from jobs.devices import has_devices, is_part, of_pool, process_memory
 from jobs.errors import FieldError, Invalid
-from jobs.models import TRAINING, Checkpoint, Dataset, Job, Worker
+from jobs.models import TRAINING, Checkpoint, Dataset, Job
 from jobs.new_job import NewJob
-from jobs.shared_reads import dataset_named, workers_of_pool
+from jobs.shared_reads import WorkerRow, dataset_named, workers_of_pool
 from jobs.status import Status
 from wcl_core.config import (
     PROTOCOLS,
@@ -202,7 +202,7 @@ def _check_workers(session: Session, new: NewJob, spec: PretrainSpec) -> list[Fi
     return _check_memory(workers, new, spec) + _check_compiler(workers, spec)
 
 
-def _check_memory(workers: Sequence[Worker], new: NewJob, spec: PretrainSpec) -> list[FieldError]:
+def _check_memory(workers: Sequence[WorkerRow], new: NewJob, spec: PretrainSpec) -> list[FieldError]:
     """Return an error if the views of one step alone need more memory than any of the workers has."""
     shares = list(filter(None, (process_memory(each, new.gpus or 0, spec.processes) for each in workers)))
     if not shares or spec.view_bytes <= max(shares):
@@ -215,7 +215,7 @@ def _check_memory(workers: Sequence[Worker], new: NewJob, spec: PretrainSpec) ->
     return [FieldError(f"/spec/{name}", detail)]
 
 
-def _check_compiler(workers: Sequence[Worker], spec: PretrainSpec) -> list[FieldError]:
+def _check_compiler(workers: Sequence[WorkerRow], spec: PretrainSpec) -> list[FieldError]:
     """Return an error if compiled steps are asked for, and every worker has said that it cannot compile."""
     if spec.execution != "compiled" or not workers or any(each.has_compiler is not False for each in workers):
         return []

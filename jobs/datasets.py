@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from jobs import activity
 from jobs.database import insert, new_id, now_ms
 from jobs.errors import Conflict, NotFound, existing
-from jobs.models import Dataset, DatasetSamples, DatasetSource, DatasetVersion, Job, Sweep, Worker
-from jobs.shared_reads import hold_datasets, live_workers, once
+from jobs.models import Dataset, DatasetSamples, DatasetSource, DatasetVersion, Job, Sweep
+from jobs.shared_reads import WorkerRow, hold_datasets, live_workers, once
 from wcl_core.config import WITHOUT_LABELS, PretrainSpec, Spec
 
 
@@ -129,7 +129,7 @@ def is_being_read(session: Session, name: str) -> bool:
     return _share_read(live_workers(session), name) is not None
 
 
-def _share_read(workers: Sequence[Worker], name: str) -> float | None:
+def _share_read(workers: Sequence[WorkerRow], name: str) -> float | None:
     """Return the largest share of a dataset that a worker has read so far; None if no worker reads it."""
     reading = [worker for worker in workers if name in (worker.pending_datasets or ())]
     return max((float((worker.dataset_shares or {}).get(name, 0.0)) for worker in reading), default=None)
@@ -160,12 +160,12 @@ class DatasetState:
 
 def states(session: Session) -> dict[str, DatasetState]:
     """Return the state of each registered dataset by its name."""
-    workers = session.execute(select(Worker).where(Worker.is_live).order_by(Worker.id)).scalars().all()
+    workers = live_workers(session)
     rows = session.execute(select(Dataset.name, Dataset.digest)).all()
     return {name: _state(workers, name, digest) for name, digest in rows}
 
 
-def _state(workers: Sequence[Worker], name: str, digest: str) -> DatasetState:
+def _state(workers: Sequence[WorkerRow], name: str, digest: str) -> DatasetState:
     if (share := _share_read(workers, name)) is not None:
         change = "it is read again, because its folder has changed or the worker starts" if digest else "it is new"
         return DatasetState(State.BEING_READ, share, f"{share:.0%} of its files are read; {change}")
@@ -212,7 +212,7 @@ class Unsettled:
 
 def unsettled(session: Session) -> Unsettled:
     """Return the datasets that live workers have named and not announced, and those added that none has named."""
-    workers = session.execute(select(Worker).where(Worker.is_live).order_by(Worker.id)).scalars().all()
+    workers = live_workers(session)
     return Unsettled(
         sorted({name for worker in workers for name in worker.pending_datasets or ()} | _awaited(session, workers)),
         sorted(
@@ -223,7 +223,7 @@ def unsettled(session: Session) -> Unsettled:
     )
 
 
-def _awaited(session: Session, workers: Sequence[Worker]) -> set[str]:
+def _awaited(session: Session, workers: Sequence[WorkerRow]) -> set[str]:
     """Return the datasets that administrators have added and no worker has named yet."""
     registered = select(Dataset.name).where(Dataset.name == DatasetSource.name).exists()
     names = set(session.execute(select(DatasetSource.name).where(~registered)).scalars())

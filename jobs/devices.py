@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, literal, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.database import within
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Worker
-from jobs.shared_reads import newest_worker, workers_of_pool
+from jobs.shared_reads import WorkerRow, newest_worker, workers_of_pool
 
 _MOST_NAMED = 100  # devices that a query names; of more it reads all that are in use
 
@@ -113,35 +113,14 @@ class Free:
         return Free(tuple(uuid for uuid in self.devices if uuid not in used), self.cpu_slots)
 
 
-class Taker(NamedTuple):
-    """The columns of the row of a worker that takes jobs, as a choice among all workers needs them.
-
-    Among 1,000 workers an object of each row takes twice as long.
-    """
-
-    id: str
-    name: str
-    pool: str
-    gpus: int
-    devices: list[dict[str, Any]] | None
-    cpu_slots: int | None
-    takes_one: bool
-    address: str | None
-    datasets: dict[str, Any]
-    cached_jobs: list[str] | None
-    spec_versions: list[str]
-    state: str
-    kept_for: str | None
-
-
-def of_worker(worker: Worker | Taker) -> tuple[Device, ...]:
+def of_worker(worker: Worker | WorkerRow) -> tuple[Device, ...]:
     """Return the devices of a worker's row; those of a worker of an older version have no UUIDs of their own."""
     if worker.devices is None:
         return tuple(Device(f"{worker.id}/{index}", index, "GPU") for index in range(worker.gpus))
     return tuple(map(Device.of_json, worker.devices))
 
 
-def process_memory(worker: Worker, gpus: int, processes: int = 1) -> int | None:
+def process_memory(worker: Worker | WorkerRow, gpus: int, processes: int = 1) -> int | None:
     """Return the most bytes that a training process can have on a worker; None where unknown.
 
     A job with GPUs has the memory of a GPU for each process; all processes of a job without GPUs share the machine's.
@@ -167,7 +146,7 @@ def has_devices(session: Session, pool: str) -> bool:
     return any(worker.gpus if worker.devices is None else worker.devices for worker in workers)
 
 
-def _workers_of_pool(session: Session, pool: str) -> Sequence[Worker]:
+def _workers_of_pool(session: Session, pool: str) -> Sequence[WorkerRow]:
     return workers_of_pool(session, pool) or newest_worker(session, pool)
 
 
@@ -190,7 +169,7 @@ def working(devices: Iterable[Device]) -> tuple[str, ...]:
     return tuple(device.uuid for device in devices if device.problem is None)
 
 
-def working_of(worker: Worker | Taker) -> tuple[str, ...]:
+def working_of(worker: Worker | WorkerRow) -> tuple[str, ...]:
     """Return the UUIDs of the devices of a worker's row that have no problem.
 
     It makes no `Device`, which took two fifths of a claim among 1,000 workers.
@@ -210,7 +189,7 @@ def in_use(session: Session, uuids: Collection[str]) -> set[str]:
     return set(session.execute(used).scalars()).intersection(uuids)
 
 
-def free_of(session: Session, workers: Sequence[Worker | Taker]) -> dict[str, Free]:
+def free_of(session: Session, workers: Sequence[Worker | WorkerRow]) -> dict[str, Free]:
     """Return the free part of each worker by its id; a worker of an older version runs one attempt at a time."""
     devices = {worker.id: working_of(worker) for worker in workers}
     with within(session, None):  # a device is free if no project uses it

@@ -9,13 +9,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, and_, exists, or_, true, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.checkpoints import is_good
 from jobs.database import now_ms
-from jobs.devices import Device, Free, Taker, most_gpus, of_worker, working, working_of
-from jobs.models import CHECKPOINT, Checkpoint, Dependency, Job, Worker
+from jobs.devices import Device, Free, most_gpus, of_worker, working, working_of
+from jobs.models import CHECKPOINT, LIVE_STATES, Checkpoint, Dependency, Job, Worker
+from jobs.shared_reads import WorkerRow, worker_rows
 from jobs.status import HELD, Status
 
 # --- time ----------------------------------------------------------------------------------------------------------
@@ -126,17 +127,15 @@ def takes_jobs() -> ColumnElement[bool]:
     return and_(Worker.is_live, *is_free_to)
 
 
-def takers(session: Session, *conditions: ColumnElement[bool]) -> list[Taker]:
+def takers(session: Session, *conditions: ColumnElement[bool]) -> list[WorkerRow]:
     """Return the workers that claim jobs and meet the conditions, the one that started first at the front."""
-    columns = [getattr(Worker, name) for name in Taker._fields]
-    rows = session.execute(select(*columns).where(takes_jobs(), *conditions).order_by(Worker.id))
-    return [Taker(*row) for row in rows]
+    return worker_rows(session, takes_jobs(), *conditions)
 
 
-def may_take_jobs(worker: Worker) -> bool:
+def may_take_jobs(worker: Worker | WorkerRow) -> bool:
     """Return whether a worker claims jobs; `takes_jobs` decides the same in a query."""
     is_held = worker.drain_requested_at is not None or worker.cordoned_at is not None
-    return worker.is_live and not is_held and worker.unable is None
+    return worker.state in LIVE_STATES and not is_held and worker.unable is None
 
 
 def fits_worker(worker: WorkerFacts) -> ColumnElement[bool]:
@@ -159,7 +158,7 @@ def fits_free(free: Free) -> ColumnElement[bool]:
     return or_(on_devices, Job.gpus == 0) if free.cpu_slots > 0 else on_devices
 
 
-def fits(worker: Worker | Taker, job: Job | Needs) -> bool:
+def fits(worker: Worker | WorkerRow, job: Job | Needs) -> bool:
     """Return whether the worker can run the job, regardless of whether it is busy."""
     return (
         worker.pool == job.pool
@@ -170,23 +169,23 @@ def fits(worker: Worker | Taker, job: Job | Needs) -> bool:
     )
 
 
-def has_address(worker: Worker | Taker, job: Job | Needs) -> bool:
+def has_address(worker: Worker | WorkerRow, job: Job | Needs) -> bool:
     """Return whether the worker can be one of the job's nodes."""
     return (job.nodes or 1) == 1 or worker.address is not None
 
 
-def has_gpus(worker: Worker | Taker, job: Job | Needs) -> bool:
+def has_gpus(worker: Worker | WorkerRow, job: Job | Needs) -> bool:
     """Return whether the worker has as many GPUs as the job needs on each node."""
     return job.gpus <= most_gpus(working_of(worker))
 
 
-def has_dataset(worker: Worker | Taker, job: Job | Needs) -> bool:
+def has_dataset(worker: Worker | WorkerRow, job: Job | Needs) -> bool:
     """Return whether the worker has the version of the dataset that the job pins, in its folder or in its cache."""
     is_cached = isinstance(job, Job) and job.id in (worker.cached_jobs or ())
     return is_cached or bool(worker.datasets.get(job.dataset_name) == job.dataset_digest)
 
 
-def supports_spec_version(worker: Worker | Taker, job: Job | Needs) -> bool:
+def supports_spec_version(worker: Worker | WorkerRow, job: Job | Needs) -> bool:
     """Return whether the worker can run specs of the job's version."""
     return str(job.spec_version) in worker.spec_versions
 

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from jobs.attempts import AttemptRef
-from jobs.devices import Free, Taker, free_of, is_node_of
+from jobs.devices import Free, free_of, is_node_of
 from jobs.eligibility import (
     NEEDS,
     Needs,
@@ -31,7 +31,7 @@ from jobs.eligibility import (
 )
 from jobs.models import Attempt, AttemptDevice, AttemptNode, Job, Worker
 from jobs.queue import job_queue
-from jobs.shared_reads import once
+from jobs.shared_reads import WorkerRow, once
 from jobs.status import Reason, Status
 from wcl_core import protocol
 
@@ -156,20 +156,20 @@ def has_gang(session: Session, worker: WorkerFacts) -> bool:
     return bool(waiting(session, worker))
 
 
-def room_of(session: Session, pool: str, *, is_fresh: bool = False) -> tuple[list[Taker], dict[str, Free]]:
+def room_of(session: Session, pool: str, *, is_fresh: bool = False) -> tuple[list[WorkerRow], dict[str, Free]]:
     """Return the workers of a pool that take jobs, and the free part of each, as the transaction first read them.
 
     A look at the queue needs them up to five times.
     """
 
-    def read() -> tuple[list[Taker], dict[str, Free]]:
+    def read() -> tuple[list[WorkerRow], dict[str, Free]]:
         workers = takers(session, Worker.pool == pool)
         return workers, free_of(session, workers)
 
     return once(session, ("room", pool), read, is_fresh=is_fresh)
 
 
-def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[Taker], dict[str, Free]]:
+def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[WorkerRow], dict[str, Free]]:
     """Return the workers of the pool that take part in gangs, and the free part of each.
 
     The lowest id comes first; a worker that did not begin its node in the last attempt of a waiting job comes last.
@@ -192,7 +192,7 @@ def _with_room(session: Session, worker: WorkerFacts, free: Free) -> tuple[list[
 _Kept = Mapping[str, bool]
 
 
-def _held_jobs(session: Session, workers: Sequence[Taker]) -> list[Job]:
+def _held_jobs(session: Session, workers: Sequence[WorkerRow]) -> list[Job]:
     """Return the due jobs that some of the workers keep their free part for, in the order of the queue."""
     if not (ids := {each.kept_for for each in workers if each.kept_for is not None}):
         return []
@@ -201,12 +201,12 @@ def _held_jobs(session: Session, workers: Sequence[Taker]) -> list[Job]:
     return list(session.execute(held).scalars())
 
 
-def _kept_for(jobs: Sequence[Job], workers: Sequence[Taker]) -> _Kept:
+def _kept_for(jobs: Sequence[Job], workers: Sequence[WorkerRow]) -> _Kept:
     by_id = {job.id: job for job in jobs}
     return {each.id: by_id[each.kept_for].gpus > 0 for each in workers if each.kept_for in by_id}
 
 
-def _stretches(session: Session, workers: Sequence[Taker]) -> list[tuple[ColumnElement[bool], _Kept]]:
+def _stretches(session: Session, workers: Sequence[WorkerRow]) -> list[tuple[ColumnElement[bool], _Kept]]:
     """Return the stretches of the queue up to each held job, and after the last one: a condition and what is kept."""
     held = _held_jobs(session, workers)
     result: list[tuple[ColumnElement[bool], _Kept]] = []
@@ -218,7 +218,7 @@ def _stretches(session: Session, workers: Sequence[Taker]) -> list[tuple[ColumnE
     return [*result, (is_behind, _kept_for(held, workers))]
 
 
-def _kept(session: Session, workers: Sequence[Taker], job: Job) -> _Kept:
+def _kept(session: Session, workers: Sequence[WorkerRow], job: Job) -> _Kept:
     """Return what is kept for jobs that are before a job; `_stretches` decides the same for a query."""
     place_of = job_queue(session).place_of
     earlier = [each for each in _held_jobs(session, workers) if place_of(each) < place_of(job)]
@@ -226,7 +226,7 @@ def _kept(session: Session, workers: Sequence[Taker], job: Job) -> _Kept:
 
 
 def _filled(
-    needs: Needs, workers: Sequence[Taker], free: Mapping[str, Free], avoided: Collection[str], kept: _Kept
+    needs: Needs, workers: Sequence[WorkerRow], free: Mapping[str, Free], avoided: Collection[str], kept: _Kept
 ) -> tuple[Member, ...]:
     """Return the gang that can start a job now, the first node first; none if too few workers have room."""
     is_with_devices = needs.gpus > 0

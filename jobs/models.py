@@ -19,7 +19,7 @@ SavedView               a name for filters, group and order of the list of jobs
 Deletion                a deleted job: who deleted it, when, and what has become of it
 Activity                what a person or a key did, to which object, and when
 Project, Worker, Storage, Weights, Dataset ── DatasetSamples, DatasetVersion, Key, SignInToken, IdempotencyKey
-Policy, DeviceUse
+Policy, DeviceUse, ProjectUse
 """
 
 from __future__ import annotations
@@ -675,18 +675,31 @@ class Key(Base):
     project_id: Mapped[str | None] = mapped_column(_String(36).evaluates_none(), server_default=DEFAULT_PROJECT)
 
 
-class DeviceUse(InProject, Base):
-    """The use of devices by the ended attempts of a key in a project on a day; it stays when their jobs are removed."""
+class _Used:
+    """Numbers of ended attempts; they stay when the jobs are removed."""
 
-    __tablename__ = "device_use"
-    owner_id: Mapped[str] = mapped_column(_Id, primary_key=True)  # of the key; empty for jobs of none
-    day: Mapped[int] = mapped_column(Integer, primary_key=True)  # since 1970, UTC
-    project_id: Mapped[str] = mapped_column(_Id, primary_key=True, default=DEFAULT_PROJECT)
     gpu_ms: Mapped[int]  # of all GPUs together
     cpu_ms: Mapped[int]  # of attempts without GPUs
     jobs: Mapped[int] = mapped_column(Integer)  # whose first attempt ended
     attempts: Mapped[int] = mapped_column(Integer)
     updated_at: Mapped[int]
+
+
+class DeviceUse(_Used, Base):
+    """The use of devices by the attempts of a key on a day, in all projects."""
+
+    __tablename__ = "device_use"
+    owner_id: Mapped[str] = mapped_column(_Id, primary_key=True)  # of the key; empty for jobs of none
+    day: Mapped[int] = mapped_column(Integer, primary_key=True)  # since 1970, UTC
+
+
+class ProjectUse(_Used, InProject, Base):
+    """The part of a project in it.  Versions before projects add to `DeviceUse` only."""
+
+    __tablename__ = "project_use"
+    owner_id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    day: Mapped[int] = mapped_column(Integer, primary_key=True)
+    project_id: Mapped[str] = mapped_column(_Id, primary_key=True, default=DEFAULT_PROJECT)
 
 
 class Policy(Base):

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy import Subquery, distinct, func, select
+from sqlalchemy import BigInteger, Row, Subquery, and_, cast, distinct, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs import checkpoints
 from jobs.attempts import AttemptRef
-from jobs.database import database_time, insert, within
-from jobs.models import SEES_HIDDEN, Artifact, Attempt, Checkpoint, DeviceUse, Job, Key
+from jobs.database import DEFAULT_PROJECT, database_time, insert, project_of, within
+from jobs.models import SEES_HIDDEN, Artifact, Attempt, Checkpoint, DeviceUse, Job, Key, ProjectUse
 from jobs.projects import by_id
 
 DAY_MS = 86_400_000
+_LAST_DAY = 2**31 - 1  # that the column can hold
 
 
 def charge(session: Session, attempt: AttemptRef) -> None:
@@ -33,13 +34,17 @@ def charge(session: Session, attempt: AttemptRef) -> None:
             "jobs": int(attempt.number == 1 and place == 0),
             "attempts": int(place == 0),
         }
-        added = insert(session, DeviceUse).values(
-            owner_id=row.created_by or "", day=day, project_id=row.project_id, updated_at=row.ended_at, **values
-        )
-        sums = {name: getattr(DeviceUse, name) + added.excluded[name] for name in values}
-        sums["updated_at"] = added.excluded.updated_at
-        key = [DeviceUse.owner_id, DeviceUse.day, DeviceUse.project_id]
-        session.execute(added.on_conflict_do_update(index_elements=key, set_=sums))
+        key = {"owner_id": row.created_by or "", "day": day}
+        _add(session, DeviceUse, key, values | {"updated_at": row.ended_at})
+        _add(session, ProjectUse, key | {"project_id": row.project_id}, values | {"updated_at": row.ended_at})
+
+
+def _add(session: Session, table: type[DeviceUse | ProjectUse], key: dict[str, Any], values: dict[str, int]) -> None:
+    """Add numbers to those of a row, which may not be there yet; `updated_at` is replaced."""
+    added = insert(session, table).values(**key, **values)
+    sums = {name: getattr(table, name) + added.excluded[name] for name in values}
+    sums["updated_at"] = added.excluded.updated_at
+    session.execute(added.on_conflict_do_update(index_elements=[getattr(table, name) for name in key], set_=sums))
 
 
 def _by_day(start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -98,12 +103,7 @@ def monthly(
         key = _month(day), owner if "key" in by else "", project if "project" in by else None
         return result.setdefault(key, Usage(key[0], owner_id=key[1], project_id=key[2]))
 
-    stored = select(DeviceUse)
-    if first is not None:
-        stored = stored.where(DeviceUse.day >= _day_of(first))
-    if last is not None:
-        stored = stored.where(DeviceUse.day < _day_of(last) + 31)
-    for row in session.execute(stored).scalars():
+    for row in _stored(session, first, last):
         usage = of(row.day, row.owner_id, row.project_id)
         usage.gpu_ms, usage.cpu_ms = usage.gpu_ms + row.gpu_ms, usage.cpu_ms + row.cpu_ms
         usage.jobs, usage.attempts = usage.jobs + row.jobs, usage.attempts + row.attempts
@@ -125,6 +125,34 @@ def monthly(
     chosen = [usage for usage in result.values() if (first or "") <= usage.month <= (last or usage.month)]
     chosen.sort(key=lambda each: (-each.gpu_ms, -each.cpu_ms, each.owner, each.project or "", each.owner_id))
     return sorted(chosen, key=lambda each: each.month, reverse=True)
+
+
+def _stored(session: Session, first: str | None, last: str | None) -> list[Row[Any]]:
+    """Return the use of each key on each day in each project that the transaction sees.
+
+    What versions before projects have added counts for the project that their key is in now.
+    """
+    days = 0 if first is None else _day_of(first), _LAST_DAY if last is None else _day_of(last) + 30
+    names = "gpu_ms", "cpu_ms", "jobs", "attempts"
+    numbers = [getattr(ProjectUse, name) for name in names]
+    by_project = select(ProjectUse.owner_id, ProjectUse.day, ProjectUse.project_id, *numbers)
+    rows = list(session.execute(by_project.where(ProjectUse.day.between(*days))))
+    rest = [
+        (getattr(DeviceUse, name) - cast(func.coalesce(func.sum(number), 0), BigInteger)).label(name)
+        for name, number in zip(names, numbers, strict=True)
+    ]
+    of_before = (
+        select(DeviceUse.owner_id, DeviceUse.day, func.coalesce(Key.project_id, DEFAULT_PROJECT).label("project_id"))
+        .add_columns(*rest)
+        .outerjoin(ProjectUse, and_(ProjectUse.owner_id == DeviceUse.owner_id, ProjectUse.day == DeviceUse.day))
+        .outerjoin(Key, Key.id == DeviceUse.owner_id)
+        .where(DeviceUse.day.between(*days))
+        .group_by(DeviceUse.owner_id, DeviceUse.day, Key.project_id)
+        .having(or_(*(number > 0 for number in rest)))
+    )
+    seen = project_of(session)
+    with within(session, None):
+        return rows + [row for row in session.execute(of_before) if seen in (None, row.project_id)]
 
 
 def names_of(session: Session) -> dict[str, str]:

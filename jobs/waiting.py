@@ -21,7 +21,7 @@ from jobs.holding import next_free, remaining
 from jobs.models import Attempt, AttemptNode, Dataset, Dependency, Job, Key, Worker
 from jobs.preemption import giving_way
 from jobs.queue import Ahead, Use, job_queue, num_ahead, num_passing
-from jobs.shared_reads import live_workers, once
+from jobs.shared_reads import WorkerRow, live_workers, once
 from jobs.status import HELD, Reason, Status
 from jobs.transitions.outcomes import seconds_left
 from wcl_core.text import counted
@@ -280,7 +280,7 @@ def _on_workers(session: Session, job: Job, ahead: Ahead) -> tuple[Cause, str]:
     return cause, message
 
 
-def _rivals(job: Job, workers: Sequence[Worker], ahead: Ahead) -> dict[Needs, int]:
+def _rivals(job: Job, workers: Sequence[WorkerRow], ahead: Ahead) -> dict[Needs, int]:
     """Return the jobs ahead that need GPUs, or CPU slots, as the job does, and that one of its workers can run."""
     return {
         needs: count
@@ -289,7 +289,7 @@ def _rivals(job: Job, workers: Sequence[Worker], ahead: Ahead) -> dict[Needs, in
     }
 
 
-def _num_places(worker: Worker, free: Free, gpus: int) -> int:
+def _num_places(worker: WorkerRow, free: Free, gpus: int) -> int:
     """Return how many jobs that need so many GPUs a worker can start now."""
     num_places = free.most_gpus // gpus if gpus else free.cpu_slots
     runs_one = worker.takes_one or worker.cpu_slots is None
@@ -305,7 +305,7 @@ def _free(session: Session) -> dict[str, Free]:
     return once(session, "free", read)
 
 
-def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: Ahead) -> tuple[Cause, str]:
+def _on_nodes(session: Session, job: Job, workers: list[WorkerRow], ahead: Ahead) -> tuple[Cause, str]:
     """Return which workers a job of several nodes lacks."""
     lacks = {worker.name: reason for worker in workers if (reason := _why_no_node(worker, job)) is not None}
     able = [worker for worker in workers if worker.name not in lacks]
@@ -329,7 +329,7 @@ def _on_nodes(session: Session, job: Job, workers: list[Worker], ahead: Ahead) -
     return cause, (f"{message}; " if num_rivals else "") + f"{needed}, and it lacks {', '.join(busy[:_MOST_NAMED])}"
 
 
-def _why_no_node(worker: Worker, job: Job) -> str | None:
+def _why_no_node(worker: WorkerRow, job: Job) -> str | None:
     """Return what a worker lacks to be a node of a job, as a clause."""
     if worker.address is None:
         return "names no address (WCL_NODE_ADDRESS)"
@@ -355,7 +355,7 @@ def _on_draining(session: Session, job: Job) -> tuple[Cause, str] | None:
     return Cause.WORKERS_DRAINING, f"{message}; it waits for another worker of the pool {job.pool}"
 
 
-def _next_end(session: Session, workers: Sequence[Worker]) -> str:
+def _next_end(session: Session, workers: Sequence[WorkerRow]) -> str:
     """Return the job without GPUs that ends first on these workers, as the end of a sentence; "" where unknown."""
 
     def read() -> list[tuple[str, str, float]]:
@@ -375,7 +375,7 @@ def _next_end(session: Session, workers: Sequence[Worker]) -> str:
     return f"; {name} ends in {_about(seconds)}"
 
 
-def _on_devices(session: Session, job: Job, workers: Sequence[Worker], free: Mapping[str, Free]) -> str:
+def _on_devices(session: Session, job: Job, workers: Sequence[WorkerRow], free: Mapping[str, Free]) -> str:
     """Return which devices a job waits for, and when each worker that could hold it has one more, the closest first."""
     needed = f"{job.gpus} free GPUs on one machine" if job.gpus > 1 else "a free GPU"
     closest = sorted(workers, key=lambda worker: (-free[worker.id].most_gpus, worker.name))
@@ -384,7 +384,7 @@ def _on_devices(session: Session, job: Job, workers: Sequence[Worker], free: Map
     return "; ".join([f"it waits for {needed}", *each]) + (f"; {rest} more have no more free" if rest > 0 else "")
 
 
-def _on_device(session: Session, worker: Worker, num_free: int) -> str:
+def _on_device(session: Session, worker: WorkerRow, num_free: int) -> str:
     expected = once(session, ("next free device", worker.id), lambda: next_free(session, worker.id))
     if expected.seconds is None:
         following = "and when the next comes free is not known yet"

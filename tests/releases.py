@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PREVIOUS = "0.2.0"
+SCHEMA = "0009"  # its newest migration
 # A tag can be moved and is absent from some clones; a commit is neither.
 _COMMITS = {"0.2.0": "50863e172d9d61365e677ba50f3a6eba86fa641f"}
 

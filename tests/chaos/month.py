@@ -51,6 +51,8 @@ from wcl_core.config import SPEC_VERSIONS
 
 ROOT = Path(__file__).parents[2]
 _RESULT = ROOT / "benchmarks" / "results" / "month.md"
+# Revisions between 0052_use_by_project and these write to `device_use` what no other version can.
+_MENDED = [f":!migrations/versions/2026_11_30_{name}.py" for name in ("project_use", "removed_projects")]
 _PARTS, _SCALE = 8, 20
 _AGE_DAYS = "0.0002"  # 17 s
 _AGES = {f"WCL_{name}_DAYS": _AGE_DAYS for name in ("RESTORE", "LOG", "POINT", "EVENT", "EXPORT")}
@@ -702,8 +704,8 @@ def _unpack(revision: str, folder: Path) -> Path:
 
 
 def _former_revision() -> str:
-    """Return the newest revision with another schema."""
-    log = ["git", "log", "-n1", "--diff-filter=A", "--format=%H", "--", "migrations/versions"]
+    """Return the newest revision with another schema, beside whose server and worker this version can run."""
+    log = ["git", "log", "-n1", "--diff-filter=A", "--format=%H", "--", "migrations/versions", *_MENDED]
     newest = subprocess.run(log, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     short = ["git", "rev-parse", "--short=8", f"{newest}~1"]
     return subprocess.run(short, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()

@@ -353,8 +353,8 @@ def test_a_purge_leaves_no_row_and_no_file(database: Database, storage: LocalSto
     assert purge(database, storage) == 4
 
     after = {table.name: count(database, table) for table in Base.metadata.sorted_tables}
-    records = [after.pop(name) for name in ("deletions", "shares", "activities", "device_use")]
-    assert records == [4, 1, 5, 1]
+    records = [after.pop(name) for name in ("deletions", "shares", "activities", "device_use", "project_use")]
+    assert records == [4, 1, 5, 1, 1]
     before = {name: number for name, number in before.items() if name in after}
     assert after == before
     assert list(storage.job_ids()) == []

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jobs import backups, schema, search
 from jobs.audit import audit
 from jobs.database import Database
 from jobs.models import DEFAULT_PROJECT, Base, Job, Project
-from tests import parallel
+from tests import parallel, releases
 from tests.jobs import rows
 from wcl_core.config import parse_spec, resolve_spec, stored_spec
 
@@ -269,13 +270,102 @@ def test_use_before_projects_counts_for_the_project_of_its_key(empty_url: str) -
     database.migrate()
 
     with database.engine.begin() as connection:
-        stored = connection.execute(text("SELECT * FROM device_use")).mappings().all()
+        stored = connection.execute(text("SELECT * FROM project_use")).mappings().all()
+        of_keys = connection.execute(text("SELECT * FROM device_use")).mappings().all()
     projects = {row["owner_id"]: row["project_id"] for row in stored}
     others = dict.fromkeys(("root", "of no row", ""), DEFAULT_PROJECT)
     assert projects == others | {"anna": "vision"}
     numbers = ("day", "gpu_ms", "cpu_ms", "jobs", "attempts", "updated_at")
-    assert {tuple(row[name] for name in numbers) for row in stored} == {(7, 1, 2, 3, 4, 5)}
+    assert {tuple(row[name] for name in numbers) for row in [*stored, *of_keys]} == {(7, 1, 2, 3, 4, 5)}
+    assert {row["owner_id"] for row in of_keys} == set(projects)
     database.dispose()
+
+
+def test_use_in_several_projects_is_one_row_of_its_key_again(empty_url: str) -> None:
+    _make_folder(empty_url)
+    database = Database(empty_url)
+    migrate_to(database, "0052_use_by_project")
+    use = "INSERT INTO device_use VALUES ('anna', :day, :project, 10, 20, 1, 2, :at)"
+    with database.engine.begin() as connection:
+        parts = [(7, "a", 3), (7, "b", 4), (8, "a", 5)]
+        connection.execute(text(use), [{"day": day, "project": project, "at": at} for day, project, at in parts])
+
+    database.migrate()
+
+    with database.engine.begin() as connection:
+        of_key = connection.execute(text("SELECT * FROM device_use ORDER BY day")).all()
+        by_project = connection.execute(text("SELECT day, project_id, gpu_ms FROM project_use ORDER BY 1, 2")).all()
+    assert of_key == [("anna", 7, 20, 40, 2, 4, 4), ("anna", 8, 10, 20, 1, 2, 5)]
+    assert by_project == [(7, "a", 10), (7, "b", 10), (8, "a", 10)]
+    database.dispose()
+
+
+def test_what_former_versions_read_and_write_stays_possible(empty_url: str) -> None:
+    """Servers and workers of before go on while the database is upgraded, and until they are replaced."""
+    _make_folder(empty_url)
+    database = Database(empty_url)
+    migrate_to(database, releases.SCHEMA)
+    of_release = _shape(database)
+    migrate_to(database, "0051_project_limits")
+    of_before = _shape(database)
+    migrate_to(database, "0052_use_by_project")
+    assert _losses(of_before, _shape(database)) == [
+        "device_use.project_id: expected a default, since former versions do not write it",
+        "device_use: (day, owner_id) is unique no more, and former versions name it in ON CONFLICT",
+    ]
+
+    database.migrate()
+
+    now = _shape(database)
+    assert (_losses(of_release, now), _losses(of_before, now)) == ([], [])
+    database.dispose()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a table: whether each column may be left out, the type of each, and the sets of columns that are unique."""
+
+    columns: dict[str, bool]
+    types: dict[str, str]
+    unique: set[tuple[str, ...]]
+
+
+def _shape(database: Database) -> dict[str, Shape]:
+    inspector = inspect(database.engine)
+    result = {}
+    for name in inspector.get_table_names():
+        if not name.startswith(SEARCH):
+            columns = inspector.get_columns(name)
+            keys = [inspector.get_pk_constraint(name)["constrained_columns"]]
+            keys += [each["column_names"] for each in inspector.get_unique_constraints(name)]
+            keys += [each["column_names"] for each in inspector.get_indexes(name) if each["unique"]]
+            result[name] = Shape(
+                {each["name"]: bool(each["nullable"] or each["default"] is not None) for each in columns},
+                {each["name"]: str(each["type"]) for each in columns},
+                {tuple(sorted(map(str, key))) for key in keys if key},
+            )
+    return result
+
+
+def _losses(before: dict[str, Shape], after: dict[str, Shape]) -> list[str]:
+    """Return what statements of the schema before need and the later schema lacks."""
+    lines = []
+    for table, old in before.items():
+        if (new := after.get(table)) is None:
+            lines.append(f"{table}: the table is gone")
+            continue
+        for name, may_be_absent in new.columns.items():
+            if name not in old.columns and not may_be_absent:
+                lines.append(f"{table}.{name}: expected a default, since former versions do not write it")
+            elif old.columns.get(name) and not may_be_absent:
+                lines.append(f"{table}.{name}: former versions may leave it out")
+        lines += [f"{table}.{name}: the column is gone" for name in old.columns if name not in new.columns]
+        for name, kind in old.types.items():
+            if new.types.get(name, kind) != kind:
+                lines.append(f"{table}.{name}: {kind} before, {new.types[name]} now")
+        for key in sorted(old.unique - new.unique):
+            lines.append(f"{table}: ({', '.join(key)}) is unique no more, and former versions name it in ON CONFLICT")
+    return lines
 
 
 def files_of(folder: Path) -> list[str]:

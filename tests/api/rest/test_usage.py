@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from jobs import keys, projects, transitions
 from jobs.database import DEFAULT_PROJECT
-from jobs.models import Checkpoint, DeviceUse, Key
+from jobs.models import Checkpoint, DeviceUse, Key, ProjectUse
 from tests.api.route_cases import Member
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
@@ -106,10 +106,10 @@ def test_usage_and_storage_by_project_follow_the_project_of_the_jobs(small: Serv
     assert_problem(boss.get("/v1/usage?by=month"), 422, "by")
 
 
-def test_usage_of_a_range_of_months_by_key_and_project(small: Served) -> None:
-    database, boss = small.database, small.client()
+def test_usage_of_a_range_of_months_by_key_and_project(served: Served) -> None:
+    database, boss = served.database, served.client()
     vision = database.write(lambda session: projects.create(session, "vision").id)
-    anna, ben = (Member.of(small, name).key_id for name in ("anna", "ben"))
+    anna, ben = (Member.of(served, name).key_id for name in ("anna", "ben"))
 
     def use(session: Session) -> None:
         for owner, project, day, hours in (
@@ -119,7 +119,7 @@ def test_usage_of_a_range_of_months_by_key_and_project(small: Served) -> None:
             (ben, vision, DECEMBER_1, 8),
         ):
             facts = {"gpu_ms": hours * 3_600_000, "cpu_ms": 0, "jobs": 1, "attempts": 1, "updated_at": 0}
-            session.add(DeviceUse(owner_id=owner, project_id=project, day=day, **facts))
+            session.add(ProjectUse(owner_id=owner, project_id=project, day=day, **facts))
 
     database.write(use)
 
@@ -141,13 +141,36 @@ def test_usage_of_a_range_of_months_by_key_and_project(small: Served) -> None:
         f"2025-10,anna,{anna},vision,{vision},1.0,0.0,1,1",
     ]
     assert_problem(boss.get("/v1/usage?from=2025-12&to=2025-11"), 422, "/from")
-    page = small.browser().get("/usage?by=key,project&from=2025-11&to=").text
+    page = served.browser().get("/usage?by=key,project&from=2025-11&to=").text
     assert [text in page for text in ("2025-12", "2025-11", "2025-10")] == [True, True, False]
     assert "A CPU hour is one hour in which an attempt without GPUs runs" in page
     assert "/v1/usage.csv?by=key,project&amp;from=2025-11" in page
     database.write(lambda session: session.execute(update(Key).values(revoked_at=1).where(Key.id.in_((anna, ben)))))
     assert boss.delete(f"/v1/projects/{vision}").status_code == 204
     assert rows_of("by=key,project&from=2025-10&to=2025-11") == both, "usage keeps the name of a removed project"
+
+
+def test_use_that_an_earlier_version_has_added_counts_for_the_project_of_its_key(served: Served) -> None:
+    """It adds to the use of keys only, while both versions run."""
+    served.database.write(lambda session: projects.create(session, "vision"))
+    anna, boss = Member.of(served, "anna", project="vision"), served.client()
+    facts = {"cpu_ms": 0, "jobs": 1, "attempts": 2, "updated_at": 0}
+
+    def use(session: Session) -> None:
+        for day in (OCTOBER_30, OCTOBER_30 + 1):
+            session.add(DeviceUse(owner_id=anna.key_id, day=day, gpu_ms=7_200_000, **facts))
+        session.add(ProjectUse(owner_id=anna.key_id, day=OCTOBER_30, gpu_ms=3_600_000, **facts))
+
+    served.database.write(use)
+
+    used = {each["project"]: each for each in boss.get("/v1/usage?by=project").json()["items"]}
+    assert {name: (each["gpu_hours"], each["jobs"]) for name, each in used.items()} == {
+        "default": (1.0, 1),
+        "vision": (3.0, 1),
+    }
+    assert [each["project"] for each in anna.client.get("/v1/usage?by=project").json()["items"]] == ["vision"]
+    (of_key,) = boss.get("/v1/usage?month=2025-10").json()["items"]
+    assert (of_key["owner"], of_key["gpu_hours"], of_key["attempts"]) == ("anna", 4.0, 4)
 
 
 def test_removable_checkpoints_are_removed_with_their_files_and_nothing_else_is(small: Served) -> None:
