@@ -6,7 +6,7 @@ and no entry without a change.  Changes by workers and reconcilers add none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import delete, or_, select
@@ -54,6 +54,75 @@ def noted(
     row = Activity(**_entry(principal, action, object_id, name, facts))
     session.add(row)
     return row
+
+
+_NOUNS: Final = {"share": "shared link", "view": "saved view", "weights": "imported weights"}
+_VERBS: Final = {
+    "pause": "paused",
+    "read": "read again:",
+    "remove": "removed",
+    "submit": "submitted",
+    "unpin": "unpinned",
+    "pin": "pinned",
+    "redeliver": "sent again a message of",
+    "test": "sent a test message of",
+    "clean": "removed checkpoints of",
+    "purge": "removed for ever",
+    "reference": "set as reference:",
+    "unreference": "no longer a reference:",
+}
+_TITLES: Final = {
+    "session.begin": "Signed in",
+    "session.end": "Signed out",
+    "key.link": "Made a sign-in link of a key",
+    "worker.invite": "Invited a worker",
+    "worker.join": "Let a worker join",
+    "backup.create": "Made a backup",
+}
+
+
+def title(action: str) -> str:
+    """Return an action for people.
+
+    >>> title("job.cancel"), title("jobs.archive"), title("project.change"), title("worker.drain")
+    ('Cancelled job', 'Archived jobs', 'Changed project', 'Drained worker')
+    """
+    if action in _TITLES:
+        return _TITLES[action]
+    kind, _, verb = action.partition(".")
+    past = _VERBS.get(verb) or f"{verb}{'d' if verb.endswith('e') else 'led' if verb.endswith('el') else 'ed'}"
+    return f"{past[:1].upper()}{past[1:]} {_NOUNS.get(kind, kind)}".replace("_", " ")
+
+
+def described(details: Mapping[str, Any] | None) -> str:
+    """Return the details of an entry for people; of a changed value also the old one, where the entry has it.
+
+    >>> described({"priority": 5, "tags": ["a", "b"], "former": {"priority": 0, "tags": []}})
+    'priority 0 → 5, tags none → a, b'
+    >>> described({"former": "vision"})
+    'before: vision'
+    """
+    facts = {name: value for name, value in (details or {}).items() if name != "job"}
+    former = facts.pop("former", facts.pop("before", None))
+    olds = former if isinstance(former, dict) else {}
+    parts = [_fact(name, value, olds) for name, value in facts.items()]
+    return ", ".join([*parts, *([f"before: {former}"] if isinstance(former, str) else [])])
+
+
+def _fact(name: str, value: Any, olds: Mapping[str, Any]) -> str:
+    """Return one detail with its name, and with the old value if there is one."""
+    words = name.replace("_", " ").replace("gpu", "GPU")
+    old = olds.get(name)
+    if isinstance(value, dict):
+        inner = old if isinstance(old, dict) else {}
+        return ", ".join(_fact(each, part, inner) for each, part in value.items())
+    return f"{words} {_value(old)} → {_value(value)}" if name in olds else f"{words} {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else "none" if value is None else str(value)
 
 
 def rows_of(session: Session, action: str, objects: Sequence[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Any]]:

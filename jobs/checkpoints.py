@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, null, or_, select, update
+from sqlalchemy import BigInteger, ColumnElement, and_, case, cast, func, null, or_, select, update
 from sqlalchemy.orm import Session, load_only
 
 from jobs import access, activity, needs, policies
@@ -21,11 +22,11 @@ from jobs.attempts import AttemptRef
 from jobs.database import now_ms
 from jobs.errors import Conflict, NotFound, existing
 from jobs.events import record
-from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job
+from jobs.models import SEES_HIDDEN, TRAINING, Artifact, Attempt, Checkpoint, Job, Point, Series
 from jobs.policies import Policies
 from jobs.status import TERMINAL, Status
 from wcl_core.config import PretrainSpec, parse_spec
-from wcl_core.protocol import KNN_TOP1
+from wcl_core.protocol import KNN_TOP1, VIEW_TOP1
 
 BEST_METRIC = KNN_TOP1
 
@@ -113,6 +114,32 @@ def file_keys(session: Session, job_id: str) -> list[str]:
     kept = select(Checkpoint.storage_key).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
     artifacts = select(Artifact.storage_key).where(Artifact.job_id == job_id)
     return list(session.execute(kept.union(artifacts)).scalars())
+
+
+class LastAccuracy(NamedTuple):
+    """The accuracy that a training had measured last when it saved a checkpoint, with the step of the measurement."""
+
+    metric: str
+    value: float
+    step: int
+
+
+def last_accuracies(session: Session, ids: Sequence[str]) -> dict[str, LastAccuracy]:
+    """Return the last accuracy by checkpoint: of kNN, or without labels of the views.
+
+    One that was saved before the first measurement after the training's start has none.
+    """
+    is_before = Point.step > 0, Point.step <= Checkpoint.step, Point.value.is_not(None)
+    newest = select(func.max(Point.step)).where(Point.series_id == Series.id, *is_before)
+    statement = (
+        select(Checkpoint.id, Series.name, Point.value, Point.step)
+        .join(Series, Series.job_id == Checkpoint.job_id)
+        .join(Point, Point.series_id == Series.id)
+        .where(Checkpoint.id.in_(ids), Checkpoint.kind == TRAINING, Series.name.in_((KNN_TOP1, VIEW_TOP1)))
+        .where(Point.value.is_not(None), Point.step == newest.correlate(Checkpoint, Series).scalar_subquery())
+        .order_by(Series.name.desc(), Point.attempt, Point.seq)  # a repeated measurement, and kNN, come last
+    )
+    return {each.id: LastAccuracy(each.name, each.value, each.step) for each in session.execute(statement)}
 
 
 def best_first(newest_first: Sequence[Checkpoint]) -> list[Checkpoint]:

@@ -148,6 +148,7 @@ def change(
         raise Conflict(
             f"the proxy gives {key.name} name and scopes; change the groups there, or WCL_PROXY_GROUP_SCOPES"
         )
+    former: dict[str, Any] = {"limits": {each: getattr(key, each) for each in limits}} if limits else {}
     _set_limits(key, limits)
     project_id = key.project_id
     if project is not None:
@@ -159,10 +160,11 @@ def change(
     if name is not None and name != key.name:
         facts["renamed_to"] = name
     if kept != key.scopes:
-        facts["scopes"] = kept
+        facts["scopes"], former["scopes"] = kept, key.scopes
     if days != "keep":
         facts["expires"] = "never" if days is None else _day(_expiry(session, days))
-    activity.note(session, "key.change", key_id, key.name, **facts)
+        former["expires"] = "never" if key.expires_at is None else _day(key.expires_at)
+    activity.note(session, "key.change", key_id, key.name, **facts, former=former or None)
     key.name, key.scopes, key.project_id = _checked_name(key.name if name is None else name), kept, project_id
     if days != "keep":
         key.expires_at = _expiry(session, days)

@@ -146,12 +146,13 @@ def change(
         activity.note(session, "project.rename", row.id, name, former=row.name)
         row.name = name
     changed = {each: limit for each, limit in (limits or {}).items() if limit != getattr(row, each)}
+    former = {each: getattr(row, each) for each in changed}
     for each, limit in changed.items():
         if limit is not None and not 1 <= limit <= LIMITS[each]:
             raise Invalid([FieldError(f"/{each}", f"expected 1 to {LIMITS[each]:,}, not {limit}")])
         setattr(row, each, limit)
     if changed:
-        activity.note(session, "project.change", row.id, row.name, limits=changed)
+        activity.note(session, "project.change", row.id, row.name, limits=changed, former={"limits": former})
     session.flush()
     return row
 

@@ -379,10 +379,13 @@ def counts_by_status(session: Session) -> dict[str, Any]:
 
 
 def bounded_counts(session: Session, most: int) -> dict[str, int]:
-    """Return the number of jobs in each state that is not terminal, and `most + 1` where there are more than `most`."""
+    """Return the number of jobs in each state, and `most + 1` where there are more; 1 of those in a terminal state."""
     parts = [
-        select(literal(str(status)).label("status"), Job.id).where(Job.status == status).limit(most + 1).subquery()
-        for status in (Status.BLOCKED, Status.QUEUED, Status.RUNNING, Status.PAUSED)
+        select(literal(str(status)).label("status"), Job.id)
+        .where(Job.status == status)
+        .limit(1 if status in TERMINAL else most + 1)
+        .subquery()
+        for status in Status
     ]
     jobs = union_all(*map(select, parts)).subquery()
     return dict(session.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).all())

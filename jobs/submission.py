@@ -211,20 +211,22 @@ def change(
             raise Invalid(errors)
         values["priority"] = priority
     changed: dict[str, Any] = dict(values)
+    former: dict[str, Any] = {each: getattr(job, each) for each in values}
     if starred is not None:
         values["starred_at"] = now_ms() if starred else None
-        changed["starred"] = starred
+        changed["starred"], former["starred"] = starred, job.starred_at is not None
     if note is not None:
         values["note"] = note or None
         changed["note"] = f"{len(note):,} characters" if note else "removed"
     if values:
         session.execute(update(Job).where(Job.id == job_id).values(**values, updated_at=now_ms()))
     if tags is not None:
+        former["tags"] = queries.tags(session, [job_id])[job_id]
         session.execute(delete(Tag).where(Tag.job_id == job_id))
         session.add_all(Tag(job_id=job_id, tag=tag) for tag in dict.fromkeys(tags))
         changed["tags"] = list(tags)
     record(session, job_id, "changed", changed)
-    activity.note(session, "job.change", job_id, job.name, **changed)
+    activity.note(session, "job.change", job_id, job.name, **changed, former=former or None)
     session.refresh(job)
     return job
 

@@ -406,7 +406,8 @@ def _on_dataset(session: Session, job: Job) -> tuple[Cause, str]:
     """Return why no worker has the version of the dataset that the job pins."""
     state = once(session, "states of datasets", lambda: states(session)).get(job.dataset_name)
     if state is not None and state.state is State.BEING_READ:
-        return Cause.DATASET_BEING_READ, f"the dataset {job.dataset_name} is being read: {state.share:.0%}"
+        message = f"the dataset {job.dataset_name} is being read: {state.share:.0%}"
+        return Cause.DATASET_BEING_READ, f"{message}; jobs on other datasets may start before it"
     digests = once(session, "digests", lambda: dict(session.execute(select(Dataset.name, Dataset.digest)).all()))
     newest = digests.get(job.dataset_name)
     able = " with enough GPUs" if job.gpus else ""

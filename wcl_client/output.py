@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -26,6 +28,8 @@ from wcl_client.responses import (
 from wcl_client.terminal import Rows, out, status
 from wcl_core.text import capitalised, counted, file_size
 from wcl_core.text import phase_text as text_of_phase
+
+_SEED_NAME = re.compile(r", seed \d+(-\d+)?$")  # as the server names the jobs of a seed group
 
 
 def age(moment: str) -> str:
@@ -76,17 +80,31 @@ def progress_text(job: Job) -> str:
     return f"{progress['step'] / progress['total_steps']:.0%}"
 
 
-def jobs_table(jobs: Sequence[Job]) -> Rows:
-    """Return a table with a row for each job; it shows the end of the id, which every command accepts."""
+def jobs_table(jobs: Sequence[Job], *, folded: bool = False) -> Rows:
+    """Return a table with a row for each job; it shows the end of the id, which every command accepts.
+
+    Args:
+        jobs: newest first.
+        folded: whether the jobs of a seed group share the row of the newest one.
+    """
     table = Rows("id", "name", "dataset", "status", "done", "age", cut=("name", "dataset"))
+    groups: dict[str, list[Job]] = {}
     for job in jobs:
+        groups.setdefault((folded and job.get("group_id")) or job["id"], []).append(job)
+    for job, *others in groups.values():
         reason = f" ({job['status_reason']})" if job.get("status_reason") else ""
+        name, state, done = job.get("name") or job["kind"], job["status"] + reason, progress_text(job)
+        if others:
+            counts = Counter(each["status"] for each in (job, *others))
+            shown = " ".join(f"{count} {each}" for each, count in counts.items())
+            name = f"{_SEED_NAME.sub('', name)} ({len(others) + 1} seeds)"
+            state, done = job["status"] if len(counts) == 1 else shown, ""
         table.add(
             job["id"][-12:],
-            ("* " if job.get("starred_at") else "") + (job.get("name") or job["kind"]),
+            ("* " if job.get("starred_at") else "") + name,
             str((job.get("dataset") or {}).get("name") or ""),
-            status(job["status"] + reason),
-            progress_text(job),
+            status(state),
+            done,
             age(job["created_at"]),
         )
     return table
@@ -640,18 +658,11 @@ def deletions_table(deletions: Sequence[Json]) -> Rows:
 
 def activity_table(entries: Sequence[Activity]) -> Rows:
     """Return a table with a row for each entry of the activity log."""
-    table = Rows("by", "action", "object", "id", "details", "at", cut=("by", "object", "details"))
+    table = Rows("by", "action", "object", "id", "details", "age", cut=("by", "object", "details"))
     for each in entries:
-        facts = ", ".join(f"{name} {_fact(value)}" for name, value in (each["details"] or {}).items())
-        moment = f"{each['at'][:19].replace('T', ' ')} UTC"
-        table.add(each["actor"], each["action"], each["object_name"], each["object_id"][-12:], facts, moment)
+        short = each["object_id"][-12:]
+        table.add(each["actor"], each["action"], each["object_name"], short, each.get("text", ""), age(each["at"]))
     return table
-
-
-def _fact(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_fact(each)}" for name, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def results_table(job: Job, evaluations: Sequence[Evaluation]) -> Rows:

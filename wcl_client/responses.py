@@ -303,6 +303,8 @@ class Activity(TypedDict):
     object_id: str
     object_name: str
     details: Json | None
+    title: str
+    text: str
 
 
 class Key(TypedDict):

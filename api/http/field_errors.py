@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from jobs.errors import FieldError
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec
+from wcl_core.text import counted
 
 E = TypeVar("E", bound=Mapping[str, Any])
 MAX_ERRORS = 50  # of one request; the work for each grows with the number of fields
@@ -111,10 +112,24 @@ def _detail(entry: Mapping[str, Any], owner: type[BaseModel] | None, root: type[
         return "expected an object"
     if entry["type"].endswith("_parsing"):  # of text: in an address, in a form, or in quotation marks
         return _PARSED.get(entry["type"], "expected another type")
+    if entry["type"] in _LIMITS:
+        return _beyond(entry)
     message = str(entry["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     return _SHOULD.sub("expected ", message, count=1).replace(
         "expected match pattern", "expected text to match pattern"
     )
+
+
+def _beyond(entry: Mapping[str, Any]) -> str:
+    """Return the limit of a number, a text or a list, and the number that is beyond it."""
+    words, name, noun = _LIMITS[entry["type"]]
+    limit, given = entry["ctx"][name], entry["ctx"].get("actual_length", entry.get("input"))
+    end = f", not {_number(given)}" if isinstance(given, int | float) and not isinstance(given, bool) else ""
+    return f"expected {words} {counted(limit, noun) if noun else _number(limit)}{end}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _of_value(entry: Mapping[str, Any], owner: type[BaseModel] | None, path: Sequence[int | str]) -> str | None:
@@ -155,6 +170,16 @@ def _refusal(model: type[BaseModel], name: str, value: Any) -> str | None:
 
 
 _LONGEST = 100  # characters of a value that a message repeats
+_LIMITS = {  # words, the limit's name in the context of pydantic's error, and what it counts
+    "greater_than_equal": ("at least", "ge", ""),
+    "less_than_equal": ("at most", "le", ""),
+    "greater_than": ("more than", "gt", ""),
+    "less_than": ("less than", "lt", ""),
+    "string_too_short": ("at least", "min_length", "character"),
+    "string_too_long": ("at most", "max_length", "character"),
+    "too_short": ("at least", "min_length", "value"),
+    "too_long": ("at most", "max_length", "value"),
+}
 _SHOULD = re.compile(r"^\w+ should (be |have |)")
 _PARSED = {
     "int_parsing": "expected an integer",

@@ -12,6 +12,7 @@ from api.http.auth import ServiceAdmin
 from api.http.dependencies import TheDatabase
 from api.rest.responses import Json, Response, Time
 from jobs import activity
+from jobs.models import Activity
 
 router = APIRouter(prefix="/v1/activity", tags=["operations"])
 
@@ -20,7 +21,8 @@ class ActivityResponse(Response):
     """An entry; `action` is an open string: the object's kind and what happened, such as `job.cancel`.
 
     `actor` is the name of the person or key at that time, and `actor_id` the id of the key; empty for the server itself
-    and for a command on its machine.
+    and for a command on its machine.  `title` and `text` are action and details for people.  Where a value changed,
+    `details` has the old one in `former`.
     """
 
     id: str
@@ -31,6 +33,8 @@ class ActivityResponse(Response):
     object_id: str
     object_name: str
     details: Json | None
+    title: str
+    text: str
 
 
 class ActivityPage(Response):
@@ -59,7 +63,11 @@ def list_activity(
             session, **filters, since=_milliseconds(since), until=_milliseconds(until), limit=limit + 1
         )
     next_cursor = rows[limit - 1].id if len(rows) > limit else None
-    return ActivityPage(items=[ActivityResponse.of(row) for row in rows[:limit]], next_cursor=next_cursor)
+    return ActivityPage(items=[_entry(row) for row in rows[:limit]], next_cursor=next_cursor)
+
+
+def _entry(row: Activity) -> ActivityResponse:
+    return ActivityResponse.of(row, title=activity.title(row.action), text=activity.described(row.details))
 
 
 def _milliseconds(time: datetime | None) -> int | None:

@@ -60,12 +60,20 @@ class DifferenceResponse(Response):
     is_shown: bool
 
 
+class ToBeat(Response):
+    """An accuracy that all configurations must beat: that of the largest class, raw pixels or the untrained network."""
+
+    name: str
+    value: float
+
+
 class MeasureResponse(Response):
     """A measure with the result of each configuration, null where it was not measured.
 
     `rule` names the checkpoints that were measured, such as the last epoch.  `verdict` says for people whether the best
     configuration is shown to be better than the second one.  `difference` is null for more than two configurations.
-    `reference` is the result of the dataset's reference.
+    `reference` is the result of the dataset's reference.  `to_beat` has the measured baselines that
+    all configurations share.
     """
 
     protocol: str
@@ -78,6 +86,7 @@ class MeasureResponse(Response):
     verdict: str | None
     difference: DifferenceResponse | None
     reference: OverSeeds | None
+    to_beat: list[ToBeat]
 
 
 class ComparisonResponse(Response):
@@ -166,6 +175,7 @@ def _measure(row: Row) -> MeasureResponse:
         verdict=None if row.lead is None else row.lead.sentence,
         difference=_difference(row.difference),
         reference=_over_seeds(row.reference),
+        to_beat=[ToBeat(name=name, value=value) for name, value in row.to_beat],
     )
 
 

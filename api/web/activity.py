@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from api.http.auth import ServiceAdmin
 from api.http.dependencies import TheDatabase
-from api.web.format import words
 from api.web.render import page
 from jobs import activity
 from jobs.database import database_time
@@ -18,6 +17,22 @@ from jobs.models import Activity
 router = APIRouter(include_in_schema=False)
 
 _MOST = 100  # entries of a page
+_KINDS: Final = {
+    "job": "jobs",
+    "jobs": "many jobs at once",
+    "sweep": "sweeps",
+    "checkpoint": "checkpoints",
+    "weights": "imported weights",
+    "dataset": "datasets",
+    "worker": "workers",
+    "share": "shared links",
+    "view": "saved views",
+    "webhook": "webhooks",
+    "project": "projects",
+    "key": "keys",
+    "session": "sign-ins",
+    "backup": "backups",
+}
 _Text = Annotated[str, Query(max_length=200)]
 
 
@@ -40,8 +55,9 @@ def activity_page(
         )
         now = database_time(session)
     older = rows[_MOST - 1].id if len(rows) > _MOST else None
-    lines = [(row, _address(row), _details(row)) for row in rows[:_MOST]]
-    return page(request, "activity.html", lines=lines, filters=filters, older=older, is_first=not cursor, now=now)
+    lines = [(row, _address(row), activity.title(row.action), activity.described(row.details)) for row in rows[:_MOST]]
+    facts: dict[str, Any] = {"lines": lines, "filters": filters, "older": older, "is_first": not cursor, "now": now}
+    return page(request, "activity.html", kinds=_KINDS, **facts)
 
 
 def _address(row: Activity) -> str | None:
@@ -55,14 +71,3 @@ def _address(row: Activity) -> str | None:
     if kind == "checkpoint" and (job := (row.details or {}).get("job")):
         return f"/jobs/{job}#checkpoints"
     return pages.get(kind)
-
-
-def _details(row: Activity) -> str:
-    facts = {name: value for name, value in (row.details or {}).items() if name != "job"}
-    return ", ".join(f"{words(name)} {_text(value)}" for name, value in facts.items())
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{words(name)} {_text(each)}" for name, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

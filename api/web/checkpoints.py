@@ -16,6 +16,7 @@ from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.web.render import page
 from jobs import weights
+from jobs.checkpoints import LastAccuracy, last_accuracies
 from jobs.database import database_time
 from jobs.models import Checkpoint, Job, Weights
 
@@ -61,6 +62,7 @@ class CheckpointList:
     """Checkpoints by job, newest first, and all imported weights by name."""
 
     rows: list[Kept]
+    accuracies: dict[str, LastAccuracy]  # that were measured last, by checkpoint
     imported: list[Weights]
     next_cursor: str | None
     view: View
@@ -97,7 +99,9 @@ def checkpoint_list(session: Session, view: View) -> CheckpointList:
         for checkpoint, name, owner in newest[:PAGE_SIZE]
     ]
     more = rows[-1].checkpoint.id if len(newest) > PAGE_SIZE else None
-    return CheckpointList(rows, weights.every(session), more, view, database_time(session))
+    shown = [each.id for kept in rows for each in (kept.checkpoint, *kept.older)]
+    measured = last_accuracies(session, shown)
+    return CheckpointList(rows, measured, weights.every(session), more, view, database_time(session))
 
 
 @router.get("/checkpoints")

@@ -169,8 +169,9 @@ class Fold:
 class Line:
     """A line of the list: a job, a seed group or a sweep, and its place below another one.
 
-    `name` is shorter than the job's below the job that it names.  `heading` is set for the first line of a value, in a
-    list that is grouped by a field.
+    `name` is shorter than the job's below the job that it names.  `mark` is the short id, where another line
+    of the page has the same name at the same place.  `heading` is set for the first line of a value, in a list that is
+    grouped by a field.
     """
 
     entry: Entry
@@ -179,6 +180,7 @@ class Line:
     fold: Fold | None = None
     view: JobView | None = None
     heading: tuple[str, int] | None = None  # the value, and the number of its jobs
+    mark: str = ""
 
     @property
     def key(self) -> str:
@@ -249,6 +251,7 @@ def job_list(session: Session, view: View) -> JobList:
         Invalid: the cursor is not one of this service.
     """
     lines, next_cursor = _folded(session, view) if view.is_folded else _flat(session, view)
+    lines = list(_marked(lines))
     jobs = [line.entry.job for line in lines if line.entry.job and not line.entry.members]
     tags = queries.tags(session, [job.id for job in jobs])
     lines = [
@@ -273,6 +276,18 @@ def job_list(session: Session, view: View) -> JobList:
         is_empty_service=not lines and session.execute(select(Job.id).limit(1)).first() is None,
         now=database_time(session),
     )
+
+
+def _marked(lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield the lines, with the short id of each entry whose name another one below the same entry has, too."""
+    places: list[tuple[str, ...]] = []
+    above: list[str] = []
+    for line in lines:
+        above[line.level :] = [line.entry.id]
+        places.append((*above[:-1], line.name))
+    counts = Counter(places)
+    for line, place in zip(lines, places, strict=True):
+        yield replace(line, mark=line.entry.id[-12:]) if counts[place] > 1 else line
 
 
 def _flat(session: Session, view: View) -> tuple[list[Line], str | None]:

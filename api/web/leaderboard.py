@@ -22,6 +22,7 @@ from jobs.configurations import Configuration, Measure, configurations_of, measu
 from jobs.database import database_time, now_ms
 from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
 from jobs.seed_groups import Result
+from jobs.status import Status
 from wcl_core.config import protocol_facts, protocol_place
 
 router = APIRouter(include_in_schema=False)
@@ -37,7 +38,7 @@ _ROOM = 0.08
 
 @dataclass(frozen=True)
 class Tab:
-    """A dataset and a protocol with evaluations."""
+    """A dataset and a protocol with evaluations; the protocol is empty for a dataset without any."""
 
     dataset: str
     digest: str
@@ -45,7 +46,8 @@ class Tab:
 
     @property
     def address(self) -> str:
-        return f"/leaderboard?{urlencode({'dataset': self.dataset, 'protocol': self.protocol})}"
+        query = {"dataset": self.dataset} | ({"protocol": self.protocol} if self.protocol else {})
+        return f"/leaderboard?{urlencode(query)}"
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,24 @@ class Board:
 
 @dataclass(frozen=True)
 class Leaderboard:
+    """The boards of a tab.
+
+    Attributes:
+        tabs: with evaluations.
+        without: the datasets that have none.
+        chosen: None if there is no evaluation at all and no dataset was asked for.
+        num_left_out: configurations that were measured at another epoch only.
+        evaluable: the address of the trainings that can be evaluated, if there are some; only without boards.
+    """
+
     tabs: list[Tab]
+    without: list[Tab]
     chosen: Tab | None
     boards: list[Board]
-    num_left_out: int  # configurations that were measured at another epoch only
+    num_left_out: int
     now: int
     start: int = 0
+    evaluable: str = ""
 
     @property
     def previous(self) -> int | None:
@@ -116,18 +130,33 @@ class Leaderboard:
 
 
 def leaderboard(session: Session, dataset: str, protocol: str, start: int = 0) -> Leaderboard:
-    """Return the boards of a dataset and protocol, or of the first ones if those have no evaluations."""
-    tabs, now = _tabs(session)
-    of_dataset = [tab for tab in tabs if tab.dataset == dataset]
+    """Return the boards of a dataset and protocol, or of the first ones if there are no such."""
+    every, now = _tabs(session)
+    tabs = [tab for tab in every if tab.protocol]
+    with_tabs = {tab.dataset for tab in tabs}
+    without = [tab for tab in every if tab.dataset not in with_tabs]
+    of_dataset = [tab for tab in (*tabs, *without) if tab.dataset == dataset]
     exact = [tab for tab in of_dataset if tab.protocol == protocol]
     chosen = next(iter(exact or of_dataset or tabs), None)
-    boards, num_left_out = ([], 0) if chosen is None else _boards(session, chosen)
+    boards, num_left_out = ([], 0) if chosen is None or not chosen.protocol else _boards(session, chosen)
     shown = [replace(board, start=start) for board in boards]
-    return Leaderboard(tabs, chosen, shown, num_left_out, now or database_time(session), start)
+    evaluable = "" if shown else _evaluable(session, chosen)
+    return Leaderboard(
+        tabs, without, chosen, shown, num_left_out, now or database_time(session), start, evaluable=evaluable
+    )
+
+
+def _evaluable(session: Session, tab: Tab | None) -> str:
+    """Return the address of the trainings that have succeeded, on the dataset of a tab if there is one; "" for none."""
+    trained = select(Job.id).where(Job.kind == "pretrain", Job.status == Status.SUCCEEDED)
+    query = {"kind": "pretrain", "status": Status.SUCCEEDED.value}
+    if tab is not None:
+        trained, query = trained.where(Job.dataset_name == tab.dataset), query | {"q": tab.dataset}
+    return f"/?{urlencode(query)}" if session.execute(trained.limit(1)).first() else ""
 
 
 def _tabs(session: Session) -> tuple[list[Tab], int]:
-    """Return the datasets and protocols with evaluations, and the time of the database if there are some."""
+    """Return all datasets with their protocols, the last one empty, and the time of the database if there are some."""
     first = select(func.min(Evaluation.protocol)).where(Evaluation.dataset_digest == Dataset.digest)
     pairs = select(Dataset.name, Dataset.digest, first.scalar_subquery().label("protocol")).cte(recursive=True)
     # Each step reads the next protocol of a dataset from an index.
@@ -135,8 +164,8 @@ def _tabs(session: Session) -> tuple[list[Tab], int]:
     later = select(func.min(Evaluation.protocol)).where(*of_dataset).correlate(pairs)
     following = select(pairs.c.name, pairs.c.digest, later.scalar_subquery()).where(pairs.c.protocol.is_not(None))
     pairs = pairs.union_all(following)
-    rows = session.execute(select(pairs, now_ms().label("now")).where(pairs.c.protocol.is_not(None))).all()
-    tabs = [Tab(name, digest, protocol) for name, digest, protocol, _ in rows]
+    rows = session.execute(select(pairs, now_ms().label("now"))).all()
+    tabs = [Tab(name, digest, protocol or "") for name, digest, protocol, _ in rows]
     return sorted(tabs, key=lambda tab: (tab.dataset, protocol_place(tab.protocol))), rows[0].now if rows else 0
 
 
@@ -224,7 +253,7 @@ def leaderboard_page(
     """Return the leaderboard of a dataset and a protocol, from an entry on."""
     with database.read() as session:
         view = leaderboard(session, dataset, protocol, start)
-    return page(request, "leaderboard.html", leaderboard=view, now=view.now)
+    return page(request, "leaderboard.html", leaderboard=view, now=view.now, may_submit="submit" in reader.scopes)
 
 
 @router.get("/leaderboard.csv")

@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, policies, submission, transitions
+from jobs import checkpoints, policies, queries, submission, transitions
 from jobs.database import Database, new_id
 from jobs.models import EMBEDDINGS, Checkpoint, Job
 from jobs.settings import Settings
 from tests.jobs import rows
 from tests.jobs.rows import Run, add_dataset, running, submit
+from wcl_core.protocol import KNN_TOP1, VIEW_TOP1
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,25 @@ def id_of(database: Database, job_id: str, step: int) -> str:
 
 def evaluation_of(checkpoint_id: str) -> dict[str, Any]:
     return {"features": {"kind": "checkpoint", "checkpoint_id": checkpoint_id}}
+
+
+def test_a_checkpoint_has_the_accuracy_that_was_measured_last_before_it(database: Database) -> None:
+    run = Run(database, running(database))
+    knn = [rows.metrics(step, **{KNN_TOP1: value}) for step, value in ((0, 0.1), (10, 0.5), (20, 0.6), (40, 0.8))]
+    views = [rows.metrics(step, **{VIEW_TOP1: 0.9}) for step in (10, 20)]
+    run.deliver(rows.started(), *knn, *views, *(saved(step) for step in (5, 20, 30)))
+    run.end("drained")
+    again = Run(database, rows.claim(database))
+    again.deliver(rows.started(15), rows.metrics(20, **{KNN_TOP1: 0.7}), rows.metrics(25, **{KNN_TOP1: None}))
+    with database.read() as session:
+        ids = {each.step: each.id for each in queries.checkpoints(session, run.job_id)}
+        result = checkpoints.last_accuracies(session, list(ids.values()))
+    assert ids.keys() == {5, 20, 30}
+    assert {step: result.get(id) for step, id in ids.items()} == {
+        5: None,  # that of the untrained network is none of the training's
+        20: (KNN_TOP1, 0.7, 20),
+        30: (KNN_TOP1, 0.7, 20),
+    }
 
 
 def test_by_default_all_checkpoints_are_kept(database: Database) -> None:

@@ -199,7 +199,9 @@ def test_a_changed_key_keeps_its_secret_and_has_its_new_rights_at_once(database:
         assert keys.ended(session, [now]) == set()
         (entry,) = activity.entries(session, action="key.change")
     assert entry.object_name == "colleague"
-    assert {*(entry.details or {})} == {"renamed_to", "scopes", "expires"}
+    details = entry.details or {}
+    assert details.keys() == {"renamed_to", "scopes", "expires", "former"}
+    assert details["former"] == {"scopes": ["read", "submit"], "expires": "never"}
     assert change(days=None).expires_at is None
     for wrong in ({"scopes": ["root"]}, {"scopes": []}, {"name": ""}, {"days": 0}):
         with pytest.raises(Invalid):

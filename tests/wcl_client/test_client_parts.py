@@ -530,6 +530,27 @@ def test_the_work_of_a_run_before_its_first_step_is_named(phase: str, done: floa
     assert JobView(job).facts == ([text] if text else [])
 
 
+def test_the_seeds_of_a_group_share_a_line_of_the_folded_list() -> None:
+    facts = {"kind": "pretrain", "created_at": "2026-01-01T00:00:00Z", "progress": None}
+    states = ("running", "succeeded", "succeeded")
+    jobs = [
+        facts | {"id": f"{number}" * 12, "name": f"ours, seed {2 - number}", "status": state, "group_id": "g"}
+        for number, state in enumerate(states)
+    ]
+    alone = facts | {"id": "a" * 12, "name": "alone, seed 1", "status": "queued", "group_id": "other"}
+    everything = [*jobs, alone]
+
+    def lines(*, folded: bool) -> list[str]:
+        piped = Console(file=io.StringIO(), width=1_000)
+        Terminal(piped).show(output.jobs_table(everything, folded=folded))  # type: ignore[arg-type]
+        return piped.file.getvalue().splitlines()[1:]  # type: ignore[attr-defined]
+
+    shared, other = lines(folded=True)
+    assert re.split(" {2,}", shared.strip())[:3] == ["000000000000", "ours (3 seeds)", "1 running 2 succeeded"]
+    assert "alone, seed 1" in other
+    assert len(lines(folded=False)) == 4
+
+
 def test_a_running_evaluation_names_its_part() -> None:
     view = JobView({"id": "x", "kind": "evaluate", "status": "running"})
     report = Progress(

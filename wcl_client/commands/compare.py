@@ -77,8 +77,11 @@ def _results(comparison: Mapping[str, Any]) -> Rows:
     has_difference = any(row.get("difference") for row in comparison["results"])
     pinned = comparison.get("reference")
     columns = [*(["difference"] if has_difference else []), *([f"reference: {pinned['name']}"] if pinned else [])]
+    beaten = [{each["name"]: each["value"] for each in row.get("to_beat", ())} for row in comparison["results"]]
+    baselines = list(dict.fromkeys(name for each in beaten for name in each))
+    columns += baselines
     table = Rows("result", "checkpoint", *_names(comparison), *columns)
-    for row in comparison["results"]:
+    for row, to_beat in zip(comparison["results"], beaten, strict=True):
         cells = [_mean(each) for each in row["results"]]
         table.add(
             _title(row),
@@ -86,6 +89,7 @@ def _results(comparison: Mapping[str, Any]) -> Rows:
             *cells,
             *([_difference(row.get("difference"))] if has_difference else []),
             *([_mean(row.get("reference"))] if pinned else []),
+            *(output.share(to_beat[name], 1) if name in to_beat else "–" for name in baselines),
         )
     return table
 

@@ -62,7 +62,7 @@ def jobs(
         str | None, typer.Option("--by", metavar="KEY", help="Only jobs of the key with this name or id.")
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Also evaluations of a training, and trials of a sweep.")
+        bool, typer.Option("--all", help="Every job: evaluations, trials of a sweep, and each seed.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
@@ -70,8 +70,8 @@ def jobs(
 ) -> None:
     """List jobs, newest first.
 
-    Evaluations of a training and trials of a sweep are left out, as on the page, unless an option filters the jobs, or
-    the output is JSON or CSV.
+    As on the page, evaluations of a training and trials of a sweep are left out, and jobs that differ in their seed
+    only share a line, unless an option filters the jobs, or the output is JSON or CSV.
     """
     refuse_both(as_json, as_csv)
     folded = not (every or as_json or any((status, kind, tag, query, archived, starred, by)))
@@ -96,9 +96,9 @@ def jobs(
             folded=folded,
             limit=limit,
         )
-    print_json(rows) if as_json else out.show(output.jobs_table(rows))
+    print_json(rows) if as_json else out.show(output.jobs_table(rows, folded=folded))
     if folded and out.is_terminal:
-        out.say("evaluations and trials of sweeps are left out; all jobs: wcl jobs --all")
+        out.say("without evaluations and trials of sweeps, seeds in one line; all jobs: wcl jobs --all")
 
 
 @app.command(rich_help_panel=LOOK)

@@ -59,6 +59,26 @@ def test_the_end_of_a_running_job_names_who_requested_it(served: Served) -> None
     assert (job["status"], job["status_by"]) == ("cancelled", "anna")
 
 
+def test_a_change_names_old_and_new_values_on_the_page_in_words(served: Served) -> None:
+    admin = served.client()
+    job_id = admin.post("/v1/jobs", json=JOB | {"name": "first", "tags": ["a"], "priority": 2}).json()["id"]
+    admin.patch(f"/v1/jobs/{job_id}", json={"name": "second", "priority": 5, "tags": ["b", "c"], "starred": True})
+    admin.patch(f"/v1/jobs/{job_id}", json={"note": "x" * 9})
+    noted, changed, _ = log(admin, target=job_id)
+    assert changed["title"] == "Changed job"
+    assert changed["text"] == "name first → second, priority 2 → 5, starred no → yes, tags a → b, c"
+    assert (changed["details"]["priority"], changed["details"]["former"]["priority"]) == (5, 2)
+    assert noted["text"] == "note 9 characters"
+    key = admin.post("/v1/keys", json={"name": "laptop", "scopes": ["read"]}).json()
+    assert admin.patch(f"/v1/keys/{key['id']}", json={"scopes": ["read", "submit"]}).is_success
+    (entry,) = log(admin, action="key.change")
+    assert "scopes read → read, submit" in entry["text"]
+    page = admin.get("/activity", headers={"Accept": "text/html"}).text
+    assert f"{changed['text']}</td>" in page
+    assert ">Changed job</a>" in page
+    assert '<option value="job">jobs</option>' in page
+
+
 def test_what_no_person_causes_names_none(served: Served) -> None:
     run = Run(served.database, rows.running(served.database))
     run.deliver(rows.started())
@@ -105,7 +125,7 @@ def test_the_log_is_filtered_and_read_in_parts(served: Served) -> None:
     assert_problem(anna.get("/v1/activity"), 403)
     page = admin.get("/activity", params={"actor": "anna"}, headers={"Accept": "text/html"}).text
     assert "job 2" in page
-    assert ">job.cancel<" not in page
+    assert ">Cancelled job<" not in page
 
 
 def test_keys_and_sessions_are_in_the_log_without_their_secrets(served: Served) -> None:

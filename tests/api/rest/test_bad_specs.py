@@ -79,7 +79,7 @@ def accepted(server: Served, kind: str, spec: dict[str, Any], **job: Any) -> boo
             "65 is more than the 64 pixels that cats is packed at",
         ),
         ({"batch_size": 304}, "/spec/batch_size", "304 is more than the 303 train images of cats"),
-        ({"batch_size": 8, "multi_crop": {"crops": 17}}, "/spec/multi_crop/crops", "less than or equal to 16"),
+        ({"batch_size": 8, "multi_crop": {"crops": 17}}, "/spec/multi_crop/crops", "expected at most 16, not 17"),
         (
             {"batch_size": 8, "multi_crop": {"crops": 1, "neighbours": 8}},
             "/spec/multi_crop",

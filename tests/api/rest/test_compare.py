@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from jobs.models import Checkpoint, DatasetVersion
 from tests.api.served import Served, assert_problem
 from tests.jobs import rows
 from wcl_client.api import WclClient
+from wcl_client.commands import compare
 from wcl_client.commands.shared import conclusion
+from wcl_client.terminal import Terminal
 from wcl_core.protocol import KNN_TOP1
 
 
@@ -107,6 +111,24 @@ def test_a_row_of_one_run_at_an_earlier_epoch_is_left_out_beside_its_last_one(se
 
     assert linear(alone) == [("last epoch", [0.6]), ("epoch 1", [0.5])]
     assert linear(both) == [("last epoch", [0.6, 0.4])]
+
+
+def test_the_terminal_shows_what_both_must_beat(served: Served) -> None:
+    counts = {"test": [60, 40]}
+    served.database.write(lambda session: session.add(DatasetVersion(digest=rows.DIGEST, class_counts=counts)))
+    ids = [trained(served, 0.7, name, method=method) for name, method in (("a", "wcl"), ("b", "simclr"))]
+    rows.submit(served.database, "evaluate", {"features": {"kind": "pixels"}})
+    pixels = rows.evaluation(0.25, protocol="knn", params={"k": 20})
+    rows.Run(served.database, rows.claim(served.database)).deliver(rows.started(), pixels, rows.end("succeeded"))
+    with WclClient(served.url, served.key("read")) as client:
+        comparison = client.compare(ids)
+    (row,) = comparison["results"]
+    assert row["to_beat"] == [{"name": "raw pixels", "value": 0.25}]
+    piped = Console(file=io.StringIO(), width=1_000)
+    Terminal(piped).show(compare._results(comparison))
+    head, line = piped.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert head.split()[-2:] == ["raw", "pixels"]
+    assert line.split()[-1] == "25.0%"
 
 
 def test_a_watch_ends_with_the_verdict_and_the_next_commands(served: Served) -> None:

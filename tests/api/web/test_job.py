@@ -174,7 +174,18 @@ def test_a_resumed_attempt_continues_from_its_checkpoint(visitor: Visitor, site:
     page.reload()
     wait_for_steps(page, [10, 20, 30, 40, 50])
     assert curve(page)["starts"] == [[2, 20]]
-    second.end()
+
+    # Labels of attempts that begin close together would overlap, and become one; an attempt may begin before others.
+    second.end("drained")
+    for step in (21, 22, 50):
+        again = site.claim()
+        again.start(step=step)
+        again.losses([step + 1, 55])
+        if step < 50:
+            again.end("drained")
+    chart = page.locator("figure[data-metrics='train/loss']")
+    expect(chart).to_have_attribute("data-starts", "attempts 2–4; attempt 5")
+    again.end()
 
 
 def test_the_values_under_the_cursor_are_read_out(visitor: Visitor, site: Site) -> None:

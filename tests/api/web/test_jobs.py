@@ -48,7 +48,26 @@ def test_a_new_job_and_its_changes_appear_by_themselves(visitor: Visitor, site: 
 
     run.end("failed", "out_of_memory", "no room")
     expect(row).to_contain_text("out of memory")
-    expect(page.locator("#summary")).to_contain_text("0 running")
+    expect(page.locator("#summary")).to_contain_text("No job runs or waits")
+
+
+def test_equal_names_have_short_ids_and_states_without_jobs_no_filter(visitor: Visitor, site: Site) -> None:
+    twice = [site.submit("named twice") for _ in range(2)]
+    once = site.submit("named once")
+    page = visitor.window()
+    for job_id in twice:
+        expect(page.locator(f"#job-{job_id} .short-id")).to_have_text(job_id[-12:])
+    expect(page.locator(f"#job-{once} .short-id")).to_have_count(0)
+    chips = page.locator("#filters .choices")
+    expect(chips.get_by_text("queued")).to_be_visible()
+    expect(chips.get_by_text("blocked")).to_be_hidden()
+    page.goto("/?status=blocked")
+    expect(chips.get_by_text("blocked")).to_be_visible()  # it can be taken off
+    for job_id in (*twice, once):
+        site.database.write(lambda session, job_id=job_id: transitions.cancel(session, job_id))  # type: ignore[misc]
+    page.goto("/")
+    expect(chips.get_by_text("cancelled")).to_be_visible()
+    expect(chips.get_by_text("queued")).to_be_hidden()
 
 
 def test_filters_are_in_the_address(visitor: Visitor, site: Site) -> None:
@@ -298,3 +317,12 @@ def test_the_newest_checkpoint_of_each_job_is_listed_with_older_ones_folded(visi
     expect(rows).to_have_count(1)
     rows.get_by_role("link", name="has checkpoints").click()
     page.wait_for_url(f"**/jobs/{run.job_id}")
+
+    later = site.running("measured earlier")
+    later.start()
+    later.report({"type": "metrics", "step": 2, "values": {"eval/knn_top1": 0.625}})
+    later.checkpoint(3)
+    later.end()
+    page.goto("/checkpoints")
+    row = rows.filter(has=page.get_by_role("link", name="measured earlier"))
+    expect(row.locator("[data-label=kNN]")).to_have_text("62.5%at step 2")

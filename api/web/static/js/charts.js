@@ -7,6 +7,19 @@ import { text, visible } from "./text.js";
 const LEVELS = { untrained: "untrained", chance: "largest class" };
 const COLUMNS = 4; // per line: drawn value, minimum, maximum, and raw value behind a smoothed line
 
+/** The label of marks that share one: what ends or begins there, then the numbers of the attempts, runs of them in short. */
+function named(marks) {
+  const words = [...new Set(marks.flatMap((mark) => mark.words ?? []))];
+  const numbers = marks.flatMap((mark) => mark.attempt ?? []).sort((one, other) => one - other);
+  const runs = [];
+  for (const number of numbers) {
+    if (runs.length && runs.at(-1)[1] === number - 1) runs.at(-1)[1] = number;
+    else runs.push([number, number]);
+  }
+  const shown = runs.map(([first, last]) => (first === last ? `${first}` : `${first}–${last}`)).join(", ");
+  return [...words, ...(shown ? [`attempt${numbers.length > 1 ? "s" : ""} ${shown}`] : [])].join(", ");
+}
+
 export class Chart extends PlotFigure {
   /** @param {object} source `shown`: the curves to draw; `all`: the curves of the whole job; `axis`: the axis of the job;
    *  `earlier`: the curves of the jobs that it goes on from, or null; `joints`: the steps where they end, with words;
@@ -118,7 +131,7 @@ export class Chart extends PlotFigure {
     ctx.restore();
   }
 
-  /** Draw where the earlier jobs end and later attempts start, with a label where there is room. */
+  /** Draw where the earlier jobs end and later attempts start; labels that would overlap become one. */
   drawStarts(plot) {
     const { ctx, bbox } = plot;
     ctx.save();
@@ -128,25 +141,28 @@ export class Chart extends PlotFigure {
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.setLineDash([3 * devicePixelRatio, 4 * devicePixelRatio]);
     const end = ctx.canvas.width - 2 * devicePixelRatio;
-    const labels = []; // those that would overlap share one
     const joints = this.earlier ? this.source.joints : [];
-    const starts = [...this.source.all.starts].map(([attempt, step]) => [step, `attempt ${attempt}`]);
-    for (const [step, label] of [...[...joints].reverse(), ...starts]) {
-      const x = Math.round(plot.valToPos(this.source.axis.x(step), "x", true));
-      if (x < bbox.left || x > bbox.left + bbox.width) continue;
+    const marks = [...joints.map(([step, words]) => ({ step, words })), ...[...this.source.all.starts].map(([attempt, step]) => ({ step, attempt }))]
+      .map((mark) => ({ ...mark, x: Math.round(plot.valToPos(this.source.axis.x(mark.step), "x", true)) }))
+      .filter(({ x }) => x >= bbox.left && x <= bbox.left + bbox.width)
+      .sort((one, other) => one.x - other.x);
+    for (const { x } of marks) {
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      const place = (words) => {
-        const half = ctx.measureText(words).width / 2;
-        const middle = Math.min(x, end - half);
-        return { words, middle, start: middle - half, end: middle + half };
-      };
-      const last = labels.at(-1);
-      const placed = place(label);
-      if (!last || placed.start >= last.end + 6 * devicePixelRatio) labels.push(placed);
-      else if (label.startsWith("attempt ")) labels[labels.length - 1] = place(`${last.words}, ${label.slice(8)}`);
+    }
+    const place = (shared) => {
+      const words = named(shared);
+      const half = ctx.measureText(words).width / 2;
+      const middle = Math.max(bbox.left + half, Math.min((shared[0].x + shared.at(-1).x) / 2, end - half)); // beside the labels of the axis
+      return { shared, words, middle, start: middle - half, end: middle + half };
+    };
+    const labels = [];
+    for (const mark of marks) {
+      let label = place([mark]);
+      while (labels.length && label.start < labels.at(-1).end + 6 * devicePixelRatio) label = place([...labels.pop().shared, ...label.shared]);
+      labels.push(label);
     }
     for (const { words, middle } of labels) ctx.fillText(visible(words), middle, bbox.top - 4 * devicePixelRatio);
     this.figure.dataset.starts = labels.map(({ words }) => words).join("; ");
