@@ -175,7 +175,7 @@ def test_a_resumed_attempt_continues_from_its_checkpoint(visitor: Visitor, site:
     wait_for_steps(page, [10, 20, 30, 40, 50])
     assert curve(page)["starts"] == [[2, 20]]
 
-    # Labels of attempts that begin close together would overlap, and become one; an attempt may begin before others.
+    # Labels of attempts that begin close together would overlap, and become one.
     second.end("drained")
     for step in (21, 22, 50):
         again = site.claim()
