@@ -114,6 +114,7 @@ def test_the_verdict_names_the_weights_that_a_training_started_from(database: Da
     second = go_on(database, first, epochs=5)
     run = rows.Run(database, rows.claim(database))
     run.deliver(rows.started(100), rows.metrics(125, **{KNN_TOP1: 0.7}), rows.checkpoint(125, "c" * 64))
+    run.end("succeeded")
 
     for job_id, points in ((first, "30.0"), (second.id, "40.0")):
         with database.read() as session:
