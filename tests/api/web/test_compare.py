@@ -250,7 +250,10 @@ def test_the_leaderboard_shows_the_last_epoch_only(visitor: Visitor, site: Site)
     measured(site, job_id, 0.99, protocol="retrieval")
     page = visitor.window("/leaderboard?dataset=digits&protocol=retrieval")
 
-    expect(page.get_by_text("No job was evaluated at its last epoch")).to_be_visible()
+    expect(page.get_by_role("heading", name="Nothing was measured at its last epoch yet on digits")).to_be_visible()
+    expect(page.locator(".empty")).to_contain_text("1 configuration was measured before the last epoch only.")
+    page.get_by_role("link", name="Choose a run to evaluate").click()
+    expect(page.locator(f"#job-{job_id}")).to_be_visible()
     page.goto(address([job_id]))
     expect(page.locator("#evaluations tbody")).to_contain_text("epoch 3")
 

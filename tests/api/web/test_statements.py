@@ -87,6 +87,18 @@ def test_pages_send_as_many_statements_for_many_jobs_as_for_few(served: Served) 
     assert few["/leaderboard"] <= 5 + 1  # with that of the key
 
 
+def test_a_dataset_without_evaluations_has_an_empty_leaderboard_with_the_next_step(small: Served) -> None:
+    rows.add_dataset(small.database, "unmeasured", digest="e" * 64)
+    measured_job(small.database, 1)
+    chosen = small.browser("read", "submit").get("/leaderboard?dataset=unmeasured").text
+    assert "No evaluations yet on unmeasured" in chosen
+    assert 'href="/submit?dataset=unmeasured">Train on unmeasured</a>' in chosen
+    assert "Train on" not in small.browser("read").get("/leaderboard?dataset=unmeasured").text
+    first = small.browser().get("/leaderboard").text
+    assert 'href="/leaderboard?dataset=unmeasured"' in first
+    assert "No evaluations" not in first
+
+
 def test_the_leaderboard_has_every_configuration_page_by_page(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         measured_job(small.database, number)
