@@ -46,7 +46,7 @@ _STARTED_BY_FIXTURE = {
 }
 _STARTED = ("postgres", "redis", "browser", "server", "process")
 # About the seconds of a test that starts such a thing; of another one: a fifth of a second
-_SECONDS = {"process": 8.0, "slow": 5.0, "browser": 6.0, "server": 0.5, "postgres": 0.5, "redis": 0.5}
+_SECONDS = {"process": 8.0, "slow": 1.5, "browser": 6.0, "server": 0.5, "postgres": 0.5, "redis": 0.5}
 _GARBAGE = 10_000  # new objects before a collection; Python begins one after 700
 _SHARE = 1 / 20  # of the time that a test has by a mark of its own
 _MARKS_OF_SLOW = re.compile(rf"\bpytest\.mark\.(?:{'|'.join((*_STARTED, 'slow', 'long'))})\b")

@@ -136,6 +136,7 @@ DEFECTS: dict[str, tuple[str, Plant]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defect", list(DEFECTS))
 def test_a_planted_defect_is_found(database: Database, defect: str) -> None:
     job_id = rich_job(database)

@@ -48,6 +48,7 @@ def test_one_attempt_is_shown_as_reported(database: Database) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "shown"),
     [
@@ -189,6 +190,7 @@ def test_pages_return_every_point_exactly_once(database: Database) -> None:
         assert all(len(page) <= max(limit, 5) for page in pages), limit  # one line comes whole
 
 
+@pytest.mark.slow
 def test_points_that_are_delivered_while_reading_are_returned_once(database: Database) -> None:
     """A reader whose statements saw different moments would skip points or bring them twice."""
     run = Run(database, running(database))
@@ -275,6 +277,7 @@ def long_run(database: Database) -> tuple[str, dict[int, float]]:
     return run.job_id, values
 
 
+@pytest.mark.slow
 def test_a_part_has_only_its_steps_its_extremes_and_more_detail(
     database: Database, long_run: tuple[str, dict[int, float]]
 ) -> None:

@@ -57,6 +57,7 @@ WRITES: dict[str, Write] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_thousand_writes_of_superseded_attempts_change_nothing(database: Database) -> None:
     """The attempts were reaped, replaced or ended; each late write is refused, under every number."""

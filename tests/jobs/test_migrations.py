@@ -373,6 +373,7 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith("-journal"))
 
 
+@pytest.mark.slow
 def test_an_upgrade_of_a_file_says_what_it_does_and_keeps_a_copy(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'wcl.sqlite3'}")
     migrate_to(database, "0028_kept_devices")

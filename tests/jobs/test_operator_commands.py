@@ -14,6 +14,7 @@ from tests.odd import ODD, check_odd_values
 from tests.waiting import eventually
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -91,6 +91,7 @@ def _fields_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(source, name, once(getattr(source, name)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fields_are_looked_at_once")
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_each_setting_takes_an_odd_value_or_names_itself_in_one_line(
@@ -154,6 +155,7 @@ def test_no_text_of_the_settings_shows_a_secret() -> None:
     assert settings.broker_url == Secret("redis://:hidden@h")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "what?", "100%25", "a#b c", "日本"])
 def test_the_default_database_lies_in_the_data_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
     settings = Settings(data_dir=tmp_path / name)

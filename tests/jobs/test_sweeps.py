@@ -88,6 +88,7 @@ def test_images_of_a_packed_file_are_not_held_out(database: Database) -> None:
     assert entered(database, sweeping.submit(database, {TEMPERATURE: [0.1]}, base=data), 0) == [0]
 
 
+@pytest.mark.slow
 def test_halving_promotes_the_best_by_evaluation(database: Database) -> None:
     """The highest temperatures have the lowest loss here, and the best evaluations are in the middle."""
     sweep_id = halving(database)
@@ -102,6 +103,7 @@ def test_halving_promotes_the_best_by_evaluation(database: Database) -> None:
     assert (result.status, result.best_trial, result.best_value) == ("succeeded", 4, 1.0)
 
 
+@pytest.mark.slow
 def test_a_rung_waits_for_its_last_evaluation(database: Database) -> None:
     sweep_id = halving(database)
     claims = [rows.claim(database) for _ in range(9)]
@@ -120,6 +122,7 @@ def test_a_rung_waits_for_its_last_evaluation(database: Database) -> None:
     assert entered(database, sweep_id, 1) == [0, 1, 8]
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_never_promoted(database: Database) -> None:
     sweep_id = halving(database)
 
@@ -139,6 +142,7 @@ def test_a_sweep_without_any_result_fails(database: Database) -> None:
     assert entered(database, sweep_id, 1) == []
 
 
+@pytest.mark.slow
 def test_a_trial_has_the_mean_over_its_seeds(database: Database) -> None:
     values = {(0.1, 1): 0.9, (0.1, 2): None, (0.2, 1): 0.1, (0.2, 2): 0.3, (0.3, 1): 0.1, (0.3, 2): 0.2}
     sweep_id = sweeping.submit(database, {TEMPERATURE: [0.1, 0.2, 0.3]}, seeds=(1, 2), max_parallel=1)
@@ -153,6 +157,7 @@ def test_a_trial_has_the_mean_over_its_seeds(database: Database) -> None:
     assert None not in groups
 
 
+@pytest.mark.slow
 def test_each_rung_is_a_separate_run_with_the_same_share_of_warm_up(database: Database) -> None:
     base = sweeping.BASE | {"warmup_epochs": 3, "weak_augmentation_epochs": 9, "evaluations": [{"protocols": ["knn"]}]}
     sweep_id = halving(database, 4, eta=2, base=base)
@@ -168,6 +173,7 @@ def test_each_rung_is_a_separate_run_with_the_same_share_of_warm_up(database: Da
     assert of_rungs == {4: (pytest.approx(2 / 3), 2), 9: (1.5, 4), 18: (3, 9)}
 
 
+@pytest.mark.slow
 def test_a_minimised_metric_ranks_the_least_value_first(database: Database) -> None:
     sweep_id = halving(database, 4, eta=2, direction="minimize")
 
@@ -201,6 +207,7 @@ def test_cancel_ends_the_sweep_and_its_jobs(database: Database) -> None:
         database.write(lambda session: sweeps.cancel(session, "no such"))
 
 
+@pytest.mark.slow
 def test_a_changed_dataset_ends_the_sweep(database: Database) -> None:
     sweep_id = halving(database)
     play(database, temperature)
@@ -213,6 +220,7 @@ def test_a_changed_dataset_ends_the_sweep(database: Database) -> None:
     assert "digits" in (result.status_message or "")
 
 
+@pytest.mark.slow
 def test_a_sweep_that_cannot_advance_does_not_end_the_poll(database: Database, tmp_path: Path) -> None:
     broken, whole = halving(database), sweeping.submit(database, {TEMPERATURE: [0.1, 0.2]}, max_parallel=1)
     spoiled = sweeping.BASE | {"method": "of a plugin that is not here"}

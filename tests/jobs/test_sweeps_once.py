@@ -43,6 +43,7 @@ def test_concurrent_advances_add_each_job_once(database: Database) -> None:
     assert sweep(database, sweep_id).best_trial == 3
 
 
+@pytest.mark.slow
 def test_two_reconcilers_start_each_trial_once(database: Database, tmp_path: Path) -> None:
     rows.add_dataset(database)
     sweep_id = halving(database, max_parallel=2, **SMALL)

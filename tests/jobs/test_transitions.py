@@ -445,6 +445,7 @@ def test_of_many_reapers_one_reaps(database: Database) -> None:
     assert job(database, run.job_id).failures == 1
 
 
+@pytest.mark.slow
 def test_a_renewal_and_a_reaper_never_both_win(database: Database) -> None:
     for _ in range(10):
         run = Run(database, running(database))
@@ -527,6 +528,7 @@ def test_a_preempted_job_is_not_preempted_again_by_the_same_request(database: Da
     assert not Run(database, claim(database)).send([]).preempt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["cancel", "pause"])
 def test_a_request_that_races_the_end_is_never_lost(database: Database, verb: str) -> None:
     """Either the request comes first and decides, or the job is queued again and the request changes it."""

@@ -97,6 +97,7 @@ def wcl(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_no_text_of_a_server_is_markup_or_reaches_the_terminal_as_a_command(
     monkeypatch: pytest.MonkeyPatch, wcl: Wcl, command: tuple[str, ...]

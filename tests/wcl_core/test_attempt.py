@@ -439,6 +439,7 @@ def test_less_data_than_a_batch_is_bad_data(tmp_path: Path) -> None:
     assert "batch_size is 5000" in text
 
 
+@pytest.mark.slow
 def test_data_that_has_changed_since_the_submission_is_refused(tmp_path: Path) -> None:
     spec = small.fields(epochs=2)
     pinned = DIGITS | {"digest": small.digits().digest}
@@ -455,6 +456,7 @@ def test_a_missing_checkpoint_fails_the_attempt(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_since_its_worker_read_it_is_no_missing_checkpoint(tmp_path: Path) -> None:
     """The service then tries again, with an older checkpoint if that file stays as it is."""
     spec = small.fields(epochs=2)

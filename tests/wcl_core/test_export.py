@@ -38,6 +38,7 @@ def native(folder: Path, spec: PretrainSpec) -> Path:
     return checkpoint.write(folder / "native.safetensors", tensors, facts).path
 
 
+@pytest.mark.slow
 def test_resnet18_loads_into_torchvisions_own(tmp_path: Path) -> None:
     spec = small.spec(backbone={"name": "resnet18", "stem": "imagenet"})
     path = native(tmp_path, spec)
@@ -96,6 +97,7 @@ def test_facts_travel_with_the_weights_and_equal_checkpoints_give_equal_bytes(tm
     }
 
 
+@pytest.mark.slow
 def test_many_threads_may_export_one_checkpoint(tmp_path: Path) -> None:
     path = native(tmp_path, small.spec(backbone={"name": "resnet18"}))
     out = tmp_path / "out" / "backbone.safetensors"

@@ -43,6 +43,7 @@ def _arguments() -> list[tuple[str, str, list[str]]]:
     return cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verb", "argument", "command"), _arguments(), ids=lambda case: str(case)[:20])
 def test_each_argument_takes_an_odd_value_or_is_named(
     verb: str,
@@ -57,6 +58,7 @@ def test_each_argument_takes_an_odd_value_or_is_named(
     check_odd_values(command_line.main, command, (each for each in ODD if each not in _TOO_MUCH), capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["a: .inf", "epochs: 010", "epochs: 1\nepochs: 2", "[" * 50_000, "a: &a [*a]", "\x1b", "8: 1"]
 )

@@ -76,6 +76,7 @@ _JUNK = [
 ]
 
 
+@pytest.mark.slow
 def test_a_junk_line_costs_a_warning(left: Leftovers) -> None:
     def spoil(_: Path, records: list[dict[str, Any]], *, junk: bytes) -> list[bytes]:
         lines = lines_of(records)
@@ -88,6 +89,7 @@ def test_a_junk_line_costs_a_warning(left: Leftovers) -> None:
     assert len(jobs) == len(_JUNK)
 
 
+@pytest.mark.slow
 def test_a_file_outside_of_the_folder_is_not_taken(left: Leftovers) -> None:
     def spoil(folder: Path, records: list[dict[str, Any]], *, place: str) -> list[bytes]:
         path = os.path.relpath(left.precious, folder) if place == "above" else places[place]
@@ -232,6 +234,7 @@ def test_records_after_the_end_are_not_read(left: Leftovers) -> None:
     assert recover_beside_a_good_one(left, spoil).status == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_record_that_comes_first_ends_no_job(left: Leftovers) -> None:
     def spoil(_: Path, records: list[dict[str, Any]], *, place: int) -> list[bytes]:
         return lines_of(renumbered([records[place], *records[:place], *records[place + 1 :]]))

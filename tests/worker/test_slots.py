@@ -258,6 +258,7 @@ def test_a_device_is_given_out_again_once_its_run_has_exited(sqlite_database: Da
     slots.wait(PATIENCE)
 
 
+@pytest.mark.slow
 def test_a_worker_announces_what_it_keeps_its_devices_for_and_takes_that_back(
     sqlite_database: Database, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def assert_inert(text: str) -> None:
     parser.close()
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(PARTS), max_size=40).map("".join) | st.text(max_size=200))
 def test_no_text_makes_other_elements_attributes_or_links(text: str) -> None:
     assert_inert(text)

@@ -323,6 +323,7 @@ def calls_of(tree: ast.AST) -> set[str]:
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
 
+@pytest.mark.slow
 def test_no_other_module_lets_bytes_choose_their_decoder() -> None:
     """An image is opened in one module, a spec file by a loader of plain values, a pickle by one that runs no code."""
     forbidden = {"Image.open", "torch.load", "np.load", "numpy.load", "pickle.load", "pickle.loads", "yaml.load"}

@@ -90,6 +90,7 @@ def test_the_cache_holds_the_data_of_the_folder(photos: Path, cache: Cache, monk
     assert warnings_of(reporters[0]) == warnings_of(reporters[1]) == warnings_of(reporters[2])
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_same_bytes_with_and_without_the_cache(photos: Path, cache: Cache, tmp_path: Path) -> None:
     spec = small.spec(data={"name": "photos", "image_size": 8, "held_out_share": 0.0}, batch_size=4, epochs=2)
     digests = []

@@ -142,6 +142,7 @@ def test_the_held_out_tenth_is_stratified_and_leaves_every_class_in_train() -> N
     assert not torch.equal(held_out, linear._stratified(labels, seed=1))
 
 
+@pytest.mark.slow
 def test_scale_and_offset_of_a_feature_do_not_matter() -> None:
     data = small.feature_set(spread=1.5)
     scale = torch.tensor([1.0, 1e3, 1e-2, 5.0, 1.0, 1.0])

@@ -109,6 +109,7 @@ def test_a_folder_whose_list_has_the_classes_names_the_list(
     assert "classes: blue # 3 6, green 6, red 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_split", [False, True])
 def test_a_classifier_is_taken_along_in_one_file(
     network: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_split: bool
@@ -191,6 +192,7 @@ def test_another_file_is_no_classifier(
     assert not (tmp_path / "x.csv").exists()
 
 
+@pytest.mark.slow
 def test_features_as_parquet_are_those_of_the_csv(
     network: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def test_the_wide_knn_has_200_neighbours_at_a_tenth_and_refuses_small_classes() 
         evaluate(evaluate_spec(protocols=["knn_wide"]), MemoryReporter(), data=small.digits())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, facts in PROTOCOLS.items() if facts.measures])
 def test_a_protocol_reports_the_measures_of_the_table_in_its_order(name: Protocol) -> None:
     data, sgd = small.few_digits(), {"epochs": 1, "batch_size": 64}
@@ -401,6 +402,7 @@ def another_dataset() -> ImageData:
     return ImageData("other", splits[0], splits[1], ("bright", "dark", "striped"), "e" * 64)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_transfers_to_another_dataset_size_and_number_of_classes(tmp_path: Path) -> None:
     spec = small.spec(seed=5)
     tensors = {f"model/{name}": tensor for name, tensor in small.model(spec).state_dict().items()}

@@ -111,6 +111,7 @@ def test_nt_xent_is_the_formula(count: int, dim: int, seed: int, kind: str, t: f
     assert_matches(lambda a, b: nt_xent(a, b, t), lambda a, b: naive_nt_xent(a, b, t), z1, z2)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(2, 11),
@@ -174,6 +175,7 @@ def test_a_mask_by_image_hides_the_same_keys_as_a_bool_mask(detach: bool) -> Non
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     count=st.integers(2, 14),
@@ -301,6 +303,7 @@ def dense_weak(u: Tensor, keys: Tensor, labels: Tensor, t: float) -> Tensor:
     return -(torch.where(positives, logarithms, 0.0).sum(1) / positives.sum(1)).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "near", "duplicates", "pairs"])
 @pytest.mark.parametrize("t", [0.05, 0.2])
 def test_large_batches_keep_the_tolerance(kind: str, t: float) -> None:
@@ -328,6 +331,7 @@ def dense_nt_xent(z1: Tensor, z2: Tensor, keys: Tensor | None, hidden: Tensor, t
     return loss[~hidden.all(1)].sum() / (2 * size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "duplicates"])
 @pytest.mark.parametrize("options", ["decoupled", "mask_labels", "mask_labels, decoupled", "keys", "keys, mask_labels"])
 def test_options_of_large_batches_keep_the_tolerance(kind: str, options: str) -> None:

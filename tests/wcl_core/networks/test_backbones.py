@@ -19,6 +19,7 @@ def config(name: str, stem: str = "small", width: int = 64) -> BackboneConfig:
     return BackboneConfig.model_validate({"name": name, "stem": stem, "width": width})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dim"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
 def test_names_shapes_and_features_are_torchvisions(name: str, dim: int) -> None:
     ours = build_backbone(config(name, "imagenet"), 32).eval()
@@ -40,6 +41,7 @@ def test_large_networks_have_torchvisions_names_and_shapes(name: str) -> None:
     assert {name: p.shape for name, p in ours.items()} == shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stem", "side"), [("small", 32), ("stride2", 16), ("imagenet", 8)])
 @pytest.mark.parametrize(("name", "device"), [("tiny", "cpu"), ("resnet18", "cpu"), ("wide_resnet50_2", "meta")])
 def test_stems(name: str, device: str, stem: str, side: int) -> None:

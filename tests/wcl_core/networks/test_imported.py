@@ -87,6 +87,7 @@ LAYOUTS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str, set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_encoder_of_each_layout_is_taken(tmp_path: Path, resnet: dict[str, Tensor], layout: str) -> None:
     wrap, prefix, unused = LAYOUTS[layout]
@@ -101,6 +102,7 @@ def test_the_encoder_of_each_layout_is_taken(tmp_path: Path, resnet: dict[str, T
     assert all(torch.equal(taken[name], each) for name, each in resnet.items() if not name.startswith("fc."))
 
 
+@pytest.mark.slow
 def test_equal_weights_give_equal_bytes_and_a_report(tmp_path: Path, resnet: dict[str, Tensor]) -> None:
     torch.save({"state_dict": prefixed("module.", resnet)}, tmp_path / "a.pth")
     safetensors.torch.save_file(prefixed("module.", resnet), tmp_path / "b.safetensors")
@@ -126,6 +128,7 @@ def test_equal_weights_give_equal_bytes_and_a_report(tmp_path: Path, resnet: dic
     assert "torchvision.models.resnet18()" in facts["load"][1]
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_of_either_library_is_taken(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torchvision.models.VisionTransformer(32, 8, 12, 6, 384, 4 * 384)
@@ -181,6 +184,7 @@ def test_code_in_a_pickle_is_refused_and_never_run(tmp_path: Path, thin: dict[st
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -208,6 +212,7 @@ def test_tensors_that_do_not_fit_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_files_that_are_no_weights_are_refused(
     tmp_path: Path, resnet: dict[str, Tensor], thin: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +251,7 @@ def test_files_that_are_no_weights_are_refused(
     assert import_weights(tmp_path / "two encoders", tmp_path / "out", prefix="b.").prefix == "b."
 
 
+@pytest.mark.slow
 def test_a_small_first_convolution_takes_the_stem_that_is_named(
     tmp_path: Path, thin: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:

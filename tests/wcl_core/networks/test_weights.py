@@ -35,6 +35,7 @@ BACKBONES: list[dict[str, Any]] = [
 _WIDE = pytest.param({"name": "wide_resnet50_2", "stem": "imagenet"}, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [*BACKBONES, _WIDE], ids=lambda fields: "-".join(map(str, fields.values())))
 def test_a_backbone_file_loads_in_the_lines_that_it_names(tmp_path: Path, fields: dict[str, Any]) -> None:
     spec = parse_spec("pretrain", {"data": {"name": "digits", "image_size": 24}, "backbone": fields, "batch_size": 8})
@@ -107,6 +108,7 @@ def test_features_of_new_images_are_those_of_the_network(tmp_path: Path, capfd: 
     assert (tmp_path / "list.txt").read_text() == "photos/a/00.png\n"
 
 
+@pytest.mark.slow
 def test_images_smaller_than_a_patch_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"data": {"name": "x", "image_size": 32}, "backbone": {"name": "vit_small"}, "batch_size": 8}
     spec = parse_spec("pretrain", fields)

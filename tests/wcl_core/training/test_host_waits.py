@@ -133,6 +133,7 @@ def test_no_operation_of_a_step_reads_a_value(options: dict[str, Any], monkeypat
     assert loss.total.isfinite()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_forward_pass_on_a_gpu_reads_no_value(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Autograd needs a real GPU for the backward pass."""
