@@ -143,12 +143,14 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
 
 
 def _same_spec(session: Session, kind: str, spec: dict[str, Any], digest: str) -> list[str]:
-    """Return the note on the newest job that has the same spec and data, unless it failed or was cancelled."""
+    """Return the note on the first of the last jobs with the same spec and data that has not failed or been cancelled.
+
+    Not the newest: a client that asks after its submission would meet the new job.
+    """
     is_of_use = Job.status.not_in((Status.FAILED, Status.CANCELLED))
     jobs = select(Job).where(Job.kind == kind, Job.dataset_digest == digest, is_of_use).order_by(Job.id.desc())
-    rows = session.execute(jobs.limit(_MOST_SPECS)).scalars() if digest else ()
-    same = next((row for row in rows if row.spec == spec), None)
-    if same is None:
+    rows = session.execute(jobs.limit(_MOST_SPECS)).scalars().all() if digest else ()
+    if (same := next((row for row in reversed(rows) if row.spec == spec), None)) is None:
         return []
     return [f"job {same.name} ({same.id[-12:]}, {same.status}) has the same spec and seed, so this one repeats it"]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+_ABORT, _DETACH = 1, 2  # MNT_FORCE, MNT_DETACH
 
 
 class Disk:
@@ -74,6 +78,34 @@ def mounted(folder: Path, size: str) -> Iterator[Disk]:
         yield disk
     finally:
         disk.unmount()
+
+
+@contextmanager
+def hung(folder: Path) -> Iterator[None]:
+    """Let a folder not respond, as a mount whose server is gone; at the end, its own content is there again.
+
+    A file system of FUSE is mounted on it, which answers no request but the first one.  Skip the test where this user
+    may not mount one.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR)
+    except OSError as error:
+        pytest.skip(f"NOT TESTED HERE: a mount that does not respond needs /dev/fuse ({error.strerror})")
+    options, place = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode(), os.fsencode(folder)
+    if libc.mount(b"hung", place, b"fuse", 0, options):
+        os.close(device)
+        reason = os.strerror(ctypes.get_errno())
+        pytest.skip(f"NOT TESTED HERE: a mount that does not respond needs the right to mount ({reason})")
+    try:
+        _, _, request = struct.unpack_from("<IIQ", os.read(device, 1 << 17))
+        version = struct.pack("<4I2H2I2H8I", 7, 26, 1 << 16, 0, 0, 0, 4096, 1, 0, 0, *[0] * 8)
+        os.write(device, struct.pack("<IiQ", 16 + len(version), 0, request) + version)
+        yield
+    finally:
+        libc.umount2(place, _ABORT)  # what waits for it gets an error
+        libc.umount2(place, _DETACH)
+        os.close(device)
 
 
 class _Capabilities(ctypes.Structure):

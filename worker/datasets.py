@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -28,11 +29,13 @@ from wcl_core.files import write_bytes
 from wcl_core.protocol import storable
 from wcl_core.text import without_paths
 from worker import children
+from worker.background import BackgroundWork
 from worker.process import module_environment
 
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 0.2
+_LOOK_SECONDS = 1.0  # without a response of one dataset's files
 _APART = ("samples", "place")  # of a description, since they are no facts for other machines
 _WITHOUT_TORCH = ("digits",)  # builtin datasets that the process for folders describes
 
@@ -64,29 +67,70 @@ def names(settings: Settings) -> list[str]:
     return list(dict.fromkeys((*settings.builtin_datasets, *settings.datasets)))
 
 
+class Looks:
+    """Looks whether files are there.  One that does not respond keeps its thread until it does, and holds up nothing.
+
+    A mount whose server is gone answers neither yes nor no, and the thread that looks at it cannot be ended.
+    """
+
+    def __init__(self) -> None:
+        self._hung: dict[str, BackgroundWork[None]] = {}
+
+    def at(self, places: Mapping[str, Sequence[Path]]) -> dict[str, bool | None]:
+        """Return by name whether all files are there; None where they do not respond."""
+        self._hung = {name: work for name, work in self._hung.items() if not work.is_done()}
+        result: dict[str, bool | None] = {name: None for name in self._hung if name in places}
+        while left := [name for name in places if name not in result]:
+            seen: dict[str, bool] = {}
+            stop = threading.Event()
+            work = BackgroundWork(partial(_look, places, left, seen, stop))
+            last: str | None = None
+            while not work.is_done(_LOOK_SECONDS):
+                current = next((name for name in left if name not in seen), None)
+                if current is not None and current == last:
+                    stop.set()
+                    self._hung[current], result[current] = work, None
+                    break
+                last = current
+            result |= {name: seen[name] for name in left if name in seen and name not in result}
+        return result
+
+
+def _look(
+    places: Mapping[str, Sequence[Path]], names: Sequence[str], seen: dict[str, bool], stop: threading.Event
+) -> None:
+    for name in names:
+        if stop.is_set():
+            return
+        seen[name] = all(map(_is_there, places[name]))
+
+
 class DatasetCheck:
     """The look whether the files of each dataset are there; a job without them would fail as having bad data.
 
-    It makes no worker unable: only the jobs of an absent dataset wait.
+    It makes no worker unable: only the jobs of a dataset wait that is absent, or whose files do not respond.
 
     Args:
         sources: the datasets by name.
         on_change: called with the name of each dataset whose files have gone or come back.
 
     Attributes:
-        absent: names of the datasets without their files, as of the last look.
+        absent: names of the datasets without their files, as of the last look; also where these do not respond.
     """
 
     def __init__(self, sources: Mapping[str, Source], on_change: Callable[[str], None] = lambda _: None) -> None:
         self._sources, self._on_change = sources, on_change
+        self._looks = Looks()
         self.absent: frozenset[str] = frozenset()
 
     def __call__(self) -> None:
         """Look at the files."""
-        before, sources = self.absent, list(self._sources.items())
-        self.absent = frozenset(name for name, source in sources if not all(map(_is_there, source.paths)))
+        before = self.absent
+        looks = self._looks.at({name: source.paths for name, source in list(self._sources.items())})
+        self.absent = frozenset(name for name, is_there in looks.items() if not is_there)
         for name in sorted(self.absent - before):
-            log.error("dataset %s: its files are not there, so this worker takes no job that needs it", name)
+            problem = "do not respond" if looks[name] is None else "are not there"
+            log.error("dataset %s: its files %s, so this worker takes no job that needs it", name, problem)
         for name in sorted(self.absent ^ before):
             self._on_change(name)
 
@@ -236,6 +280,12 @@ class _Reader:
             raise ValueError(message["error"])
         description: dict[str, Any] = message["description"]
         return description | {"place": message["path"]}
+
+
+def hung(settings: Settings, name: str) -> Source:
+    """Return a dataset whose files do not respond, for the check that looks at them; it opens none."""
+    facts = DatasetFacts(name, kind="", digest="", counts={}, classes=[])
+    return Source(facts, settings.datasets.get(name), settings.label_lists.get(name, {}))
 
 
 def refused(settings: Settings, name: str) -> Source:

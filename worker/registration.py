@@ -34,10 +34,11 @@ from wcl_core.data import unpacked
 from worker import datasets
 from worker.backoff import Backoff
 from worker.cached_versions import CachedVersions
-from worker.datasets import Listener, Source
+from worker.datasets import Listener, Looks, Source
 
 log = logging.getLogger(__name__)
 
+_HUNG = "its files do not respond; the worker reads it again once they do"
 _LOOK_SECONDS = 15.0  # between two looks at the folders
 _CACHE_SECONDS = 10.0  # between two looks for jobs that need files of the cache, if no dataset has changed
 _REQUEST_SECONDS = 2.0  # between two looks at the requests of users; on PostgreSQL as between two heartbeats
@@ -67,6 +68,7 @@ class Registration(Listener):
         self._pending = set(datasets.names(settings))
         self._cached = CachedVersions(database, settings, facts, self._folders)
         self._met: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._looks = Looks()
 
     def names(self) -> list[str]:
         """Return the datasets that are to be read: those of the settings, and those that administrators have added.
@@ -97,7 +99,7 @@ class Registration(Listener):
 
     def run(self) -> None:
         """Read each dataset, then watch the folders and packed files until `stop`."""
-        watch = FolderWatch(self._all.datasets, may_read=self._may_read)
+        watch = FolderWatch(self._all.datasets, may_read=lambda name: self._responds(name) and self._may_read(name))
         requested: dict[str, int] = {}
         first = set[str]()
         try:
@@ -130,7 +132,8 @@ class Registration(Listener):
         A list may be why a dataset is refused, and a job that needs it would fail instead of waiting.
         """
         sources = [(name, source) for name, source in list(self._sources.items()) if source.facts.kind == "folder"]
-        return [name for name, source in sources if name in self._facts.datasets or not source.lists]
+        names = [name for name, source in sources if name in self._facts.datasets or not source.lists]
+        return [name for name in names if self._responds(name)]  # a run opens the folder, too
 
     def note_changed(self, name: str) -> None:
         """Read a dataset again soon, because a run has met other content than its job pins."""
@@ -181,7 +184,10 @@ class Registration(Listener):
     def _read(self, names: list[str]) -> None:
         absent = {name: why for name in names if (why := self._why_absent(name))}
         for name, why in absent.items():
-            self._sources.pop(name, None)
+            if why == _HUNG:  # the check of the datasets looks at it, and reports when it responds
+                self._sources.setdefault(name, datasets.hung(self._all, name))
+            else:
+                self._sources.pop(name, None)
             self._settle(name, why)
         keys = {name: each.id for name, each in self._added.items()}
         others = [name for name in names if name not in absent]
@@ -191,7 +197,9 @@ class Registration(Listener):
             self._settle(name, result)
 
     def _why_absent(self, name: str) -> str | None:
-        """Return why this worker does not read a dataset that an administrator has added."""
+        """Return why this worker does not read a dataset whose files hang, or one that an administrator has added."""
+        if not self._responds(name):
+            return _HUNG
         if (source := self._added.get(name)) is None:
             return None
         if not self._may_read(name):  # first, so that the reason does not tell what is elsewhere
@@ -199,6 +207,13 @@ class Registration(Listener):
         if not os.access(source.path, os.R_OK):
             return "this machine has nothing at its path that the worker's account may read"
         return None
+
+    def _responds(self, name: str) -> bool:
+        """Return whether the files of a dataset respond, be they there or not."""
+        paths = [*self._all.label_lists.get(name, {}).values()]
+        if (path := self._all.datasets.get(name)) is not None:
+            paths.append(path)
+        return self._looks.at({name: paths})[name] is not None
 
     def _may_read(self, name: str) -> bool:
         """Return whether the settings allow to read a dataset: administrators add some, their own ones they name."""
@@ -265,7 +280,7 @@ class FolderWatch:
 
     Args:
         folders: by dataset.
-        may_read: whether the folder of a dataset may be read; one that may not is never opened.
+        may_read: whether the folder of a dataset may be read now; one that may not is never opened.
     """
 
     def __init__(
@@ -304,7 +319,9 @@ class FolderWatch:
         return quiet
 
     def _is_quiet_again(self, name: str) -> bool:
-        if self._now(name) != self._times[name]:
+        if not self._may_read(name):
+            return False
+        if not self._times[name] or self._now(name) != self._times[name]:  # none: it did not respond before
             self._is_changing.add(name)
             self._times[name] = self._walk(name)
             return False

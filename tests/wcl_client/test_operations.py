@@ -247,6 +247,16 @@ def test_workers_are_listed_and_drained_by_name_or_id(server: Served) -> None:
     assert [by_id[number] is not None for number in "123"] == [True, False, True]
 
 
+def test_a_submission_is_told_of_a_job_that_it_repeats_and_not_of_itself(server: Served) -> None:
+    first = wcl("submit", "--preset", "digits-cpu", "--set", "seed=4711")
+    second = wcl("submit", "--preset", "digits-cpu", "--set", "seed=4711")
+    third = wcl("submit", "--preset", "digits-cpu", "--set", "seed=4711")
+
+    assert "repeats it" not in first.stderr
+    for repeated in (second, third):
+        assert f"({first.stdout.strip()[-12:]}, queued) has the same spec and seed" in " ".join(repeated.stderr.split())
+
+
 def test_the_list_of_workers_has_those_that_live_and_counts_the_others(server: Served) -> None:
     for number, name in enumerate(("alive", "stopped", "lost")):
         facts = rows.worker(id=f"00000000-0000-7000-8000-00000000000{number}", name=name)

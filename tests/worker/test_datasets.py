@@ -21,7 +21,7 @@ from jobs import dataset_sources, transitions, workers
 from jobs.database import Database
 from jobs.models import Dataset, Worker
 from jobs.settings import Settings
-from tests import parallel
+from tests import disks, parallel
 from tests.jobs import rows
 from tests.jobs.rows import WORKER, Run
 from tests.waiting import eventually
@@ -164,6 +164,25 @@ def test_a_reader_that_dies_refuses_what_it_has_not_read(photos: Path, tmp_path:
         patch.setattr(datasets.sys, "executable", "false")
         results = dict(datasets.find(settings, threading.Event()))
     assert results == {"photos": "the process that reads it has ended; the worker's log has the reason"}
+
+
+def test_a_look_at_files_that_do_not_respond_holds_up_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "_LOOK_SECONDS", 0.1)
+    places = {name: [tmp_path / name] for name in ("a", "hung", "b", "gone")}
+    for name in ("a", "hung", "b"):
+        places[name][0].mkdir()
+    looks = datasets.Looks()
+    with disks.hung(tmp_path / "hung"):
+        present = {"a": True, "hung": None, "b": True, "gone": False}
+        threads = threading.active_count()
+        for _ in range(3):
+            assert looks.at(places) == present
+            assert looks.at({"a": places["a"]}) == {"a": True}
+        assert threading.active_count() == threads + 1, "one thread waits"
+
+    assert eventually(lambda: looks.at(places)["hung"], "its response")
 
 
 def test_a_worker_lists_reads_and_watches_its_folders(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sqlalchemy import select, update
 from jobs import queries, transitions, waiting
 from jobs.database import Database
 from jobs.models import Job, Storage
+from tests import disks
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
@@ -126,6 +128,41 @@ def test_a_job_waits_for_its_absent_dataset_while_its_worker_takes_others(
     (tmp_path / "unmounted").rename(tmp_path / "flowers")
 
     assert jobs.wait_for(waiting_id, "succeeded", "failed").status == "succeeded"
+
+
+@pytest.mark.parametrize("is_hung_at_start", [False, True])
+def test_a_job_waits_for_its_dataset_that_does_not_respond_while_its_worker_takes_others(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker, tmp_path: Path, is_hung_at_start: bool
+) -> None:
+    """Its folder is a mount whose server is gone; another folder is still read when its files change."""
+    folders = {name: tmp_path / name for name in ("flowers", "birds")}
+    for number in range(24):
+        folder = folders["flowers" if number % 2 else "birds"] / "ab"[number % 4 // 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number * 10, 0, 0)).save(folder / f"{number}.png")
+    names = json.dumps({name: str(folder) for name, folder in folders.items()})
+    worker: RunningWorker | None = None
+    with contextlib.ExitStack() as before:
+        if is_hung_at_start:
+            before.enter_context(disks.hung(folders["flowers"]))
+            worker = start_worker(sqlite_database, WCL_DATASETS=names)
+        else:
+            worker = start_worker(sqlite_database, WCL_DATASETS=names)
+            eventually(lambda: {"flowers", "birds"} <= worker.row().datasets.keys(), "both datasets", 60)
+            before.enter_context(disks.hung(folders["flowers"]))
+        eventually(lambda: "flowers" in (worker.row().refused_datasets or {}), "the refusal", 60)
+        eventually(lambda: "birds" in worker.row().datasets, "the other dataset", 60)
+        assert "do not respond" in worker.row().refused_datasets["flowers"]
+        spec = SHORT | {"data": {"name": "birds", "image_size": 16}, "batch_size": 4}
+        waiting_id = None if is_hung_at_start else jobs.submit(spec | {"data": {"name": "flowers", "image_size": 16}})
+        assert jobs.wait_for(jobs.submit(spec), "succeeded", "failed").status == "succeeded"
+        assert worker.row().unable is None
+        if waiting_id is not None:
+            assert (jobs.get(waiting_id).status, jobs.get(waiting_id).attempt) == ("queued", 0)
+
+    eventually(lambda: "flowers" in worker.row().datasets, "the end of the refusal", 60)
+    if waiting_id is not None:
+        assert jobs.wait_for(waiting_id, "succeeded", "failed").status == "succeeded"
 
 
 @pytest.mark.long
