@@ -515,11 +515,11 @@ class Month:
 
     def _broken_table(self) -> Callable[[], None]:
         """Take away a table that only one request reads; without the database there are no metrics either."""
-        stop, _ = self._requests("/v1/activity")
-        self._execute("ALTER TABLE activities RENAME TO activities_away")
+        stop, _ = self._requests("/v1/views")
+        self._execute("ALTER TABLE saved_views RENAME TO views_away")
 
         def undo() -> None:
-            self._execute("ALTER TABLE activities_away RENAME TO activities")
+            self._execute("ALTER TABLE views_away RENAME TO saved_views")
             stop.set()
 
         return undo
@@ -529,12 +529,12 @@ class Month:
 
     def _slow_requests(self) -> Callable[[], None]:
         """Hold a lock on a table that only one page reads."""
-        stop, _ = self._requests("/v1/activity")
+        stop, _ = self._requests("/v1/views")
 
         def hold() -> None:
             with psycopg.connect(self.stage.url.replace("+psycopg", ""), autocommit=False) as connection:
                 while not stop.is_set():
-                    connection.execute("LOCK TABLE activities IN ACCESS EXCLUSIVE MODE")
+                    connection.execute("LOCK TABLE saved_views IN ACCESS EXCLUSIVE MODE")
                     stop.wait(4)
                     connection.rollback()
                     stop.wait(0.2)
