@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from jobs.errors import JobsError
 from jobs.faults import Fault, describe, fault_of
 from wcl_core.files import MIN_FREE_BYTES, free_bytes
+from wcl_core.text import counted
 
 if TYPE_CHECKING:
     from jobs.database import Database
@@ -101,8 +102,10 @@ def upgrade(database: Database, say: Callable[[str], None] = lambda _text: None)
             return
         if state is _State.OLDER and before is not None:
             steps = _following(before)
-            say(f"{_name_of(database)}: schema {before}; {len(steps)} migrations follow: {', '.join(steps)}")
-            say("no copy is made here; `wcl backup` makes one" if file is None else f"kept: {_keep_copy(file, before)}")
+            follow = f"{counted(len(steps), 'migration')} {'follows' if len(steps) == 1 else 'follow'}"
+            say(f"{_name_of(database)}: schema {before}; {follow}: {', '.join(steps)}")
+            advice = "no copy is made here; `wcl backup` of the former version makes one"
+            say(advice if file is None else f"kept: {_keep_copy(file, before)}")
     from alembic import command  # its import takes longer than this whole function without a migration
 
     config = _alembic_config()

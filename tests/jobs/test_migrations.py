@@ -18,6 +18,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, create_engine, event, inspect, select, text, type_coerce
 
 from jobs import backups, schema, search
@@ -371,6 +372,25 @@ def _losses(before: dict[str, Shape], after: dict[str, Shape]) -> list[str]:
 def files_of(folder: Path) -> list[str]:
     """Return the names in a folder without SQLite's journals, which stay empty."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith("-journal"))
+
+
+@pytest.mark.slow
+def test_an_upgrade_by_one_migration_says_so(empty_url: str) -> None:
+    newest = ScriptDirectory.from_config(schema._alembic_config()).get_revision("head")
+    assert newest is not None
+    _make_folder(empty_url)
+    database = Database(empty_url)
+    migrate_to(database, str(newest.down_revision))
+    lines: list[str] = []
+
+    database.migrate(lines.append)
+
+    assert lines[0].endswith(f"; 1 migration follows: {newest.revision}")
+    expected = (
+        "kept: " if empty_url.startswith("sqlite") else "no copy is made here; `wcl backup` of the former version"
+    )
+    assert lines[1].startswith(expected)
+    database.dispose()
 
 
 @pytest.mark.slow
