@@ -2416,6 +2416,29 @@ GUARDS = (
         ("tests/wcl_client/test_client_parts.py::test_the_local_key_never_goes_to_another_server",),
     ),
     Guard(
+        "an empty key of the environment is not the local one",
+        "wcl_client/address.py",
+        'if key is None and "WCL_KEY" in os.environ:',
+        "if False:",
+        (
+            "tests/wcl_client/test_client_parts.py::test_an_empty_key_of_the_environment_is_not_replaced_by_the_local_one",
+        ),
+    ),
+    Guard(
+        "a key of this machine that an administrator has ended is not replaced",
+        "jobs/keys.py",
+        "return stored if find(session, stored) else None",
+        "pass",
+        ("tests/jobs/test_keys.py::test_a_local_key_that_has_ended_stays_so_until_its_file_is_removed",),
+    ),
+    Guard(
+        "a project with keys or jobs is not removed",
+        "jobs/projects.py",
+        "if content := _content(session, row.id):",
+        "if content := []:",
+        ("tests/api/http/test_projects.py::test_a_project_without_keys_and_jobs_can_be_removed",),
+    ),
+    Guard(
         "a response to a HEAD needs no size",
         "wcl_client/download.py",
         "if not text.isdecimal():\n        with http.stream(",
