@@ -227,7 +227,8 @@ def _refuse_busy(session: Session, family: _Family, lock: bool) -> None:
         if jobs[0].status == Status.RUNNING:
             family.refuse(root, "it runs; cancel it first")
         elif running := [job for job in jobs if job.status == Status.RUNNING]:
-            family.refuse(root, f"job {running[0].id}, which evaluates it, runs; cancel that one first")
+            which = f"{running[0].name} ({running[0].id[-12:]})"
+            family.refuse(root, f"{which}, which evaluates it, runs; cancel that one first")
         elif (sweep_id := jobs[0].sweep_id) in names:
             family.refuse(root, f"the sweep {names[sweep_id]} ({sweep_id}) goes on; cancel it first")
 

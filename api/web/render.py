@@ -20,7 +20,7 @@ from api.http.idempotency import one_time_key
 from api.http.problems import KeyExpired, Problem, Unauthenticated, shown
 from api.http.proxies import rooted, route_path
 from api.web import evaluations, format
-from api.web.forms.labels import LABELS
+from api.web.forms.labels import LABELS, OPTION_LABELS
 from api.web.forms.refused import form_at, page_again
 from jobs.errors import FieldError, Invalid, NotFound
 from wcl_core.metrics import METRICS
@@ -47,6 +47,7 @@ _TEMPLATES.globals |= {
     "one_time_key": one_time_key,
     "metric_table": METRICS,
     "setting_labels": LABELS,
+    "option_labels": OPTION_LABELS,
     "version": VERSION,
 }
 _TITLES = {

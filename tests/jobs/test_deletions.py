@@ -189,6 +189,18 @@ def test_a_running_job_is_refused_and_a_waiting_one_is_cancelled(database: Datab
     assert rows.status(database, waiting) == "cancelled"
 
 
+def test_a_refusal_names_the_evaluation_that_runs(database: Database) -> None:
+    run = Run(database, running(database))
+    run.deliver(rows.started(), rows.checkpoint(1))
+    run.end("succeeded")
+    user = submit(database, "evaluate", {"features": {"kind": "pixels"}})
+    facts = {"parent_id": run.job_id, "name": "measures it"}
+    database.write(lambda session: session.execute(update(Job).where(Job.id == user).values(**facts)))
+    rows.claim(database)
+    reason = reasons(delete(database, run.job_id))[run.job_id]
+    assert reason == f"measures it ({user[-12:]}), which evaluates it, runs; cancel that one first"
+
+
 @pytest.mark.parametrize(
     "need", ["retry", "evaluation", "weights", "dependency", "sweep", "weights of a sweep", "running evaluation"]
 )

@@ -16,6 +16,7 @@ from api.http.auth import Submitter
 from api.http.dependencies import TheDatabase
 from api.http.idempotency import Submission
 from api.web.forms import spec_form
+from api.web.forms.labels import OPTION_LABELS, label_of
 from jobs import queries
 from jobs.errors import FieldError, Invalid, OverLimit
 from jobs.models import Job
@@ -86,8 +87,8 @@ class SpecForm:
     def wrong_fields(self) -> list[tuple[str, str, str]]:
         """The errors: id of the input (empty for an error of no single one), its label, and what is wrong."""
         labels = {entry.pointer: (f"spec.{entry.name}", entry.label) for entry in spec_form.fields(self.kind)}
-        labels |= {f"/{name}": (name, name) for name in _OPTIONS}
-        return [(*labels.get(pointer, ("", pointer)), text) for pointer, text in self.errors.items()]
+        labels |= {f"/{name}": (name, label) for name, label in OPTION_LABELS.items() if f"/{name}" in self.pointers}
+        return [(*labels.get(pointer, ("", label_of(pointer))), text) for pointer, text in self.errors.items()]
 
     @property
     def spec_request(self) -> dict[str, Any]:

@@ -125,6 +125,25 @@ SECTIONS: dict[Kind, tuple[SectionText, ...]] = {
     ),
 }
 
+# The fields of a job or a sweep beside its spec.
+OPTION_LABELS: dict[str, str] = {
+    "name": "Name",
+    "tags": "Tags",
+    "seeds": "Seeds",
+    "priority": "Priority",
+    "pool": "Pool",
+    "gpus": "GPUs",
+    "max_seconds": "Time limit (s)",
+    "preemptible": "May give way",
+    "parameters": "Searched fields",
+    "metric": "Metric",
+    "max_parallel": "Trials at a time",
+    "trials": "Trials",
+    "seed": "Seed of the draws",
+    "eta": "Halving factor (eta)",
+    "min_epochs": "Shortest trial (epochs)",
+    "rungs": "Rungs",
+}
 _VIEWS = {
     "scale_min": "Smallest crop (share of the area)",
     "flip_probability": "Mirrored (probability)",
@@ -229,3 +248,14 @@ LABELS: dict[str, str] = {
     "map.images": "Images at most",
     "map.perplexity": "Perplexity of t-SNE",
 }
+
+
+def label_of(pointer: str) -> str:
+    """Return the label of a field of a form, by the JSON pointer of an error.
+
+    >>> label_of("/max_seconds"), label_of("/parameters/loss.temperature"), label_of("/metric/k")
+    ('Time limit (s)', 'Temperature', 'k')
+    """
+    name = pointer.strip("/")
+    last = name.rpartition("/")[2]
+    return OPTION_LABELS.get(name) or LABELS.get(last) or last.replace("_", " ")

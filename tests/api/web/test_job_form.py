@@ -165,6 +165,9 @@ def test_invalid_fields_are_marked(visitor: Visitor, site: Site) -> None:
     ):
         page.locator(f"#{name}").fill(value)
         expect(page.locator(f"#message-{name}")).to_contain_text(expected)
+    judged = page.get_by_label("Judgement")
+    expect(judged.get_by_role("link", name="Time limit (s)")).to_have_attribute("href", "#max_seconds")
+    expect(judged).to_contain_text("Seeds: ")
     visitor.forget_failures()  # the browser logs each 422
 
 

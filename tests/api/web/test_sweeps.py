@@ -87,10 +87,10 @@ def test_the_list_is_filtered_by_state(visitor: Visitor, site: Site, ended: str)
 def test_order_rung_and_trial_are_in_the_address(visitor: Visitor, ended: str) -> None:
     page = visitor.window(f"/sweeps/{ended}", scripts=False)
 
-    page.get_by_role("link", name=sweeping.TEMPERATURE).click()
+    page.get_by_role("link", name="Temperature", exact=True).click()
     ascending = temperatures(page)
     assert ascending == sorted(ascending)
-    page.get_by_role("link", name=sweeping.TEMPERATURE).click()
+    page.get_by_role("link", name="Temperature", exact=True).click()
     assert temperatures(page) == ascending[::-1]
     expect(page.locator("th[aria-sort]")).to_have_attribute("aria-sort", "descending")
 
