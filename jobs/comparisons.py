@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import queries, seed_groups, verdicts
-from jobs.baselines import Beside, beside, difference_of_one_seed
+from jobs.baselines import Beside, beside
 from jobs.configurations import Configuration, Measure, configurations_of, measured
 from jobs.errors import FieldError, Invalid
 from jobs.models import Dataset, Job
@@ -21,7 +21,8 @@ from jobs.status import TERMINAL
 from jobs.verdicts import Contrast
 from wcl_core.config import protocol_facts, protocol_place
 from wcl_core.config.overlay import leaves
-from wcl_core.intervals import Difference, difference, one_pair
+from wcl_core.intervals import Difference
+from wcl_core.text import listed, quoted
 
 MAX_CONFIGURATIONS, MAX_JOBS = 8, 40
 _BUDGET = {
@@ -49,6 +50,7 @@ class Lead:
 
     sentence: str
     difference: Difference
+    is_shown: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Comparison:
     `contrast` says whether the best configuration by kNN accuracy is shown to be better than the second one; without
     labels, by view accuracy.
     `reference` is the one of these, or a further one, that has the reference of their dataset.
+    `unevaluated` are trainings without any result, where others have one.
     """
 
     configurations: list[Configuration]
@@ -85,6 +88,7 @@ class Comparison:
     rows: list[Row]
     warnings: list[str]
     reference: Configuration | None = None
+    unevaluated: Sequence[Job] = ()
 
     @property
     def jobs(self) -> list[Job]:
@@ -129,13 +133,15 @@ def comparison(
         detail = f"expected at most {MAX_CONFIGURATIONS} configurations and {MAX_JOBS} jobs, not {len(chosen)} and "
         raise Invalid([FieldError("job", f"{detail}{len(jobs)}")])
     pinned = _reference(session, chosen) if with_reference else None
-    rows = _rows(session, chosen, pinned)
+    contrast = _contrast(session, chosen)
+    rows = _rows(session, chosen, pinned, contrast)
     return Comparison(
         configurations=chosen,
-        contrast=_contrast(session, chosen),
+        contrast=contrast,
         differences=list(_differences(chosen)),
         rows=rows,
         warnings=[*_warnings(chosen, rows)],
+        unevaluated=_unevaluated(chosen, rows),
         reference=pinned,
     )
 
@@ -183,7 +189,9 @@ def _differences(chosen: Sequence[Configuration]) -> Iterator[FieldDifference]:
             yield FieldDifference(field, values)
 
 
-def _rows(session: Session, chosen: Sequence[Configuration], pinned: Configuration | None) -> list[Row]:
+def _rows(
+    session: Session, chosen: Sequence[Configuration], pinned: Configuration | None, contrast: Contrast | None
+) -> list[Row]:
     table: dict[Measure, list[Result | None]] = {}
     further = [pinned] if pinned and pinned not in chosen else []
     of_reference: dict[Measure, Result] = {}
@@ -202,12 +210,12 @@ def _rows(session: Session, chosen: Sequence[Configuration], pinned: Configurati
             measure=each,
             dataset=names.get(each.dataset_digest, f"{each.dataset_digest[:12]}…"),
             results=results,
-            lead=_lead(each, results, _distinct_names(chosen)),
+            lead=lead,
             difference=_of_two(results),
             reference=of_reference.get(each),
             to_beat=_to_beat(results, around),
         )
-        for each, results in table.items()
+        for (each, results), lead in zip(table.items(), _leads(table, _distinct_names(chosen), contrast), strict=True)
     ]
     return sorted(
         rows,
@@ -242,10 +250,40 @@ def _of_two(results: Sequence[Result | None]) -> Difference | None:
     """Return the difference of two results; None for more of them."""
     if len(results) != 2 or results[0] is None or results[1] is None:
         return None
-    return _difference(results[0], results[1])
+    return verdicts.between(results[0], results[1])
 
 
-def _lead(measure: Measure, results: Sequence[Result | None], names: Sequence[str]) -> Lead | None:
+class _Best(NamedTuple):
+    """The best result of a measure against the second one."""
+
+    name: str
+    other: str
+    difference: Difference
+
+
+def _leads(
+    table: Mapping[Measure, Sequence[Result | None]], names: Sequence[str], contrast: Contrast | None
+) -> list[Lead | None]:
+    """Return the lead of each measure; the main measures are corrected together for their number, so are the others.
+
+    Args:
+        contrast: the headline, whose accuracy counts with the main measures unless it is one of them.
+    """
+    best = {measure: each for measure, results in table.items() if (each := _best(measure, results, names))}
+    leads: dict[Measure, Lead] = {}
+    for is_main in (True, False):
+        own = {each: one for each, one in best.items() if protocol_facts(each.protocol).is_main(each.metric) == is_main}
+        gaps = [each.difference for each in own.values()]
+        if is_main and contrast and not any(each.protocol == "knn" for each in own):
+            gaps.append(contrast.difference)
+        shown = verdicts.all_shown(gaps) if gaps else []
+        for (measure, (name, other, gap)), is_shown in zip(own.items(), shown, strict=False):
+            sentence = verdicts.headline(gap, other, True, name, count=len(gaps), is_shown=is_shown)
+            leads[measure] = Lead(sentence, gap, is_shown)
+    return [leads.get(each) for each in table]
+
+
+def _best(measure: Measure, results: Sequence[Result | None], names: Sequence[str]) -> _Best | None:
     """Return the best result against the second one; None where fewer than two can be compared."""
     if not protocol_facts(measure.protocol).is_higher_better(measure.metric):
         return None
@@ -256,20 +294,10 @@ def _lead(measure: Measure, results: Sequence[Result | None], names: Sequence[st
     if len(measured) < 2:
         return None
     (best, name), (second, other) = measured[:2]
-    gap = _difference(best, second)
+    gap = verdicts.between(best, second)
     if gap is not None and gap.value < 0:  # over the seeds that both have, the second one is better
         name, other, gap = other, name, gap.reversed
-    return None if gap is None else Lead(verdicts.headline(gap, other, is_over=True, subject=name), gap)
-
-
-def _difference(first: Result, second: Result) -> Difference | None:
-    counts = {first.num_images, second.num_images}
-    if pair := one_pair(first.seeds, second.seeds):
-        measured = [each.evaluations[each.seeds.index(seed)] for each, seed in zip((first, second), pair, strict=True)]
-        if gap := difference_of_one_seed(*measured):
-            return gap
-    ours, others = (dict(zip(result.seeds, result.values, strict=True)) for result in (first, second))
-    return difference(ours, others, counts.pop() if len(counts) == 1 else None)
+    return None if gap is None else _Best(name, other, gap)
 
 
 def _warnings(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator[str]:
@@ -280,10 +308,17 @@ def _warnings(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator[
     if any(row.measure.rule == "last epoch" for row in rows):
         alone = [each.name for each in chosen if len(each.seeds) == 1]
         if alone:
-            yield f"Only one seed: {', '.join(alone)}. Differences may be noise."
+            yield f"Only one seed: {listed(alone)}. Differences may be noise."
     unfinished = [job.name for each in chosen for job in each.jobs if job.status not in TERMINAL]
     if unfinished:
-        yield f"Not finished: {', '.join(unfinished[:5])}{' and more' if len(unfinished) > 5 else ''}."
+        yield f"Not finished: {listed(unfinished[:5])}{' and more' if len(unfinished) > 5 else ''}."
+
+
+def _unevaluated(chosen: Sequence[Configuration], rows: Sequence[Row]) -> list[Job]:
+    """Return the trainings with a checkpoint that have no result, while others have one; the newest of each."""
+    without = [place for place in range(len(chosen)) if not any(row.results[place] for row in rows)]
+    trained = [[job for job in chosen[place].jobs if job.kind == "pretrain" and job.attempt] for place in without]
+    return [jobs[-1] for jobs in trained if jobs] if rows else []
 
 
 def _budgets(chosen: Sequence[Configuration]) -> Iterator[str]:
@@ -316,12 +351,12 @@ def _protocols(chosen: Sequence[Configuration], rows: Sequence[Row]) -> Iterator
             continue
         rules = {place: ", ".join(sorted({row.measure.rule for row in own if row.results[place]})) for place in present}
         if len(set(rules.values())) > 1:
-            places = "; ".join(f"{chosen[place].name}: {rule}" for place, rule in rules.items())
+            places = "; ".join(f"{quoted(chosen[place].name)}: {rule}" for place, rule in rules.items())
             at_epochs.setdefault(places, []).append(title)
         else:
             others.append(title)
     for name, titles in unmeasured.items():
-        yield f"{name} was not measured with {', '.join(titles)}. Evaluate it on its page."
+        yield f"{quoted(name)} is not evaluated with {', '.join(titles)}."
     for places, titles in at_epochs.items():
         yield f"Measured at different epochs with {', '.join(titles)}: {places}. Measure the last epoch of each."
     if others:

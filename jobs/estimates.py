@@ -121,12 +121,12 @@ def _with_load(time: dict[str, Any], session: Session, machine: Machine, pool: s
     times = slowdown(session, machine, pool)
     if times == 1:
         return time | {"busy": None}
-    load = f"a load of {_other_load(session, machine, pool):.0f} for {counted(machine.cores, 'core')}"
-    costs = "the time holds if it was as busy for that job"
+    load = f"with a load of {_other_load(session, machine, pool):.0f} for {counted(machine.cores, 'core')}"
+    costs = "if it had less other work during that job, this one takes longer"
     if time["job"] is None:
         longer = "" if time["high_seconds"] is None else f", {' '.join(_rough(time['high_seconds'] * times))}"
         costs = f"while that lasts, a training takes up to {times:.0f} times as long{longer}"
-    return time | {"busy": f"this machine is busy now, with {load}; {costs}"}
+    return time | {"busy": f"other work keeps this machine busy, {load}; {costs}"}
 
 
 def of_job(session: Session, job: Job) -> dict[str, Any] | None:

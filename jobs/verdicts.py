@@ -7,6 +7,8 @@ shows its numbers without a finding, since measurements every few epochs would c
 and again.  All intervals are of 95 %: over the test images, in pairs where it is stored which ones were right
 (`jobs.baselines`), or over seeds.
 With one seed, two trainings are compared in pairs too, once both have a kNN evaluation at the compared step.
+Against the twin, and in a comparison, every main measure counts that both sides have, by the same rule: all of them are
+in the headline, after Holm's correction for their number.
 The twin of a WCL run is a SimCLR run with the same settings, and the other way round.  Without labels the view accuracy
 takes the place of kNN: the share of images that are recognised by another view of them.
 """
@@ -23,20 +25,76 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.baselines import Beside, beside, difference_of_one_seed, label
+from jobs.configurations import Configuration, Measure, measured
 from jobs.models import Checkpoint, DatasetVersion, Evaluation, Job, JobEvaluation, Point, Series
 from jobs.planned_evaluations import BEST_ORIGIN
-from jobs.seed_groups import training_settings
+from jobs.seed_groups import Result, training_settings
 from jobs.status import TERMINAL, Status
 from wcl_core.config import held_out_count, method_title, protocol_facts, protocol_place, twin_of
 from wcl_core.intervals import Difference, difference, holm, newcombe, one_pair, paired, wilson
 from wcl_core.metrics import metric_facts
 from wcl_core.per_image import Pairs
 from wcl_core.protocol import GAINED, KNN_TOP1, LOST, VIEW_TOP1, VIEW_TOP1_CHANCE, VIEW_TOP1_PIXELS
+from wcl_core.text import counted
 
 _FEW = 1_000  # test images, below which the intervals hide most differences
 _RECENT = 1_000  # jobs of the dataset, the newest ones, among which other seeds and the twin are searched
 _MOST = 40  # of them that are compared
 _SPREADS = ("repr/rankme", "repr/uniformity")
+
+
+Finding = Literal["better", "worse", "mixed", "unclear", "open"]  # open: the job goes on
+
+
+def all_shown(gaps: Sequence[Difference]) -> list[bool]:
+    """Return which differences of a verdict are shown: the interval of a single one, Holm's correction for several."""
+    return [gaps[0].is_shown] if len(gaps) == 1 else holm([each.p_value for each in gaps])
+
+
+def _finding(gap: Difference, is_over: bool, *, is_shown: bool) -> Finding:
+    if not is_over:
+        return "open"
+    return "unclear" if not is_shown else "better" if gap.value > 0 else "worse"
+
+
+def _together(findings: Sequence[Finding]) -> Finding:
+    shown = {*findings} - {"unclear"}
+    return "mixed" if len(shown) > 1 else shown.pop() if shown else "unclear"
+
+
+def _phrase(title: str, gap: Difference, epoch: int | None = None) -> str:
+    """Return a measure with its difference, for people."""
+    at = "" if epoch is None else f", epoch {epoch:,}"
+    margin = "" if gap.is_open else f" ± {100 * gap.margin:.1f}"
+    return f"{_inside(title)}{at} {100 * gap.value:+.1f}{margin} points"
+
+
+def _over_measures(
+    phrases: Sequence[tuple[str, Finding]], other: str, subject: str = "", *, numbers: bool = True
+) -> str:
+    """Return in one sentence what several measures show, without a full stop.
+
+    Args:
+        phrases: each measure with its difference, and what it shows.
+        other: the other side.
+        subject: the side that is better or worse; empty for the job on whose page this stands.
+        numbers: whether the phrases stand in it.
+    """
+    directions: tuple[Finding, ...] = ("better", "worse", "unclear")
+    parts: list[str] = []
+    for finding in directions:
+        if not (own := [phrase for phrase, each in phrases if each == finding]):
+            continue
+        count = f"{len(own)}" if parts else f"{len(own)} of {len(phrases)} measures"
+        values = f" ({', '.join(own)})" if numbers else ""
+        if finding == "unclear":
+            to = "" if parts else f" {f'of {subject} ' if subject else ''}to {other}"
+            parts.append(f"no difference{to} shown in {count}{values}")
+        else:
+            than = "" if parts else f" than {other}"
+            parts.append(f"{f'{subject} is ' if subject and not parts else ''}{finding}{than} in {count}{values}")
+    text = ", ".join(parts)
+    return text if subject and not text.startswith("no ") else f"{text[:1].upper()}{text[1:]}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +110,7 @@ class Contrast:
         subject: the side that is better or worse, in words; empty for the job itself.
         metric: the name of the accuracy.
         other_step: that of the other side, where the two have measured no step in common.
+        further: the other main measures that both sides have, each with its title and difference.
     """
 
     other: str
@@ -63,11 +122,41 @@ class Contrast:
     subject: str = ""
     metric: str = KNN_TOP1
     other_step: int | None = None
+    further: Sequence[tuple[str, Difference]] = ()
+
+    @property
+    def measures(self) -> list[tuple[str, Difference, Finding]]:
+        """Each measure in words with its difference, and what it shows after the correction for their number."""
+        every = [(self.title, self.difference), *self.further]
+        shown = all_shown([gap for _, gap in every])
+        return [
+            (title, gap, _finding(gap, self.is_over, is_shown=is_shown))
+            for (title, gap), is_shown in zip(every, shown, strict=True)
+        ]
+
+    @property
+    def finding(self) -> Finding:
+        """Whether all shown differences are in one direction, and in which."""
+        return _together([finding for *_, finding in self.measures])
 
     @property
     def is_shown(self) -> bool:
-        """Whether all jobs have ended and the interval leaves out 0."""
-        return self.is_over and self.difference.is_shown
+        """Whether all jobs have ended and a difference is shown."""
+        return self.finding in ("better", "worse", "mixed")
+
+    @property
+    def reversed(self) -> Contrast:
+        """The same as seen from the other side, if both sides have names."""
+        other_step = self.step if self.other_step is not None else None
+        return replace(
+            self,
+            other=self.subject,
+            subject=self.other,
+            difference=self.difference.reversed,
+            step=self.step if self.other_step is None else self.other_step,
+            other_step=other_step,
+            further=[(title, gap.reversed) for title, gap in self.further],
+        )
 
     @property
     def title(self) -> str:
@@ -80,8 +169,18 @@ class Contrast:
         at = "" if self.is_last else f", at step {self.step:,}, the last one that both have measured"
         if self.other_step is not None:
             at = f", each at its last measured step: {self.step:,} against {self.other_step:,}"
-        finding = headline(self.difference, self.other, self.is_over, self.subject)
-        return f"{finding} ({self.difference.method}{at})."
+        if not self.further:
+            finding = headline(self.difference, self.other, self.is_over, self.subject)
+            return f"{finding} ({self.difference.method}{at})."
+        phrases = [(_phrase(title, gap), finding) for title, gap, finding in self.measures]
+        if self.is_over:
+            text = _over_measures(phrases, self.other, self.subject)
+        else:
+            text = f"So far, {f'{self.subject} ' if self.subject else ''}against {self.other}: "
+            text += ", ".join(phrase for phrase, _ in phrases)
+        methods = "; ".join(dict.fromkeys(gap.method for _, gap, _ in self.measures))
+        of_first = f"{_inside(self.title)}{at}; " if at else ""
+        return f"{text} ({of_first}{methods}; Holm's correction for {len(phrases)} comparisons)."
 
 
 @dataclass(frozen=True)
@@ -101,9 +200,6 @@ class Spread:
     def text(self) -> str:
         """Both values, for people."""
         return f"{self.title} {self.value:.3g}, untrained {self.untrained:.3g}"
-
-
-Finding = Literal["better", "worse", "mixed", "unclear", "open"]  # open: the job goes on
 
 
 @dataclass(frozen=True)
@@ -135,9 +231,7 @@ class Gain:
 
     @property
     def finding(self) -> Finding:
-        if not self.is_over:
-            return "open"
-        return "unclear" if not self.is_shown else "better" if self.difference.value > 0 else "worse"
+        return _finding(self.difference, self.is_over, is_shown=self.is_shown)
 
     @property
     def about(self) -> str:
@@ -151,9 +245,7 @@ class Gain:
     @property
     def phrase(self) -> str:
         """The measure with its difference, for people."""
-        at = "" if self.epoch is None else f", epoch {self.epoch:,}"
-        gap = self.difference
-        return f"{_inside(self.title)}{at} {100 * gap.value:+.1f} ± {100 * gap.margin:.1f} points"
+        return _phrase(self.title, self.difference, self.epoch)
 
 
 @dataclass(frozen=True)
@@ -221,8 +313,7 @@ class Verdict:
     @property
     def finding(self) -> Finding:
         """Whether all shown differences are in one direction, and in which."""
-        shown = {each.finding for each in self.gains} - {"unclear"}
-        return "mixed" if len(shown) > 1 else shown.pop() if shown else "unclear"
+        return _together([each.finding for each in self.gains])
 
     @property
     def findings(self) -> dict[str, Finding]:
@@ -421,9 +512,7 @@ def _judged(
     """
     if not gains:
         return None
-    shown = holm([each.difference.p_value for each in gains])
-    if len(gains) == 1:
-        shown = [gains[0].difference.is_shown]
+    shown = all_shown([each.difference for each in gains])
     judged = [
         replace(each, is_over=is_over, is_shown=is_over and is_shown)
         for each, is_shown in zip(gains, shown, strict=True)
@@ -448,20 +537,8 @@ def _headline(gains: Sequence[Gain], is_random: bool, is_over: bool, *, with_num
         few = f"; {first.num_images:,} {_images(first.metric)} are few"
     if len(gains) == 1:
         return headline(first.difference, beginning, is_over) + few
-    directions: tuple[Finding, ...] = ("better", "worse", "unclear")
-    parts: list[str] = []
-    for finding in directions:
-        if not (phrases := [each.phrase for each in gains if each.finding == finding]):
-            continue
-        count = f"{len(phrases)}" if parts else f"{len(phrases)} of {len(gains)} measures"
-        numbers = f" ({', '.join(phrases)})" if with_numbers else ""
-        if finding == "unclear":
-            to = "" if parts else f" to {beginning}"
-            parts.append(f"no difference{to} shown in {count}{numbers}")
-        else:
-            parts.append(f"{finding}{'' if parts else f' than {beginning}'} in {count}{numbers}")
-    text = ", ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}{few}"
+    phrases = [(each.phrase, each.finding) for each in gains]
+    return _over_measures(phrases, beginning, numbers=with_numbers) + few
 
 
 def before_training(session: Session, jobs: Sequence[Job]) -> dict[str, str]:
@@ -478,8 +555,8 @@ def before_training(session: Session, jobs: Sequence[Job]) -> dict[str, str]:
         }
         is_later = select(Point.step).where(Point.series_id == Series.id, Point.step > 0).exists()
         later = select(Series.job_id).where(Series.job_id.in_(values), Series.name == metric, is_later)
-        measured = set(session.execute(later).scalars()) if values else set()
-        for job, value in (values[job_id] for job_id in values.keys() - measured):
+        trained = set(session.execute(later).scalars()) if values else set()
+        for job, value in (values[job_id] for job_id in values.keys() - trained):
             network = "untrained network" if job.spec.get("weights") is None else "before the training"
             until = "" if job.status in TERMINAL else f"; first measurement of the training after epoch {_first(job):,}"
             phrases[job.id] = f"{network}: {value:.1%}{until}"
@@ -545,7 +622,9 @@ def _test_counts(session: Session, job: Job) -> list[int] | None:
     return counts if sum(counts) else None
 
 
-def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> str:
+def headline(
+    gap: Difference, other: str, is_over: bool, subject: str = "", *, count: int = 1, is_shown: bool = True
+) -> str:
     """Return whether a difference is shown, in a few words without a full stop; the first ones say whether.
 
     >>> headline(Difference(0.12, 0.1, 0.14, ""), "the untrained network", is_over=True)
@@ -562,12 +641,16 @@ def headline(gap: Difference, other: str, is_over: bool, subject: str = "") -> s
         other: the other side.
         is_over: whether no later measurement can change the finding; until then there is none.
         subject: the side that is better or worse; empty for the job on whose page this stands.
+        count: of the measures that are compared.
+        is_shown: whether an interval that leaves out 0 is still shown after Holm's correction for their number.
     """
     points, margin = f"{100 * abs(gap.value):.1f}", f"± {100 * gap.margin:.1f}"
     interval = (
         "too few seeds for an interval" if gap.is_open else f"interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
     )
-    if is_over and gap.is_shown:
+    if gap.is_shown and not is_shown:
+        interval += f" before the correction for {counted(count, 'measure')}"
+    if is_over and gap.is_shown and is_shown:
         finding = f"{'better than' if gap.value > 0 else 'worse than'} {other} by {points} {margin} points"
         return f"{subject} is {finding}" if subject else f"{finding[:1].upper()}{finding[1:]}"
     if gap.value:
@@ -612,12 +695,52 @@ def _contrasts(session: Session, job: Job, num_images: int, is_over: bool) -> li
             is_last = step == max(max(curves[each.id], default=0) for each in (*own.values(), *twin.values()))
             ids = [own[seed].id for seed in ours] + [twin[seed].id for seed in others]
             title = method_title(next(iter(twin.values())).spec["method"])
-            contrasts.append(Contrast(f"its {title} twin", gap, step, is_last, ids, is_over))
+            further = _further(session, [list(own.values()), list(twin.values())], has_knn=True)
+            contrasts.append(Contrast(f"its {title} twin", gap, step, is_last, ids, is_over, further=further))
     return contrasts
+
+
+def _further(session: Session, both: Sequence[Sequence[Job]], *, has_knn: bool) -> list[tuple[str, Difference]]:
+    """Return the main measures that two configurations have in common, each at the last epoch that both have measured.
+
+    Measures on other data are left out, and those of a checkpoint that was selected for its accuracy.
+
+    Args:
+        both: the jobs of each.
+        has_knn: whether the trainings themselves have measured kNN, which is then compared already.
+    """
+    chosen = [Configuration(number, list(jobs)) for number, jobs in enumerate(both, start=1)]
+    table: dict[Measure, dict[int, Result]] = defaultdict(dict)
+    for configuration, measure, result in measured(session, chosen):
+        is_main = protocol_facts(measure.protocol).is_main(measure.metric)
+        is_own = measure.dataset_digest == configuration.jobs[0].dataset_digest and result.selection is None
+        if is_main and is_own and result.epoch is not None and not (has_knn and measure.protocol == "knn"):
+            table[measure][configuration.number] = result
+    last: dict[Measure, tuple[int, str, Difference]] = {}
+    for measure, results in table.items():
+        if len(results) == 2 and (gap := between(results[1], results[2])) is not None:
+            alike, epoch = replace(measure, rule=""), results[1].epoch or 0
+            if alike not in last or last[alike][0] < epoch:
+                last[alike] = (epoch, label(results[1].evaluations[-1]), gap)
+    ordered = sorted(last.items(), key=lambda each: (protocol_place(each[0].protocol), each[0].params))
+    return [(title, gap) for _, (_, title, gap) in ordered]
+
+
+def between(first: Result, second: Result) -> Difference | None:
+    """Return the difference of two results of one measure; None where nothing gives an interval."""
+    counts = {first.num_images, second.num_images}
+    if pair := one_pair(first.seeds, second.seeds):
+        own = [each.evaluations[each.seeds.index(seed)] for each, seed in zip((first, second), pair, strict=True)]
+        if gap := difference_of_one_seed(*own):
+            return gap
+    ours, others = (dict(zip(result.seeds, result.values, strict=True)) for result in (first, second))
+    return difference(ours, others, counts.pop() if len(counts) == 1 else None)
 
 
 def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: Sequence[str]) -> Contrast | None:
     """Return the best configuration by kNN accuracy against the second one; None where nothing can be compared.
+
+    The one that the other measures show to be better, and kNN does not show to be worse, stands first.
 
     Without labels the view accuracy takes its place. All are compared at the last step that each of them has measured;
     without one, as of a run and its continuation, each at its own last step.
@@ -648,7 +771,13 @@ def best_of(session: Session, configurations: Sequence[dict[int, Job]], names: S
     is_over = all(job.status in TERMINAL for job in every)
     step, other_step = lasts[first], None if common else lasts[second]
     facts = (gap, step, step == max(map(max, steps)), [job.id for job in every], is_over)
-    return Contrast(names[second], *facts, subject=names[first], metric=metric, other_step=other_step)
+    further = _further(
+        session, [[*configurations[each].values()] for each in (first, second)], has_knn=metric == KNN_TOP1
+    )
+    contrast = Contrast(
+        names[second], *facts, subject=names[first], metric=metric, other_step=other_step, further=further
+    )
+    return contrast.reversed if contrast.finding == "worse" else contrast
 
 
 def _paired_over_images(
@@ -666,8 +795,8 @@ def _paired_over_images(
     """
     if (pair := one_pair(*accuracies)) is None:
         return None
-    measured = [_knn_at(session, side[seed], step) for side, seed, step in zip(sides, pair, steps, strict=True)]
-    gaps = [difference_of_one_seed(ours, others) for ours, others in product(*measured)]
+    own = [_knn_at(session, side[seed], step) for side, seed, step in zip(sides, pair, steps, strict=True)]
+    gaps = [difference_of_one_seed(ours, others) for ours, others in product(*own)]
     return next((gap for gap in gaps if gap and gap.method.startswith("one seed, paired")), None)
 
 

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from wcl_core import data
 from wcl_core.config import EvaluateSpec, Kind, PretrainSpec, Spec, is_transformer, parse_spec
 from wcl_core.device import DeviceError, check
+from wcl_core.intervals import Difference
 from wcl_core.limits import num_cores
 from wcl_core.protocol import Outcome, Request
 from wcl_core.registration import description_json
@@ -322,12 +323,19 @@ def _classify_fit(options: argparse.Namespace) -> int:
         interval = f"95 % interval {held.low:.1%} to {held.high:.1%}"
         write_line(f"held-out accuracy: {held.accuracy:.1%} ({interval}) on {_images(held.count)}")
         if fitted.untrained is not None:
-            gap = 100 * (held.accuracy - fitted.untrained.accuracy)
-            beside = f", {abs(gap):.1f} points {'less' if gap > 0 else 'more'}" if round(gap, 1) else ""
+            beside = "" if fitted.gain is None else f"; {_against_untrained(fitted.gain)}"
             write_line(f"the untrained network: {fitted.untrained.accuracy:.1%}{beside}")
         write_line(f"always the largest class: {held.largest:.1%}")
     write_line(f"{options.out}: a classifier with its network; `wcl classify predict` uses it")
     return 0
+
+
+def _against_untrained(gap: Difference) -> str:
+    """Return whether a classifier is shown to be better than one on the untrained network, with the interval."""
+    interval = f"95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}, {gap.method}"
+    if gap.is_shown:
+        return f"{'better' if gap.value > 0 else 'worse'} by {100 * abs(gap.value):.1f} points ({interval})"
+    return f"no difference shown: {100 * gap.value:+.1f} points ({interval})"
 
 
 def _classify_predict(options: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ class Difference(NamedTuple):
     @property
     def reversed(self) -> Difference:
         """The difference of the second accuracy to the first one."""
-        return Difference(-self.value, -self.high, -self.low, self.method)
+        return Difference(0.0 - self.value, 0.0 - self.high, 0.0 - self.low, self.method)  # no minus zero
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:

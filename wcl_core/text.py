@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import IO, Any, Final
@@ -57,6 +57,24 @@ def counted(number: float, noun: str, plural: str | None = None) -> str:
 def noun_of(number: float, noun: str, plural: str | None = None) -> str:
     """Return the noun alone in the form of a number; arguments as for `counted`."""
     return noun if number == 1 else plural or f"{noun}s"
+
+
+def quoted(name: str) -> str:
+    """Return a name, in quotes if a reader could not see where it ends.
+
+    >>> quoted("clothes"), quoted("clothes, 20 more epochs")
+    ('clothes', '"clothes, 20 more epochs"')
+    """
+    return f'"{name}"' if re.search(r"[\s,;]", name) else name
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a list in a sentence.
+
+    >>> listed(["clothes", "clothes, 20 more epochs"])
+    'clothes, "clothes, 20 more epochs"'
+    """
+    return ", ".join(map(quoted, names))
 
 
 def capitalised(text: str) -> str:

@@ -204,8 +204,15 @@ class Registration(Listener):
             return None
         if not self._may_read(name):  # first, so that the reason does not tell what is elsewhere
             return "its path is in none of the folders that the settings of this worker allow (WCL_DATASET_ROOTS)"
+        path = os.path.normpath(source.path)
+        try:
+            Path(source.path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return f"there is no folder or file {path} on this machine"
+        except OSError as error:
+            return f"{path} cannot be read on this machine: {error.strerror or error}"
         if not os.access(source.path, os.R_OK):
-            return "this machine has nothing at its path that the worker's account may read"
+            return f"the worker's account may not read {path} on this machine"
         return None
 
     def _responds(self, name: str) -> bool:

@@ -89,11 +89,19 @@ class MeasureResponse(Response):
     to_beat: list[ToBeat]
 
 
+class UnevaluatedResponse(Response):
+    """A training that no evaluation has measured."""
+
+    id: str
+    name: str
+
+
 class ComparisonResponse(Response):
-    """Configurations side by side; `verdict` is about the best one by kNN accuracy against the second one.
+    """Configurations side by side; `verdict` is about the best two by kNN accuracy, over every measure that both have.
 
     Where `verdict` is null, nothing can be compared: the `warnings` say why.  `reference` is the training that its
-    dataset has as a reference, which may be one of these.
+    dataset has as a reference, which may be one of these.  `unevaluated` are trainings without any result of an
+    evaluation, where others have one.
     """
 
     verdict: ContrastResponse | None
@@ -102,6 +110,7 @@ class ComparisonResponse(Response):
     results: list[MeasureResponse]
     differing: list[FieldResponse]
     reference: ConfigurationResponse | None
+    unevaluated: list[UnevaluatedResponse]
 
 
 @router.get("")
@@ -121,6 +130,7 @@ def compare(
         results=[_measure(row) for row in compared.rows],
         differing=[FieldResponse.of(each) for each in compared.differences],
         reference=None if compared.reference is None else _configuration(compared.reference),
+        unevaluated=[UnevaluatedResponse.of(each) for each in compared.unevaluated],
     )
 
 

@@ -169,8 +169,10 @@ class ContrastResponse(Response):
 
     `title` names the accuracy: that of kNN, or without labels the view accuracy.
 
-    `low` and `high` are the ends of its 95 % interval, `method` names how it was computed, `is_shown` says whether it
-    leaves out 0, and `sentence` says all of it for people.  `job_ids` are the jobs of both sides.
+    `low` and `high` are the ends of its 95 % interval, and `method` names how it was computed.  Every main measure that
+    both sides have counts: `finding` is better, worse, mixed or unclear over all of them after Holm's correction for
+    their number, and open while a job goes on.  `is_shown` says whether one of them is shown, and `sentence` says all
+    of it for people.  `job_ids` are the jobs of both sides.
     """
 
     other: str
@@ -181,6 +183,7 @@ class ContrastResponse(Response):
     high: float
     method: str
     is_shown: bool
+    finding: str
     step: int
     job_ids: list[str]
 

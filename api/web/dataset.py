@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
@@ -16,7 +17,7 @@ from api.web.job_view import JobView
 from api.web.render import page
 from jobs import datasets, queries
 from jobs.database import database_time
-from jobs.models import Evaluation, Job
+from jobs.models import Evaluation, Job, JobEvaluation
 from jobs.status import Status
 from jobs.verdicts import before_training
 
@@ -31,12 +32,14 @@ class DatasetPage:
 
     Attributes:
         before_training: about an accuracy that is still that of the untrained network, by job.
+        knn: the kNN accuracy that an evaluation job has measured, by job.
         preparing: running jobs that decode the folder.
     """
 
     view: DatasetView
     runs: list[JobView]
     before_training: dict[str, str]
+    knn: dict[str, float]
     preparing: list[JobView]
     is_measured: bool
     now: int
@@ -58,10 +61,23 @@ def dataset_page(session: Session, name: str) -> DatasetPage:
         dataset_view(row, datasets.states(session)[name], datasets.sheet_layouts(session).get(name), workers),
         [JobView(job, []) for job in jobs],
         before_training(session, jobs),
+        _measured_knn(session, [job.id for job in jobs if job.kind == "evaluate"]),
         [run for run in running if run.progress["phase"] == "prepare" and run.progress["share"] is not None],
         session.execute(measured).first() is not None,
         database_time(session),
     )
+
+
+def _measured_knn(session: Session, job_ids: Sequence[str]) -> dict[str, float]:
+    """Return the kNN accuracy that evaluation jobs have measured, by job; of several, the last one."""
+    statement = (
+        select(JobEvaluation.job_id, Evaluation.value)
+        .join(Evaluation, Evaluation.id == JobEvaluation.evaluation_id)
+        .where(JobEvaluation.job_id.in_(job_ids), Evaluation.protocol == "knn", Evaluation.metric == "top1")
+        .order_by(Evaluation.id)
+    )
+    rows = session.execute(statement) if job_ids else ()
+    return {job_id: value for job_id, value in rows if value is not None}
 
 
 @router.get("/datasets/{name}")

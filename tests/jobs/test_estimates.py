@@ -117,12 +117,12 @@ def test_a_busy_machine_is_named_with_the_time_that_it_costs(database: Database,
     load[0] = 8.0
     time = estimate(database, batch_size=250, epochs=6)["time"]
     assert time["busy"] == (
-        "this machine is busy now, with a load of 8 for 2 cores; while that lasts, a training takes up to "
+        "other work keeps this machine busy, with a load of 8 for 2 cores; while that lasts, a training takes up to "
         f"5 times as long, {estimates.rough_range(*[5 * time['high_seconds']] * 2)}"
     )
     finish(database, 50.0, batch_size=250)
     time = estimate(database, batch_size=250, epochs=6)["time"]
-    assert time["busy"].endswith("a load of 8 for 2 cores; the time holds if it was as busy for that job"), "not twice"
+    assert time["busy"].endswith("cores; if it had less other work during that job, this one takes longer"), "not twice"
     job_id = submit(database, spec={"batch_size": 250, "epochs": 6})
     with database.read() as session:
         expected = estimates.expected_time(session, rows.job(database, job_id))

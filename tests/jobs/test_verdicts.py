@@ -274,14 +274,38 @@ def test_one_seed_is_compared_image_by_image_where_both_have_evaluated_the_step(
 
     (sentence,) = sentences(database, jobs[0])
     low, high = paired(Pairs(100, 10, 10))
+    gap = f"+10.0 ± {50 * (high - low):.1f} points"
     assert sentence == (
-        f"Better than its SimCLR twin by 10.0 ± {50 * (high - low):.1f} points (one seed, paired over 100 test images)."
+        f"Better than its SimCLR twin in 2 of 2 measures (kNN accuracy {gap}, linear probe accuracy {gap}) "
+        "(one seed, paired over 100 test images; Holm's correction for 2 comparisons)."
     )
     with database.read() as session:
         table = comparison(session, jobs)
     assert table.contrast is not None
     assert table.contrast.difference.method == "one seed, paired over 100 test images"
     assert [row.lead and row.lead.difference.method for row in table.rows] == [table.contrast.difference.method] * 2
+
+
+def test_every_measure_counts_against_the_twin_by_one_rule(database: Database) -> None:
+    """The twin is better by the linear probe, and kNN shows nothing: page, comparison and rows of it say the same."""
+    dataset(database, [60, 40])
+    jobs = [trained(database, {0: 0.3, 10: share}, method=method) for method, share in (("wcl", 0.6), ("simclr", 0.6))]
+    for job_id, right in zip(jobs, ("1111100000", "1111111100"), strict=True):
+        evaluated(database, job_id, result_of("1111110000", "knn"), result_of(right, "linear"))
+    ours, theirs = [sentences(database, each)[0] for each in jobs]
+    with database.read() as session:
+        table = comparison(session, jobs)
+        alone = comparison(session, jobs[:1], with_twin=True)
+    assert ours.startswith("Worse than its SimCLR twin in 1 of 2 measures (linear probe accuracy -30.0 ± 9.0 points), ")
+    assert "no difference shown in 1 (kNN accuracy +0.0 ± " in ours
+    assert theirs.startswith("Better than its WCL twin in 1 of 2 measures (linear probe accuracy +30.0 ± 9.0 points), ")
+    assert table.contrast is not None
+    assert alone.contrast is not None
+    assert table.contrast.finding == alone.contrast.finding == "better"
+    assert table.contrast.sentence.partition(" is better than ")[2].startswith(
+        "wcl digits tiny in 1 of 2 measures (linear probe accuracy +30.0 ± 9.0 points), no difference shown in 1"
+    ), table.contrast.sentence
+    assert [row.lead and row.lead.is_shown for row in table.rows] == [False, True]
 
 
 def test_two_seeds_that_differ_much_have_no_interval(database: Database) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import webbrowser
+
 import httpx
 import pytest
 
 from tests.api.served import Served
 from tests.waiting import PATIENCE
-from wcl_client import cli, terminal
+from wcl_client import WclClient, cli, terminal
 
 
 def test_the_opened_link_signs_in_once(
@@ -28,10 +30,19 @@ def test_the_opened_link_signs_in_once(
 def test_without_a_browser_only_a_terminal_shows_the_link(
     server: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_terminal: bool
 ) -> None:
+    def no_browser() -> None:
+        raise webbrowser.Error
+
+    made: list[str] = []
+    link = WclClient.sign_in_link
     monkeypatch.setattr("webbrowser.open", lambda _: False)
+    monkeypatch.setattr("webbrowser.get", no_browser)
+    monkeypatch.setattr(WclClient, "sign_in_link", lambda client: made.append("link") or link(client))
     monkeypatch.setattr(type(terminal.out), "is_terminal", is_terminal)
     assert (cli.run(["open"]) == 0) == is_terminal
     printed = capsys.readouterr()
     assert ("/sign-in?token=" in printed.out) == is_terminal
     assert "token" not in printed.err
-    assert is_terminal or "only a terminal shows a sign-in link" in printed.err
+    assert bool(made) == is_terminal, "a link that nothing shows is not made"
+    way = f"run `wcl open` in a terminal, or open {server.url} and sign in there with a key"
+    assert is_terminal or way in " ".join(printed.err.split())

@@ -440,6 +440,11 @@ def test_the_commands_take_jobs_or_filters(server: Served) -> None:
     assert "paused 3 jobs" in wcl("pause", "--by", "anna").stdout
     assert "resumed 3 jobs" in wcl("resume", "--by", "anna").stdout
     assert wcl("cancel", jobs[0], jobs[1]).stdout == f"{jobs[0]} cancelled\n{jobs[1]} cancelled\n"
+    again = wcl("cancel", jobs[0])
+    assert (again.exit_code, again.stdout.split(" (")[1]) == (
+        0,
+        f"{jobs[0][-12:]}) is already cancelled; nothing to do\n",
+    )
     assert "cancelled 1 job" in wcl("cancel", "--by", "anna", "--status", "queued").stdout
     assert len(wcl("jobs", "--by", "anna").stdout.splitlines()) > 3
     assert "deleted 3 jobs" in wcl("delete", "--by", "anna", "--yes").stdout

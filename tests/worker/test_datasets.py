@@ -407,10 +407,11 @@ def test_a_worker_follows_what_administrators_add_rename_and_remove(
             for path in photos.rglob("*.png"):
                 made.write(path, path.relative_to(photos))
         add("late", tmp_path / "late.zip", has_labels=False)
-        add("gone", tmp_path / "gone")
+        add("gone", tmp_path / "photos" / ".." / "gone")
         add("outside", tmp_path / "elsewhere")
         eventually(lambda: "late" in row().datasets and len(row().refused_datasets) == 2)
-        assert "nothing at its path" in row().refused_datasets["gone"]
+        where = tmp_path / "gone"
+        assert row().refused_datasets["gone"] == f"there is no folder or file {where} on this machine"
         assert "WCL_DATASET_ROOTS" in row().refused_datasets["outside"]
         assert sources["late"].facts.counts == {"train": 0, "test": 0, "unlabelled": 10}
         assert (sources["late"].has_labels, sources["early"].has_labels) == (False, True)

@@ -54,7 +54,7 @@ def compare(
 def _say(comparison: Mapping[str, Any], texts: Sequence[str]) -> None:
     """Print the verdict, or how to train the twin, as `texts` say; then what makes the comparison unfair."""
     if verdict := comparison.get("verdict"):
-        out.say(bold(f"{verdict.get('title', 'kNN accuracy')}: {verdict['sentence']}"))
+        out.say(bold(f"{verdict.get('title', 'kNN accuracy')}, as the trainings measured it: {verdict['sentence']}"))
     elif len(comparison["configurations"]) < 2:
         out.say(bold("There is nothing to compare it with: no twin has run on this dataset with these settings."))
         for text in texts:
@@ -66,6 +66,8 @@ def _say(comparison: Mapping[str, Any], texts: Sequence[str]) -> None:
             out.say(f"{_title(row)}: {sentence}.")
     for text in comparison["warnings"]:
         out.say(Styled(f"warning: {text}", "yellow"))
+    if waiting := comparison.get("unevaluated"):
+        out.say(f"  evaluate first: wcl evaluate {' '.join(each['id'][-12:] for each in waiting)}")
 
 
 def _names(comparison: Mapping[str, Any]) -> list[str]:

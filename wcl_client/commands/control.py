@@ -24,6 +24,7 @@ _ACTIONS: Final[dict[Verb, tuple[Callable[[WclClient, str], Job], str]]] = {
     "pause": (WclClient.pause, ", pause requested"),
     "resume": (WclClient.resume, ""),
 }
+_GOAL: Final[dict[Verb, tuple[str, ...]]] = {"cancel": ("cancelled",), "pause": ("paused",)}  # nothing is left to do
 _MOST_SHOWN: Final = 20
 _DENIED: Final = 5  # the exit code, as of a request for one job of another key
 _Jobs = Annotated[
@@ -127,8 +128,13 @@ def _act_on(client: WclClient, verb: Verb, jobs: list[str], as_json: bool) -> No
     """Send the request for each job and print its status; a job that still runs gets a note."""
     action, note = _ACTIONS[verb]
     changed = []
-    for job_id in [find_job(client, reference)["id"] for reference in jobs]:
-        job = action(client, job_id)
+    for found in [find_job(client, reference) for reference in jobs]:
+        if found["status"] in _GOAL.get(verb, ()):
+            changed.append(found)
+            if not as_json:
+                out.say(f"{found['name']} ({found['id'][-12:]}) is already {found['status']}; nothing to do")
+            continue
+        job = action(client, found["id"])
         changed.append(job)
         if not as_json:
             out.say(f"{job['id']} {job['status']}{note if job['status'] == 'running' else ''}")

@@ -205,7 +205,8 @@ def _dataset_features(client: WclClient, reference: str, dataset: str, size: int
     err.say(f"features of {dataset} by {checkpoint_sentence(checkpoint, trained)}: {client.url}/jobs/{job['id']}")
     if job["status"] == "succeeded":
         return _stored_features(client, job, place)
-    err.say("a worker of the service computes them once; the job waits in the queue until one has room:")
+    err.say("a worker of the service computes them once; the job waits in the queue until one has room.")
+    err.say("Ctrl-C is safe: the job stays. A folder in place of the dataset's name gives the answer here, at once.")
     require_success(follow_jobs(client, [job], to_stderr=True))
     return _stored_features(client, job, place)
 

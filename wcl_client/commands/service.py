@@ -116,13 +116,26 @@ def _expanded(path: str) -> Path:
 def open_pages() -> None:
     """Open the pages of the service in a browser, signed in."""
     with WclClient.connect() as client:
+        if not out.is_terminal and not _has_browser():  # a link that nothing shows would stay valid for its 15 minutes
+            raise WclError(
+                "there is no browser here, and only a terminal shows a sign-in link; run `wcl open` in a terminal, or "
+                f"open {client.url} and sign in there with a key"
+            )
         link = client.sign_in_link()
         if webbrowser.open(link):
             out.say(f"{client.url} opens in the browser")
         elif out.is_terminal:
             out.say(f"there is no browser here; open this link in one within 15 minutes: {link}")
         else:
-            raise WclError("there is no browser here, and only a terminal shows a sign-in link; run this in a terminal")
+            raise WclError(f"the browser did not open; open {client.url} in one, and sign in there with a key")
+
+
+def _has_browser() -> bool:
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
 
 
 @app.command(rich_help_panel=SERVICE)

@@ -26,8 +26,10 @@ from wcl_core.evaluation.embedding import read_embeddings
 from wcl_core.evaluation.feature_table import write_table
 from wcl_core.evaluation.linear import chosen_strength, classes, fit, logits, standard
 from wcl_core.evaluation.new_images import Features, Warn, images_of, listed
-from wcl_core.intervals import wilson
+from wcl_core.intervals import Difference, paired, wilson
 from wcl_core.networks.weights import exported_facts
+from wcl_core.per_image import Pairs
+from wcl_core.text import counted
 
 _PREFIX = "model/backbone."
 _WEIGHTS, _MEAN, _DEVIATION = "classifier/weights", "classifier/mean", "classifier/deviation"
@@ -38,7 +40,7 @@ _SEED = 0
 class HeldOut:
     """The accuracy on images that the measured classifier was not fitted on, with its 95 % interval (Wilson).
 
-    `largest` is the accuracy of always naming the largest class of the images that it was fitted on.
+    `largest` is the accuracy of always naming the largest class of these images, as in evaluations.
     """
 
     accuracy: float
@@ -56,6 +58,7 @@ class Fitted:
         counts: images by class, on which the classifier of the file was fitted.
         held_out: None if no class has two images.
         untrained: what the same network reaches before any training; None where it is not measured.
+        gain: the accuracy minus that of the untrained network, compared image by image.
         layout: how the folder was read.
         left_out: number of images that cannot be read, by reason.
     """
@@ -63,6 +66,7 @@ class Fitted:
     counts: dict[str, int]
     held_out: HeldOut | None
     untrained: HeldOut | None
+    gain: Difference | None
     layout: str
     left_out: Counter[str]
 
@@ -107,10 +111,11 @@ def fit_classifier(
         )
     if absent := sorted(set(range(len(names))) - set(labels[~is_held].tolist())):
         raise DataError(f"{folder}: no image of class {names[absent[0]]} can be read; a classifier needs one of each")
-    strength, measured = _measured(rows, labels, is_held)
-    untrained = None
+    strength, measured, is_right = _measured(rows, labels, is_held)
+    untrained = gain = None
     if measured is not None and images.untrained is not None:
-        _, untrained = _measured(images.untrained(), labels, is_held)
+        _, untrained, was_right = _measured(images.untrained(), labels, is_held)
+        gain = _gain(is_right, was_right)
     kept = torch.ones_like(is_held) if SPLIT_MADE in images.layout else ~is_held
     mean, deviation = standard(rows[kept])
     weights = fit((rows[kept] - mean) / deviation, labels[kept], strength)
@@ -120,7 +125,7 @@ def fit_classifier(
     checkpoint.write(out, tensors | {_WEIGHTS: weights, _MEAN: mean, _DEVIATION: deviation}, facts)
     counts = Counter(names[label] for label in labels[kept].tolist())
     by_class = {name: counts[name] for name in names}
-    return Fitted(by_class, measured, untrained, images.layout, computed.left_out)
+    return Fitted(by_class, measured, untrained, gain, images.layout, computed.left_out)
 
 
 @dataclass(frozen=True)
@@ -196,18 +201,29 @@ def _labelled(folder: Path, warn: Warn) -> tuple[list[tuple[str, int]], tuple[st
     )
 
 
-def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, HeldOut | None]:
-    """Return the strength of the regularisation, and the accuracy on the images that are held out."""
+def _gain(is_right: Tensor, was_right: Tensor) -> Difference:
+    """Return the difference of two classifiers, from what each of them had right of the same images."""
+    gaps = is_right.double() - was_right.double()
+    pairs = Pairs(len(gaps), float(gaps.sum()), float(gaps.square().sum()))
+    return Difference(float(gaps.mean()), *paired(pairs), f"paired over {counted(len(gaps), 'image')}")
+
+
+def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, HeldOut | None, Tensor]:
+    """Return the strength of the regularisation, and the accuracy on the images that are held out.
+
+    The last of the three says of each such image whether it is classified right.
+    """
     mean, deviation = standard(rows[~is_held])
     train = (rows[~is_held] - mean) / deviation
     strength = chosen_strength(train, labels[~is_held], _SEED)
     if not is_held.any():
-        return strength, None
+        return strength, None, torch.zeros(0, dtype=torch.bool)
     predicted = classes((rows[is_held] - mean) / deviation, fit(train, labels[~is_held], strength))
     count = int(is_held.sum())
-    accuracy = float((predicted == labels[is_held]).double().mean())
-    largest = float((labels[is_held] == labels[~is_held].bincount().argmax()).double().mean())
-    return strength, HeldOut(accuracy, *wilson(accuracy, count), count, largest)
+    is_right = predicted == labels[is_held]
+    accuracy = float(is_right.double().mean())
+    largest = float(labels[is_held].bincount().max()) / count
+    return strength, HeldOut(accuracy, *wilson(accuracy, count), count, largest), is_right
 
 
 def predict(file: Path, places: Sequence[Path], out: Path, size: int | None, warn: Warn) -> Predicted:

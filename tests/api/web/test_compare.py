@@ -139,9 +139,7 @@ def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Si
         notices.filter(has_text="Different budgets: epochs 10 / 20 / 10; batch size 256 / 256 / 64.")
     ).to_be_visible()
     expect(notices.filter(has_text="Measured with different settings of linear probe by SGD: no line")).to_be_visible()
-    expect(
-        notices.filter(has_text="never measured was not measured with linear probe by SGD. Evaluate it")
-    ).to_be_visible()
+    expect(notices.filter(has_text='"never measured" is not evaluated with linear probe by SGD.')).to_be_visible()
     expect(notices.filter(has_text="Not finished: still running.")).to_be_visible()
     row = page.locator("#specs tr", has_text="epochs").first
     assert row.locator("td").all_text_contents() == ["10", "20", "10"]
