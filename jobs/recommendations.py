@@ -57,8 +57,7 @@ def recommended(
         recipe = recommend(name, _images(row), free, minutes, content, slowed)
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
-    spec = PretrainSpec.model_validate(recipe.spec)
-    time = estimate(session, spec, pool, int(machine.is_gpu), pretraining_count(row, spec.data))["time"]
+    time = _time(session, recipe, row, pool, int(machine.is_gpu))
     if busy := time["busy"]:
         counts = (
             "; the recipe counts on that, and takes less time once the machine is idle"
@@ -71,8 +70,8 @@ def recommended(
 
 def recommended_lengths(
     session: Session, row: Dataset, content: Content, pool: str = "default"
-) -> dict[Length, Recommendation]:
-    """Return a recipe for each usual length of a training on the workers of a pool.
+) -> dict[Length, Recipe]:
+    """Return a recipe for each usual length of a training on the workers of a pool, with the time of its dry run.
 
     Raises:
         Invalid: the dataset has too few images.
@@ -80,9 +79,20 @@ def recommended_lengths(
     try:
         images, machine = _images(row), machine_of(session, pool)
         speed = speeds(session, pool, int(machine.is_gpu))
-        return {length: recommend(row.name, images, machine, None, content, speed, length) for length in LENGTHS}
+        recipes = {length: recommend(row.name, images, machine, None, content, speed, length) for length in LENGTHS}
     except ValueError as error:
         raise Invalid([FieldError("/name", str(error))]) from error
+    gpus = int(machine.is_gpu)
+    return {
+        length: Recipe(**vars(each), time=_time(session, each, row, pool, gpus)) for length, each in recipes.items()
+    }
+
+
+def _time(session: Session, recipe: Recommendation, row: Dataset, pool: str, gpus: int) -> dict[str, Any]:
+    """Return the time that a training by a recipe is expected to take, as its dry run has it."""
+    spec = PretrainSpec.model_validate(recipe.spec)
+    time: dict[str, Any] = estimate(session, spec, pool, gpus, pretraining_count(row, spec.data))["time"]
+    return time
 
 
 def usual_content(row: Dataset) -> Content:

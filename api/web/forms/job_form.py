@@ -39,7 +39,7 @@ from api.web.forms.fields import (
     parts,
     spec_typed,
 )
-from api.web.forms.job_start import Recipe, Start
+from api.web.forms.job_start import Chosen, Start
 from api.web.forms.labels import LABELS
 from api.web.render import page
 from jobs import queries, weights
@@ -65,7 +65,7 @@ class Form(SpecForm):
 
     plan: dict[str, Any] | None = None
     deviations: list[PresetDeviation] | None = None
-    recipe: Recipe | None = None
+    recipe: Chosen | None = None
     problem: str | None = None
 
     @property

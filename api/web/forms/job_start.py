@@ -12,9 +12,10 @@ from api.web.datasets import DatasetView, dataset_list
 from jobs import queries
 from jobs.datasets import Refusal
 from jobs.errors import Invalid
+from jobs.estimates import rough_range
 from jobs.models import Dataset, Job
-from jobs.recommendations import recommended_lengths, usual_content
-from wcl_core.recommendation import CONTENTS, LENGTHS, Content, Length, Recommendation
+from jobs.recommendations import Recipe, recommended_lengths, usual_content
+from wcl_core.recommendation import CONTENTS, LENGTHS, Content, Length
 
 _FEW = 6  # datasets that are shown at once
 _RECENT = 20
@@ -27,16 +28,16 @@ _LENGTHS: dict[Length, str] = {"quick": "Quick look", "standard": "Standard", "t
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Chosen:
     """A recipe, and the answers that it was chosen by."""
 
     dataset: str
     length: Length
     content: Content
-    proposals: dict[Length, Recommendation]
+    proposals: dict[Length, Recipe]
 
     @property
-    def proposal(self) -> Recommendation:
+    def proposal(self) -> Recipe:
         return self.proposals[self.length]
 
     def reason(self, field: str) -> str:
@@ -55,7 +56,13 @@ class Choice:
     title: str
     address: str
     is_current: bool
-    proposal: Recommendation | None = None
+    proposal: Recipe | None = None
+
+    @property
+    def time(self) -> str:
+        """The time that the panel at the side has of the same recipe, too."""
+        time = self.proposal.time if self.proposal else {}
+        return rough_range(time["low_seconds"], time["high_seconds"]) if time.get("high_seconds") else "time unknown"
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def first_dataset(session: Session) -> str | None:
     return next((row.name for row in _ordered(queries.datasets(session)) if _lengths(session, row)), None)
 
 
-def recipe(session: Session, name: str, length: str, content: str) -> Recipe:
+def recipe(session: Session, name: str, length: str, content: str) -> Chosen:
     """Return the recipe for answers; missing and unknown ones have their usual value.
 
     Raises:
@@ -104,10 +111,10 @@ def recipe(session: Session, name: str, length: str, content: str) -> Recipe:
     row = queries.get_dataset(session, name)
     kind = next((each for each in CONTENTS if each == content), usual_content(row))
     proposals = recommended_lengths(session, row, kind)
-    return Recipe(name, next((each for each in LENGTHS if each == length), "standard"), kind, proposals)
+    return Chosen(name, next((each for each in LENGTHS if each == length), "standard"), kind, proposals)
 
 
-def choices(session: Session, chosen: Recipe | None, dataset: str, problem: str | None) -> Start:
+def choices(session: Session, chosen: Chosen | None, dataset: str, problem: str | None) -> Start:
     """Return the answers to choose from.
 
     Args:
@@ -134,14 +141,14 @@ def choices(session: Session, chosen: Recipe | None, dataset: str, problem: str 
     )
 
 
-def _content_choices(chosen: Recipe) -> list[Choice]:
+def _content_choices(chosen: Chosen) -> list[Choice]:
     return [
         Choice(title, _address(chosen.dataset, chosen.length, content), content == chosen.content)
         for content, title in _CONTENTS.items()
     ]
 
 
-def _length_choices(session: Session, chosen: Recipe | None, row: Dataset | None) -> list[Choice]:
+def _length_choices(session: Session, chosen: Chosen | None, row: Dataset | None) -> list[Choice]:
     """Return the lengths, without one whose recipe is that of a shorter one."""
     if row is None:
         return []
@@ -156,7 +163,7 @@ def _length_choices(session: Session, chosen: Recipe | None, row: Dataset | None
     return links
 
 
-def _lengths(session: Session, row: Dataset) -> dict[Length, Recommendation]:
+def _lengths(session: Session, row: Dataset) -> dict[Length, Recipe]:
     """Return the recipes for a dataset; none if it has too few images."""
     try:
         return recommended_lengths(session, row, usual_content(row))

@@ -130,6 +130,7 @@ def test_a_dataset_links_its_jobs_leaderboard_and_workers(visitor: Visitor, site
     expect(page.locator("#content")).not_to_contain_text("20 s left")  # of the preparation, not of the run
     page.go_back()
     expect(rows.nth(1).get_by_role("link")).to_have_attribute("href", f"/jobs/{evaluation}")
+    expect(rows.nth(1)).to_contain_text("90.0%")  # what the evaluation itself has measured
     expect(rows.nth(2)).to_contain_text("87.5%")
     expect(page.locator("#holders li", has_text="stale")).to_contain_text("other version")
     expect(page.locator("#holders li", has_text="box-1").first).not_to_contain_text("other version")

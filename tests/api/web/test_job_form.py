@@ -192,6 +192,9 @@ def test_three_questions_make_a_job_that_fits_the_images(visitor: Visitor, site:
     )  # as many as this machine trains in ten minutes
     assert plan is not None
     steps, epochs = plan.groups()
+    expect(quick).to_contain_text("px · WCL")
+    if scripts:  # the panel at the side has the same time
+        expect(page.locator("#plan .minutes")).to_have_text(quick.locator(".minutes").inner_text())
     assert int(steps.replace(",", "")) == 7 * int(epochs) >= 1000
     page.get_by_role("link", name="Drawings").click()
     expect(page.get_by_role("link", name="Drawings")).to_have_attribute("aria-current", "true")
