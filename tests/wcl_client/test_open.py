@@ -17,6 +17,7 @@ def test_the_opened_link_signs_in_once(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda link: opened.append(link) or True)
+    monkeypatch.setattr("webbrowser.get", lambda: None)
     assert cli.run(["open"]) == 0
     assert capsys.readouterr().out == f"{server.url} opens in the browser\n"
     (link,) = opened
