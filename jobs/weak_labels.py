@@ -23,6 +23,9 @@ MAX_LARGEST_SHARE = 0.2
 # Neighbours are poor at the start of every run; the share of the epochs before the first judgement.
 _UNJUDGED_SHARE = 0.2
 _REPORTS = 5  # latest ones that a warning has to hold for: each is of one batch
+_MEANING = (
+    "The run is not broken, and its network may still be good; but these labels, which WCL adds, help little here."
+)
 ADVICE = (
     "Train the same spec with method simclr and compare: where we measured such labels, WCL was no better than SimCLR."
 )
@@ -93,11 +96,11 @@ def _warning(latest: dict[str, float | None]) -> str | None:
         if precision >= MIN_PAIR_PRECISION:
             return None
         beside = "" if chance is None else f" (chance {chance:.1%})"
-        return f"Only {precision:.1%} of the pairs with one weak label are of one class{beside}. {ADVICE}"
+        return f"Only {precision:.1%} of the pairs with one weak label are of one class{beside}. {_MEANING} {ADVICE}"
     if agreement is not None and agreement < MIN_VIEW_AGREEMENT:
-        return f"The weak labels of the two views agree by {agreement:.1%} only. {ADVICE}"
+        return f"The weak labels of the two views agree by {agreement:.1%} only. {_MEANING} {ADVICE}"
     if largest is not None and largest > MAX_LARGEST_SHARE:
-        return f"{largest:.1%} of a batch has the same weak label. {ADVICE}"
+        return f"{largest:.1%} of a batch has the same weak label. {_MEANING} {ADVICE}"
     return None
 
 

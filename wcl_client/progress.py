@@ -15,8 +15,10 @@ from wcl_client.output import phase_text, share, time_left
 from wcl_client.responses import TERMINAL, Job, Json
 from wcl_client.sse import Message
 from wcl_client.terminal import Terminal, status
+from wcl_core.text import counted
 
 _REFRESH_SECONDS = 5.0
+_MUCH_LONGER = 1.5
 _SETTLED = ("measured", "failed")
 
 
@@ -27,6 +29,11 @@ class JobView:
     job: Job
     loss: float | None = None
     warnings: list[str] = field(default_factory=list)
+    first_checkpoint: int | None = None  # its epoch
+    longest: float | None = None  # seconds that the training was expected to take at most, before it began
+
+    def __post_init__(self) -> None:
+        self.longest = (self.job.get("expected_time") or {}).get("high_seconds")
 
     def take(self, message: Message) -> None:
         """Update the state with a message; ignore a message with other data than an object."""
@@ -44,6 +51,9 @@ class JobView:
             self.loss = losses[-1] if losses else self.loss
         elif message.event == "event" and data.get("type") == "warning":
             self.warnings.append(str((data.get("data") or {}).get("message", "")))
+        elif message.event == "event" and data.get("type") == "checkpoint" and self.first_checkpoint is None:
+            epoch = (data.get("data") or {}).get("epoch")
+            self.first_checkpoint = int(epoch) if isinstance(epoch, int | float) else None
 
     @property
     def fraction(self) -> float:
@@ -60,6 +70,25 @@ class JobView:
         if not progress or not progress.get("total_epochs"):
             return ""
         return f"epoch {int(progress['epoch'])}/{progress['total_epochs']}"
+
+    @property
+    def advice(self) -> dict[str, str]:
+        """What a user can do now with a training that goes on, by kind; each is printed once."""
+        if self.job["kind"] != "pretrain" or self.job["status"] != "running":
+            return {}
+        short, texts = self.job["id"][-12:], dict[str, str]()
+        if self.first_checkpoint is not None:
+            saved = f"the first checkpoint is saved, of epoch {self.first_checkpoint}"
+            texts["features"] = (
+                f"{saved}; features of images are possible now: wcl features {short} FOLDER -o features.csv"
+            )
+        progress: Mapping[str, Any] = self.job.get("progress") or {}
+        left = progress.get("eta_seconds")
+        if self.longest and left and (progress.get("epoch") or 0) >= 1 and left > _MUCH_LONGER * self.longest:
+            minutes = counted(max(1, round(self.longest / 60)), "minute")
+            expected = f"it takes much longer than the {minutes} that were expected"
+            texts["longer"] = f"{expected}; wcl cancel {short} ends it, and its checkpoints and results stay"
+        return texts
 
     @property
     def facts(self) -> list[str]:
@@ -91,6 +120,7 @@ class Watcher:
         self.views = [JobView(job) for job in jobs]
         self._errors: list[Exception] = []
         self._next_refresh = 0.0
+        self._advised: dict[str, set[str]] = {}  # kinds of advice that are printed, by job
         self._threads = [threading.Thread(target=self._follow, args=(view,), daemon=True) for view in self.views]
 
     def run(self) -> list[Job]:
@@ -144,8 +174,16 @@ class Watcher:
                 for number, view in zip(numbers, self.views, strict=True):
                     state = status(view.job["status"])
                     facts = "  ".join(view.facts)
+                    self._advise(view)
                     bars.update(number, completed=view.fraction, state=state, epoch=view.epoch, facts=facts)
                 self._join(0.2)
+
+    def _advise(self, view: JobView) -> None:
+        advised = self._advised.setdefault(view.job["id"], set())
+        for kind, text in view.advice.items():
+            if kind not in advised:
+                advised.add(kind)
+                self._terminal.say(f"{_title(view)}: {text}")
 
     def _print_lines(self) -> None:
         """Print a line for each new status, each tenth of the progress and, before the first step, each new phase."""
@@ -155,6 +193,7 @@ class Watcher:
             ended = self._has_ended()
             self._refresh()
             for view in self.views:
+                self._advise(view)
                 progress = view.job.get("progress")
                 prepared = (progress.get("share") if progress else None) or 0.0
                 request = view.job.get("pending") or (view.job.get("waiting") or {}).get("cause")

@@ -275,7 +275,7 @@ def _alternatives(images: Images, machine: Machine, minutes: float) -> Iterator[
             network = [Choice("backbone.name", stage, f"with a larger network, {short}"), *network[1:]]
             yield [size, *unreadable, *network, batch]
         for side in [side for side in sizes if side < size.value and (stage != "resnet50" or side >= 128)]:
-            size = Choice("data.image_size", side, f"with larger images, {short}")
+            size = Choice("data.image_size", side, f"with larger images, {short}; small details are lost")
             if side < 64 and network[-1].reason == _STEM:
                 reason = f"{_STEM}; small keeps more of images below 64 pixels, and takes about 15 times as long"
                 network = [*network[:-1], replace(network[-1], reason=reason)]

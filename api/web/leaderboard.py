@@ -33,6 +33,7 @@ COLUMNS: Final = (
     *("dataset", "digest", "protocol", "version", "metric", "settings", "checkpoint", "kind", "name", "setup"),
     *("mean", "low_95", "high_95", "seeds", "job_ids"),
 )
+_MOST_UNMEASURED = 200  # of the newest trainings, those without an evaluation are named
 _ROOM = 0.08
 
 
@@ -106,6 +107,7 @@ class Leaderboard:
         chosen: None if there is no evaluation at all and no dataset was asked for.
         num_left_out: configurations that were measured at another epoch only.
         evaluable: the address of the trainings that can be evaluated, if there are some; only without boards.
+        unmeasured: trainings that have succeeded and have no evaluation by the protocol; only with boards.
     """
 
     tabs: list[Tab]
@@ -116,6 +118,7 @@ class Leaderboard:
     now: int
     start: int = 0
     evaluable: str = ""
+    unmeasured: Sequence[Job] = ()
 
     @property
     def previous(self) -> int | None:
@@ -141,8 +144,17 @@ def leaderboard(session: Session, dataset: str, protocol: str, start: int = 0) -
     boards, num_left_out = ([], 0) if chosen is None or not chosen.protocol else _boards(session, chosen)
     shown = [replace(board, start=start) for board in boards]
     evaluable = "" if shown else _evaluable(session, chosen)
+    unmeasured = _unmeasured(session, chosen) if shown and chosen else []
     return Leaderboard(
-        tabs, without, chosen, shown, num_left_out, now or database_time(session), start, evaluable=evaluable
+        tabs,
+        without,
+        chosen,
+        shown,
+        num_left_out,
+        now or database_time(session),
+        start,
+        evaluable=evaluable,
+        unmeasured=unmeasured,
     )
 
 
@@ -153,6 +165,27 @@ def _evaluable(session: Session, tab: Tab | None) -> str:
     if tab is not None:
         trained, query = trained.where(Job.dataset_name == tab.dataset), query | {"q": tab.dataset}
     return f"/?{urlencode(query)}" if session.execute(trained.limit(1)).first() else ""
+
+
+def _unmeasured(session: Session, tab: Tab) -> list[Job]:
+    """Return the newest trainings on a dataset that have succeeded and that no evaluation by the protocol measured."""
+    recent = (
+        select(Job)
+        .where(Job.kind == "pretrain", Job.status == Status.SUCCEEDED, Job.dataset_digest == tab.digest)
+        .where(Job.sweep_id.is_(None), Job.archived_at.is_(None))
+        .order_by(Job.id.desc())
+        .limit(_MOST_UNMEASURED)
+        .options(load_only(Job.id, Job.name))
+    )
+    jobs = list(session.execute(recent).scalars())
+    of_protocol = (Evaluation.dataset_digest == tab.digest, Evaluation.protocol == tab.protocol)
+    statement = (
+        select(Checkpoint.job_id)
+        .join(Evaluation, Evaluation.features_digest == Checkpoint.sha256)
+        .where(Checkpoint.job_id.in_([job.id for job in jobs]), *of_protocol)
+    )
+    measured_ids = set(session.execute(statement).scalars()) if jobs else set()
+    return [job for job in jobs if job.id not in measured_ids]
 
 
 def _tabs(session: Session) -> tuple[list[Tab], int]:

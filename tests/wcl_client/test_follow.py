@@ -15,7 +15,8 @@ from rich.console import Console
 
 from wcl_client.api import WclClient
 from wcl_client.errors import NotFoundError, Unreachable
-from wcl_client.progress import watch
+from wcl_client.progress import JobView, watch
+from wcl_client.sse import Message
 from wcl_client.terminal import Terminal
 from wcl_client.up import free_port
 
@@ -103,6 +104,24 @@ def test_following_an_absent_job_raises(script: Script) -> None:
 def test_following_raises_once_the_server_is_unreachable_for_too_long() -> None:
     with WclClient(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(Unreachable):
         list(client.follow("j", patience_seconds=1))
+
+
+def test_a_training_that_goes_on_says_what_is_possible_now() -> None:
+    job: Any = {"id": "01a22ac7-deef-7ae1-b221-b758db60f8ad", "kind": "pretrain", "status": "running"}
+    view = JobView(job | {"expected_time": {"high_seconds": 960}})
+    assert view.advice == {}
+    for epoch in (3, 6):
+        view.take(Message("event", {"type": "checkpoint", "data": {"epoch": epoch}}))
+    view.take(Message("progress", {"epoch": 2, "eta_seconds": 1000}))
+    (features,) = view.advice.values()
+    assert "of epoch 3; features of images are possible now: wcl features b758db60f8ad FOLDER" in features
+    view.take(Message("progress", {"epoch": 2, "eta_seconds": 2000}))
+    assert view.advice["longer"] == (
+        "it takes much longer than the 16 minutes that were expected; wcl cancel b758db60f8ad ends it, and its "
+        "checkpoints and results stay"
+    )
+    view.take(Message("job", {"status": "succeeded"}))
+    assert view.advice == {}
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
