@@ -65,9 +65,9 @@ class JobView:
 
     @property
     def epoch(self) -> str:
-        """The epoch and the number of epochs as text; empty before the first progress report."""
+        """The epoch and the number of epochs as text; empty before the first progress report, and of an evaluation."""
         progress = self.job.get("progress")
-        if not progress or not progress.get("total_epochs"):
+        if not progress or not progress.get("total_epochs") or self.job.get("kind") == "evaluate":
             return ""
         return f"epoch {int(progress['epoch'])}/{progress['total_epochs']}"
 

@@ -557,7 +557,7 @@ def test_a_running_evaluation_names_its_part() -> None:
         step=2, total_steps=3, epoch=0.7, total_epochs=1, images_per_second=None, eta_seconds=None, phase="evaluate"
     )
     view.take(Message("progress", report | {"part": "linear probe of the untrained network"}))
-    assert view.facts == ["linear probe of the untrained network, part 3 of 3"]
+    assert (view.epoch, view.facts) == ("", ["linear probe of the untrained network, part 3 of 3"])
 
 
 def evaluation(protocol: str, value: float, stderr: float | None, n: int | None = None, **params: int) -> Evaluation:
