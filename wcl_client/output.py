@@ -26,7 +26,7 @@ from wcl_client.responses import (
     Worker,
 )
 from wcl_client.terminal import Rows, out, status
-from wcl_core.text import capitalised, counted, file_size
+from wcl_core.text import capitalised, counted, file_size, twin_name
 from wcl_core.text import phase_text as text_of_phase
 
 _SEED_NAME = re.compile(r", seed \d+(-\d+)?$")  # as the server names the jobs of a seed group
@@ -158,7 +158,7 @@ def twin_text(job: Job, twin: Json) -> str:
     short = job["id"][-12:]
     if twin["job_id"] is not None:
         return f"{twin['title']} twin {twin['name']} ({twin['status']}): wcl compare {short}"
-    name = shlex.quote(f"{job['name']}-{twin['method']}")
+    name = shlex.quote(twin_name(job["name"], twin["method"]))
     adds = f"{twin['title']} twin, which shows what the method adds"
     return f"{adds}: wcl clone {short} --set method={twin['method']} --name {name}"
 

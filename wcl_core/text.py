@@ -77,6 +77,16 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(map(quoted, names))
 
 
+def twin_name(name: str, method: str) -> str:
+    """Return the usual name of the twin of a training; that of a continued one keeps its end.
+
+    >>> twin_name("clothes", "simclr"), twin_name("clothes, 20 more epochs", "simclr")
+    ('clothes-simclr', 'clothes-simclr, 20 more epochs')
+    """
+    start, end = re.fullmatch(r"(.*?)((?:, \d+ more epochs(?:-\d+)?)*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"{start}-{method}{end}"
+
+
 def capitalised(text: str) -> str:
     """Return text as the start of a sentence: with a capital, unless its first word is a field's name or a path.
 

@@ -26,6 +26,7 @@ from jobs import submission as service
 from jobs.errors import Conflict, FieldError, Invalid
 from jobs.verdicts import its_twin
 from wcl_core.config import Protocol
+from wcl_core.text import twin_name
 
 router = APIRouter(include_in_schema=False)
 
@@ -100,7 +101,7 @@ def train_twin(job_id: str, submitter: Submitter, database: TheDatabase, submiss
         if twin.job is not None:
             return _see(f"/jobs/{twin.job.id}")
         method = twin.method
-        name = service.free_name(session, service.shortened(job.name, f"-{method}"))
+        name = service.free_name(session, service.shortened(twin_name(job.name, method), ""))
     body = CloneBody(spec={"method": method}, name=name)
     return _see(f"/jobs/{create_clone(submission, job_id, body).id}")
 

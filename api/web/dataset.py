@@ -76,8 +76,7 @@ def _measured_knn(session: Session, job_ids: Sequence[str]) -> dict[str, float]:
         .where(JobEvaluation.job_id.in_(job_ids), Evaluation.protocol == "knn", Evaluation.metric == "top1")
         .order_by(Evaluation.id)
     )
-    rows = session.execute(statement) if job_ids else ()
-    return {job_id: value for job_id, value in rows if value is not None}
+    return {job_id: value for job_id, value in session.execute(statement) if value is not None}
 
 
 @router.get("/datasets/{name}")

@@ -169,23 +169,23 @@ def _evaluable(session: Session, tab: Tab | None) -> str:
 
 def _unmeasured(session: Session, tab: Tab) -> list[Job]:
     """Return the newest trainings on a dataset that have succeeded and that no evaluation by the protocol measured."""
-    recent = (
-        select(Job)
+    is_measured = (
+        select(Evaluation.id)
+        .join(Checkpoint, Checkpoint.sha256 == Evaluation.features_digest)
+        .where(Checkpoint.job_id == Job.id, Evaluation.dataset_digest == tab.digest)
+        .where(Evaluation.protocol == tab.protocol)
+        .exists()
+    )
+    newest = (
+        select(Job.id, is_measured.label("is_measured"))
         .where(Job.kind == "pretrain", Job.status == Status.SUCCEEDED, Job.dataset_digest == tab.digest)
         .where(Job.sweep_id.is_(None), Job.archived_at.is_(None))
         .order_by(Job.id.desc())
         .limit(_MOST_UNMEASURED)
-        .options(load_only(Job.id, Job.name))
+        .subquery()
     )
-    jobs = list(session.execute(recent).scalars())
-    of_protocol = (Evaluation.dataset_digest == tab.digest, Evaluation.protocol == tab.protocol)
-    statement = (
-        select(Checkpoint.job_id)
-        .join(Evaluation, Evaluation.features_digest == Checkpoint.sha256)
-        .where(Checkpoint.job_id.in_([job.id for job in jobs]), *of_protocol)
-    )
-    measured_ids = set(session.execute(statement).scalars()) if jobs else set()
-    return [job for job in jobs if job.id not in measured_ids]
+    unmeasured = select(Job).join(newest, newest.c.id == Job.id).where(newest.c.is_measured.is_(False))
+    return list(session.execute(unmeasured.order_by(Job.id.desc()).options(load_only(Job.id, Job.name))).scalars())
 
 
 def _tabs(session: Session) -> tuple[list[Tab], int]:

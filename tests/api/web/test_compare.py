@@ -230,6 +230,7 @@ def test_the_leaderboard_has_tabs_and_shows_published_values(visitor: Visitor, s
         ("", "raw pixels", "45.0%"),
         ("2", "worse", "40.0%"),
     ]
+    expect(page.locator("#unmeasured")).to_have_count(0)
     page.goto("/leaderboard?dataset=cifar10-jpeg&protocol=linear_sgd")
     expect(page.locator("tbody tr")).to_have_count(2)
     page.goto("/leaderboard?dataset=cifar10&protocol=linear_sgd")

@@ -84,7 +84,7 @@ def test_pages_send_as_many_statements_for_many_jobs_as_for_few(served: Served) 
         sweeping.submit(served.database, {sweeping.TEMPERATURE: [0.1, 0.2]})
 
     assert counts(served, [*PAGES, compared(job_ids)]) == few
-    assert few["/leaderboard"] <= 5 + 1  # with that of the key
+    assert few["/leaderboard"] <= 6 + 1  # with that of the key
 
 
 def test_a_dataset_without_evaluations_has_an_empty_leaderboard_with_the_next_step(small: Served) -> None:
@@ -102,9 +102,14 @@ def test_a_dataset_without_evaluations_has_an_empty_leaderboard_with_the_next_st
 def test_the_leaderboard_has_every_configuration_page_by_page(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         measured_job(small.database, number)
+    assert "not evaluated here" not in small.browser().get("/leaderboard?dataset=digits").text
+    alone = rows.submit(small.database, spec={"epochs": 1, "seed": 9}, name="alone")
+    run = rows.Run(small.database, rows.claim(small.database))
+    run.deliver(rows.started(), rows.checkpoint(10, "f" * 64), rows.end("succeeded"))
     monkeypatch.setattr(leaderboard, "PAGE_SIZE", 2)
     first, second = (small.browser().get(f"/leaderboard?dataset=digits&start={start}").text for start in (0, 2))
 
+    assert f'1 trained job is not evaluated here: <a href="/jobs/{alone}#evaluations">alone</a>.' in first
     assert "Rows 1 to 2 of 3" in first
     assert 'rel="next" href="/leaderboard?dataset=digits&amp;protocol=linear&amp;start=2"' in first
     assert "Rows 3 to 3 of 3" in second
