@@ -15,6 +15,7 @@ from jobs.errors import Invalid
 from jobs.estimates import rough_range
 from jobs.models import Dataset, Job
 from jobs.recommendations import Recipe, recommended_lengths, usual_content
+from wcl_core.config import PretrainSpec, method_title
 from wcl_core.recommendation import CONTENTS, LENGTHS, Content, Length
 
 _FEW = 6  # datasets that are shown at once
@@ -57,6 +58,12 @@ class Choice:
     address: str
     is_current: bool
     proposal: Recipe | None = None
+
+    @property
+    def method(self) -> str:
+        """The method of the recipe, in words; most recipes leave it to the default."""
+        spec = self.proposal.spec if self.proposal else {}
+        return method_title(str(spec.get("method", PretrainSpec.model_fields["method"].default)))
 
     @property
     def time(self) -> str:
