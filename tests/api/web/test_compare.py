@@ -140,7 +140,7 @@ def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Si
     ).to_be_visible()
     expect(notices.filter(has_text="Measured with different settings of linear probe by SGD: no line")).to_be_visible()
     expect(notices.filter(has_text='"never measured" is not evaluated with linear probe by SGD.')).to_be_visible()
-    expect(notices.filter(has_text="Not finished: still running.")).to_be_visible()
+    expect(notices.filter(has_text='Not finished: "still running".')).to_be_visible()
     row = page.locator("#specs tr", has_text="epochs").first
     assert row.locator("td").all_text_contents() == ["10", "20", "10"]
     running.end()
