@@ -172,7 +172,7 @@ def test_a_server_removes_exports_of_deleted_checkpoints(start: Start, tmp_path:
     eventually(lambda: not orphan.exists(), "the sweep")
 
 
-def test_the_local_key_stays_until_it_is_revoked_and_is_then_replaced(start: Start) -> None:
+def test_a_revoked_local_key_stays_so_until_its_file_is_removed(start: Start) -> None:
     first = start().ready()
     key = (first.data_dir / "key").read_text()
     first.stop()
@@ -184,9 +184,13 @@ def test_the_local_key_stays_until_it_is_revoked_and_is_then_replaced(start: Sta
     second.stop()
 
     third = start().ready()
+    assert (third.data_dir / "key").read_text() == key
+    third.stop()
+    (third.data_dir / "key").unlink()
+    fourth = start().ready()
 
-    assert (third.data_dir / "key").read_text() != key
-    with third.client() as client:
+    assert (fourth.data_dir / "key").read_text() != key
+    with fourth.client() as client:
         assert client.get("/v1/jobs").status_code == 200
 
 
