@@ -144,6 +144,9 @@ def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Si
     row = page.locator("#specs tr", has_text="epochs").first
     assert row.locator("td").all_text_contents() == ["10", "20", "10"]
     running.end()
+    narrow = visitor.window(address([short, never]), width=390)
+    for name in ("short", "never measured"):
+        expect(narrow.locator("#evaluations thead th", has_text=name)).to_be_visible()
 
 
 def test_a_comparison_works_without_scripts(visitor: Visitor, site: Site) -> None:
