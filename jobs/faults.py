@@ -26,7 +26,11 @@ class Fault(Enum):
     OVERLOADED = "the database has no free connection or memory", True
     IO = "the database cannot use its disk", True
     FORBIDDEN = "the account of the database lacks a right; grant it", False
-    SCHEMA = "the database lacks a table or column of this version; run `python -m jobs migrate`", False
+    SCHEMA = (
+        "the database lacks a table or column of this version; restart this process with the version that upgraded the "
+        "database, or run `python -m jobs migrate` if none has",
+        False,
+    )
     DAMAGED = "the database is damaged; stop the service and restore a backup of the database", False
 
     def __init__(self, sentence: str, is_passing: bool) -> None:
