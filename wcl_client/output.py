@@ -302,14 +302,25 @@ def keys_table(keys: Sequence[Key]) -> Rows:
     return table
 
 
+def _key_names(rows: Sequence[Json]) -> dict[str, str]:
+    """Return what a table calls each key: its name, and its id where another key has the same name."""
+    owners = {row["owner_id"]: row["owner"] for row in rows}
+    times = Counter(owners.values())
+    return {
+        key: f"{name} {key[-12:]}" if name and times[name] > 1 else name or key[-12:] or "none"
+        for key, name in owners.items()
+    }
+
+
 def usage_table(rows: Sequence[Json]) -> Rows:
     """Return a table with a row for each month and key or project."""
     has_projects = any(row.get("project_id") for row in rows)
     has_keys = not has_projects or any(row["owner_id"] for row in rows)
     of = (*(("key",) if has_keys else ()), *(("project",) if has_projects else ()))
+    keys = _key_names(rows)
     table = Rows("month", *of, "GPU hours", "CPU hours", "jobs", "attempts", cut=of)
     for row in rows:
-        names = {"key": row["owner"] or row["owner_id"][-12:] or "none", "project": row.get("project") or "none"}
+        names = {"key": keys[row["owner_id"]], "project": row.get("project") or "none"}
         hours = (f"{row['gpu_hours']:,.2f}", f"{row['cpu_hours']:,.2f}")
         table.add(row["month"], *(names[each] for each in of), *hours, row["jobs"], row["attempts"])
     return table
@@ -324,9 +335,9 @@ def cleaned(result: Json) -> str:
 def storage_tables(storage: Json) -> list[Rows]:
     """Return a table of the stored bytes by key, one by project if there are several, and one of the largest jobs."""
     owners = Rows("key", "jobs", "files", "size", cut=("key",))
+    keys = _key_names(storage["owners"])
     for row in storage["owners"]:
-        name = row["owner"] or row["owner_id"][-12:] or "none"
-        owners.add(name, row["num_jobs"], row["num_files"], file_size(row["size"]))
+        owners.add(keys[row["owner_id"]], row["num_jobs"], row["num_files"], file_size(row["size"]))
     jobs = Rows("id", "job", "key", "status", "files", "size", "removable", cut=("job", "key"))
     for row in storage["jobs"]:
         sizes = (file_size(row["size"]), file_size(row["removable"]))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from jobs import keys, policies
 from jobs.database import now_ms
-from jobs.models import Activity
+from jobs.models import Activity, DeviceUse
 from jobs.settings import Settings
 from tests.api.served import Served
 from tests.wcl_client.test_operations import wcl
@@ -67,6 +68,20 @@ def test_a_key_is_renamed_and_gets_other_scopes_and_another_expiry(server: Serve
     key = server.bare({"Authorization": f"Bearer {secret}"}).get("/v1/whoami").json()
     facts = ("ben", ["read"], None, "viewer", VERSION)
     assert (key["name"], key["scopes"], key["expires_at"], key["role"], key["version"]) == facts
+
+
+def test_keys_of_one_name_have_their_ids_in_the_table_of_usage(server: Served) -> None:
+    made = [server.database.write(lambda session: keys.create(session, name)[0].id) for name in ("ben", "ben", "cy")]  # noqa: B023
+    day = {"day": 20_000, "gpu_ms": 0, "cpu_ms": 3_600_000, "jobs": 1, "attempts": 1, "updated_at": 1}
+
+    def use(session: Session) -> None:
+        session.add_all(DeviceUse(owner_id=key, **day) for key in made)
+
+    server.database.write(use)
+
+    table = wcl("usage").stdout
+    assert all(f"ben {key[-12:]}" in table for key in made[:2])
+    assert made[2][-12:] not in table
 
 
 def test_whoami_names_role_project_limits_and_server(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
