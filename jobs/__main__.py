@@ -26,6 +26,8 @@ from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import Arguments, file_size, write_error, write_line
 from wcl_core.version import VERSION
 
+_READERS = ("audit", "backup", "check")  # of a database that is there; the other commands may make one
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 on success, or 1 with a line on stderr."""
@@ -65,10 +67,14 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
     """Run a command on the database; return 0 on success, or 1."""
     if options.command != "adopt-storage":
         storage_id.refuse_new_database(settings)
+    if options.command in _READERS and (absence := schema.absence(settings)) is not None:
+        raise schema.Unusable(absence)
     if options.command == "check":
         return _check(database, settings.worker_name if options.worker == "" else options.worker)
     if options.command == "backup":
         return _backup(database, LocalStorage(settings.checkpoints_dir), options)
+    if options.command == "audit":
+        return _audit(database, LocalStorage(settings.checkpoints_dir))
     if options.command == "migrate":
         database.migrate(write_line)
         search.build(database)
@@ -86,8 +92,6 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
         with database.read() as session:
             for notice in filter(None, (keys.namesakes(session, key), keys.notice(session))):
                 write_line(notice, sys.stderr)
-    if options.command == "audit":
-        return _audit(database, LocalStorage(settings.checkpoints_dir))
     if options.command == "adopt-storage":
         storage = LocalStorage(settings.checkpoints_dir)
         write_line(storage_id.adopt(database, storage, without_files=options.without_files))
@@ -183,6 +187,8 @@ def _check(database: Database, worker_name: str | None) -> int:
 
 def _audit(database: Database, storage: LocalStorage) -> int:
     """Print the findings of the audit; return 1 if there are any."""
+    if (problem := schema.awaited(database)) is not None:
+        raise schema.Unusable(problem)
     report = audit(database, storage)
     for finding in report.findings:
         write_line(f"{finding.job_id} {finding.rule}: {finding.message}")

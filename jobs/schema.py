@@ -30,10 +30,12 @@ from wcl_core.text import counted
 
 if TYPE_CHECKING:
     from jobs.database import Database
+    from jobs.settings import Settings
 
 _OURS = frozenset({"jobs", "attempts"})  # in every version
 _VERSION_TABLE = "alembic_version"
 _REVISION = re.compile(r'^revision = "(.+)"\ndown_revision = (?:"(.+)"|None)$', re.MULTILINE)
+_NEW = "`python -m jobs migrate` makes a new one"
 _MIN_BYTES = 512  # SQLite takes a shorter file for a new one
 _CHECK_SECONDS = 5.0  # a reader of SQLite holds up its writers
 
@@ -79,6 +81,24 @@ def check(database: Database) -> None:
         raise Unusable(f"{_name_of(database)}: {describe(error)}") from error
     if state in (_State.NEWER, _State.FOREIGN):
         raise Unusable(_refusal(database, state, revision))
+
+
+def absence(settings: Settings) -> str | None:
+    """Return a sentence if the settings name a SQLite database that is not there; None otherwise.
+
+    A command that only reads asks this first: SQLite would make an empty database, in which all is well.
+    """
+    file = settings.sqlite_file
+    if file is None or (file.exists() and file.stat().st_size):
+        return None
+    if settings.database_url is not None:
+        return f"there is no database {file}, which WCL_DATABASE_URL names; {_NEW}"
+    if "data_dir" in settings.model_fields_set:
+        place, unset = str(settings.data_dir), "WCL_DATA_DIR names that folder, and WCL_DATABASE_URL is not set"
+    else:
+        place = f"./{settings.data_dir}"
+        unset = "WCL_DATABASE_URL and WCL_DATA_DIR are not set"
+    return f"there is no database in {place}; {unset}: set them as the service has them; {_NEW}"
 
 
 def upgrade(database: Database, say: Callable[[str], None] = lambda _text: None) -> None:

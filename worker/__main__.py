@@ -211,7 +211,7 @@ def _check(database: Database, settings: Settings) -> int:
     """Print what keeps a worker from running here, by setting, or `ok`; return 1 if anything does."""
     problems: list[str] = []
     try:
-        if (reason := schema.awaited(database)) is not None:
+        if (reason := schema.absence(settings) or schema.awaited(database)) is not None:
             problems.append(f"WCL_DATABASE_URL: {reason}")
         elif (unable := StorageCheck(database, LocalStorage(settings.checkpoints_dir))()) is not None:
             problems.append(f"WCL_DATA_DIR: {unable.message}")

@@ -109,9 +109,11 @@ def restore_files(settings: Settings, backups: BackupFolder) -> Restored:
 
     Raises:
         ForeignStorage: the storage folder is another one's.
-        Unusable: the schema is not this version's.
+        Unusable: there is no database, or its schema is not this version's.
     """
     storage = LocalStorage(settings.checkpoints_dir)
+    if (absence := schema.absence(settings)) is not None:
+        raise schema.Unusable(absence)
     with _opened(settings) as database:
         if (problem := schema.awaited(database)) is not None:
             raise schema.Unusable(problem)

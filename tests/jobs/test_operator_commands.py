@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from jobs import keys
 from jobs.__main__ import main
 from jobs.database import Database
 from tests.odd import ODD, check_odd_values
-from tests.waiting import eventually
+from tests.processes import outside
+from tests.waiting import PATIENCE, eventually
 
 
 @pytest.mark.slow
@@ -46,6 +49,60 @@ def test_a_database_that_cannot_be_used_is_one_line(
 
     printed = capsys.readouterr()
     assert len((printed.out + printed.err).splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["audit", "check", "check --worker", "backup DIR", "restore DIR --files"])
+def test_a_command_that_reads_makes_no_database(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A check that has lost its environment would find nothing wrong in an empty database for ever."""
+    backups, folder = tmp_path / "backups", tmp_path / "empty"
+    folder.mkdir()
+    with monkeypatch.context() as original:
+        original.setenv("WCL_DATA_DIR", str(tmp_path / "service"))
+        original.delenv("WCL_DATABASE_URL", raising=False)
+        assert (main(["migrate"]), main(["audit"]), main(["backup", str(backups)])) == (0, 0, 0)
+    monkeypatch.chdir(folder)
+    words = command.replace("DIR", str(backups)).split()
+
+    def refusal() -> str:
+        capsys.readouterr()
+        assert main(words) == 1
+        return capsys.readouterr().err.removeprefix("error: ")
+
+    monkeypatch.delenv("WCL_DATABASE_URL", raising=False)
+    monkeypatch.delenv("WCL_DATA_DIR", raising=False)
+    text = "there is no database in ./wcl-data; WCL_DATABASE_URL and WCL_DATA_DIR are not set: set them as the service"
+    assert refusal().startswith(text)
+    assert list(folder.iterdir()) == []
+    monkeypatch.setenv("WCL_DATA_DIR", str(folder))
+    assert refusal().startswith(f"there is no database in {folder}; WCL_DATA_DIR names that folder, and WCL_DATABASE")
+    monkeypatch.setenv("WCL_DATABASE_URL", f"sqlite:///{folder}/other.sqlite3")
+    assert refusal().startswith(f"there is no database {folder}/other.sqlite3, which WCL_DATABASE_URL names")
+    assert list(folder.iterdir()) == []
+    (folder / "other.sqlite3").touch()  # as a former version has left it
+    assert refusal().startswith(f"there is no database {folder}/other.sqlite3, which WCL_DATABASE_URL names")
+
+
+@pytest.mark.process
+def test_the_check_of_a_worker_makes_no_database(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "worker", "--check"]
+    environment = outside() | {"WCL_DATA_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert f"WCL_DATABASE_URL: there is no database in {tmp_path}; " in done.stderr
+    assert list(tmp_path.glob("*.sqlite3")) == []
+
+
+@pytest.mark.postgres
+def test_an_audit_leaves_a_database_without_tables_as_it_is(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WCL_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("WCL_DATABASE_URL", postgres_url)
+    for _ in range(2):
+        assert main(["audit"]) == 1
+        assert "the database has no tables, and this version needs" in capsys.readouterr().err
 
 
 def test_a_new_key_has_no_admin_by_default(

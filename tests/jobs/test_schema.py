@@ -113,4 +113,5 @@ def test_the_command_checks_without_a_change(
 
     copy.unlink()
     assert command.main(["check"]) == 1
-    assert "python -m jobs migrate" in capsys.readouterr().out
+    assert "python -m jobs migrate" in capsys.readouterr().err
+    assert not copy.exists()
