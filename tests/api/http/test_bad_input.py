@@ -334,7 +334,7 @@ def _client(served: Served) -> httpx.Client:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ({"seeds": list(range(40))}, {"/seeds": "expected at most 32 items, not 40"}),
+        ({"seeds": list(range(40))}, {"/seeds": "expected at most 32 values, not 40"}),
         ({"gpus": "x"}, {"/gpus": "expected an integer"}),
         ({"pool": "../x"}, {"/pool": "expected text to match pattern"}),
         ({"spec": {"method_options": {"a": 1}}}, {"/spec/method_options/a": "the method has no option of this name"}),

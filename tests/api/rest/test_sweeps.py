@@ -144,7 +144,7 @@ LOSS = "a series of the training, such as a loss, cannot rank"
         ({"metric": {"protocol": "train/loss"}}, ["/metric/protocol"], LOSS),
         ({"metric": {"protocol": "knn", "name": "train/loss"}}, ["/metric/name"], LOSS),
         ({"metric": {"protocol": "few_labels"}}, ["/metric/settings"], "one number"),
-        ({"metric": {"protocol": "knn", "settings": {"knn_k": 0}}}, ["/metric/settings/knn_k"], "greater"),
+        ({"metric": {"protocol": "knn", "settings": {"knn_k": 0}}}, ["/metric/settings/knn_k"], "at least 1, not 0"),
         ({"metric": {"protocol": "knn", "settings": {"knn_k": 90}}}, ["/metric/settings/knn_k"], "above half"),
         ({"metric": {"protocol": "knn", "data": {"name": "absent"}}}, ["/metric/data/name"], "no dataset"),
         ({"parameters": {}}, ["/parameters"], ""),
