@@ -285,8 +285,9 @@ def _announce(settings: Settings, database: Database, url: str, *, is_first: boo
             write_bytes(settings.data_dir / "server.json", announcement.encode())
         except OSError as error:  # a full disk does not end the service
             log.warning("clients cannot find this server by its data folder: %s", error.strerror)
-    with contextlib.suppress(OSError):  # the log file may be on the full disk
-        write_line(f"Serving {url}")
+    if settings.log_format == "lines":
+        with contextlib.suppress(OSError):  # the log file may be on the full disk
+            write_line(f"Serving {url}")
     log.info("version %s serves %s", VERSION, url)
     if sys.stdout.isatty() and hosts.is_loopback(settings.host):
         # Only on a terminal: a file with the output would keep the token.

@@ -399,7 +399,7 @@ def _print_description(description: data.Description) -> None:
 def _attempt(options: argparse.Namespace) -> NoReturn:
     orphans.adopt()  # a process that the run leaves behind stays below it, apart from those of other runs
     gc.disable()  # the imports make a million objects that stay; collecting meanwhile takes a quarter of the start
-    from wcl_core.attempt import run_attempt
+    from wcl_core.attempt import flush_output, run_attempt
 
     gc.enable()
     if _watch is not None:
@@ -407,8 +407,7 @@ def _attempt(options: argparse.Namespace) -> NoReturn:
     code = run_attempt(options.folder, options.control_fd)
     # Everything is stored.  The interpreter would take a second to free its objects, and the worker waits for the end.
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     os._exit(code)
 
 

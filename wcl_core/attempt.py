@@ -7,7 +7,8 @@ request (`protocol.REQUEST_LETTERS`).  The end of the pipe means that the worker
             └─► a moment later, a run that owes no save, or is cancelled, is ended in the middle of its work
     pipe ends ──► as for a drain; a few seconds later the process ends in any case
 
-Every failure becomes an `end` record with a reason.  A process that ends without an `end` record was killed.
+Every failure becomes an `end` record with a reason.  A process that ends without an `end` record was killed, or its
+disk has no room for the record: then its exit code is `DISK_FULL_EXIT`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from wcl_core.distributed import PeerLostError, Ranks, TooFewGpusError, joined
 from wcl_core.evaluation.knn import ProtocolError
 from wcl_core.evaluation.run import evaluate
 from wcl_core.protocol import (
+    DISK_FULL_EXIT,
     ORPHANED_EXIT,
     OUTCOME_OF,
     PEER_LOST_EXIT,
@@ -75,8 +77,20 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
     Returns:
         0 when the spool ends with an `end` record, also one of failure.  Under several ranks the first one writes the
         spool.  Another rank that fails leaves a failure file and exits with 1.  A rank that only lost the others exits
-        with `PEER_LOST_EXIT`; the file that it leaves counts if no rank knows the cause.
+        with `PEER_LOST_EXIT`; the file that it leaves counts if no rank knows the cause.  `DISK_FULL_EXIT` when the
+        disk has no room for the report of the end.
     """
+    try:
+        return _run_attempt(folder, control_fd)
+    except OSError as error:  # of the report itself; every other one is in it
+        if classify(error) != "disk_full":
+            raise
+        if "RANK" in os.environ:
+            _exit(DISK_FULL_EXIT)
+        return DISK_FULL_EXIT
+
+
+def _run_attempt(folder: Path, control_fd: int | None) -> int:
     control = Control(control_fd)
     rank = int(os.environ.get("RANK", "0"))
     reporter: Reporter = NullReporter()
@@ -91,14 +105,14 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
         with joined(rendezvous=run.rendezvous or folder / "rendezvous", choice=spec.device, held=run.gpus) as ranks:
             outcome = _run(run, spec, folder, reporter, ranks)
     except PeerLostError as error:
-        traceback.print_exc()
+        _print_traceback()
         reason = "killed" if devices.is_lost_peer(error) else "device_error"
         _leave(folder / lost_peer_file(rank), Failure(outcome="failed", reason=reason, message=describe(error)))
         _exit(PEER_LOST_EXIT)
     except Interrupted as interrupted:
         reporter.end(OUTCOME_OF[interrupted.request])
     except Exception as error:  # every failure becomes the job's reason
-        traceback.print_exc()
+        _print_traceback()
         outcome = error.outcome if isinstance(error, StoppedError) else "failed"
         error = _change_behind(error, folder) or error
         reason, message = classify(error), _message(error, folder)
@@ -121,9 +135,21 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
 
 def _exit(code: int) -> None:
     """Exit at once: the threads of a broken process group would abort an orderly exit."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     os._exit(code)
+
+
+def _print_traceback() -> None:
+    """Print the traceback of the present error, if the disk of the output has room: the report of the end follows."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+
+
+def flush_output() -> None:
+    """Write what the streams still hold, if the disk of the output has room: the exit code must stay."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
 
 
 def _leave(path: Path, left: Failure | DeviceFault) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, Generic, TypeVar
 
 from jobs.settings import Settings
@@ -14,7 +15,7 @@ T = TypeVar("T")
 
 
 class BackgroundWork(Generic[T]):
-    """A function that runs on a thread of its own.
+    """A function that runs on a thread of its own; its log lines have the facts of the caller's (`jobs.logs`).
 
     Callbacks between the chunks of a copy are not enough: one fsync of a large file may take longer than a lease.
     The thread cannot be ended: a caller without time abandons it, and the process exits without waiting for it.
@@ -28,7 +29,9 @@ class BackgroundWork(Generic[T]):
         self._result: list[T] = []
         self._error: Exception | None = None
         self._started_at = time.monotonic()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="background-work")
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), daemon=True, name="background-work"
+        )
         self._thread.start()
 
     def _run(self) -> None:

@@ -26,7 +26,15 @@ from wcl_core import limits
 from wcl_core.config import PretrainSpec, parse_spec
 from wcl_core.config.memory import advice
 from wcl_core.files import MIN_FREE_BYTES, free_bytes
-from wcl_core.protocol import FAILURE_FILES, LOST_PEER_FILES, PEER_LOST_EXIT, Failure, Outcome, RunFile
+from wcl_core.protocol import (
+    DISK_FULL_EXIT,
+    FAILURE_FILES,
+    LOST_PEER_FILES,
+    PEER_LOST_EXIT,
+    Failure,
+    Outcome,
+    RunFile,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +55,15 @@ def log_end(attempt: AttemptRef, outcome: str, reason: str | None, message: str 
     log.log(level, "%s ended: %s", attempt, ", ".join(filter(None, (outcome, reason, message))))
 
 
-def exit_reason(code: int, folder: Path, is_oom_kill: Callable[[], bool] | None) -> AttemptEnd:
+def exit_reason(code: int, folder: Path, is_oom_kill: Callable[[], bool] | None, was_full: bool = False) -> AttemptEnd:
     """Determine how an attempt ended.
 
     Args:
         code: the exit code, negative for a signal.
         is_oom_kill: result of `OomKills.watch` before the run.
+        was_full: whether the disk of the folder was full when the run ended; it may have room again.
     """
-    if free_bytes(folder) < MIN_FREE_BYTES:
+    if was_full or code == DISK_FULL_EXIT or is_disk_full(folder):
         return AttemptEnd("failed", Reason.DISK_FULL, "the disk of the worker is full")
     if code < 0:
         return _killed(-code, is_oom_kill, folder)
@@ -64,6 +73,11 @@ def exit_reason(code: int, folder: Path, is_oom_kill: Callable[[], bool] | None)
         return _lost_peers(folder)
     message = f"the training process ended with exit code {code} and without an end record; its log may say why"
     return AttemptEnd("failed", Reason.INTERNAL_ERROR, message)
+
+
+def is_disk_full(folder: Path) -> bool:
+    """Return whether the disk of a folder has no room for the files of a run."""
+    return free_bytes(folder) < MIN_FREE_BYTES
 
 
 def read_failure(folder: Path) -> AttemptEnd | None:

@@ -45,7 +45,7 @@ from worker.backoff import Backoff, DrainableBackoff, KeepSpool, renew_seconds
 from worker.datasets import Source
 from worker.delivery import Delivery
 from worker.devices import Machine
-from worker.exit_reason import AttemptEnd, OomKills, exit_reason, is_of_job, reason_of
+from worker.exit_reason import AttemptEnd, OomKills, exit_reason, is_disk_full, is_of_job, reason_of
 from worker.nodes import OpenNode, follow_node, wait_for_nodes
 from worker.open_attempt import OpenAttempt, request_of
 from worker.process import TrainingProcess, World
@@ -302,10 +302,13 @@ class _Run:
                 self._listen()
             self._enforce()
             self._process.wait(self._pause())
+        # Now: a database on the same disk takes the end only once there is room again.
+        is_own_end = not self._was_killed and self._killed_for is None
+        was_full = is_own_end and is_disk_full(self._delivery.folder)
         if not self._deliver_rest():
             if code == PEER_LOST_EXIT and self._has_peers:
                 self._wait_for_cause()
-            self._attempt.end(self._end_of(code))
+            self._attempt.end(self._end_of(code, was_full))
 
     def _enforce(self) -> None:
         """Pass on a drain of the worker, and kill the run when its time to stop is over, or for a fault."""
@@ -453,11 +456,11 @@ class _Run:
             self._drain()
         return self._leave_at is not None and time.monotonic() > self._leave_at
 
-    def _end_of(self, code: int) -> AttemptEnd:
+    def _end_of(self, code: int, was_full: bool) -> AttemptEnd:
         """Determine how a run ended whose `end` record is not stored."""
         if self._is_late() and self._delivery.collect(is_over=True):
             return AttemptEnd("drained", None, "the worker had to stop before everything of the run was stored")
         if self._was_killed and self._process.requested:
             message = "the run did not stop in time and was killed" if self._delivery.spool_bytes() else None
             return AttemptEnd(OUTCOME_OF[self._process.requested], None, message)
-        return self._killed_for or exit_reason(code, self._delivery.folder, self._is_oom_kill)
+        return self._killed_for or exit_reason(code, self._delivery.folder, self._is_oom_kill, was_full)

@@ -343,6 +343,14 @@ def test_a_server_waits_for_the_database_and_says_so(start: Start, postgres_url:
         proxy.close()
 
 
+def test_each_line_of_a_json_log_is_an_object(start: Start) -> None:
+    server = start(WCL_LOG_FORMAT="json").ready()
+    server.stop()
+
+    messages = [json.loads(line)["message"] for line in server.words.splitlines()]
+    assert any(" serves http://127.0.0.1:" in message for message in messages)
+
+
 def test_a_server_whose_user_the_database_refuses_ends_and_says_so(start: Start, postgres_url: str) -> None:
     place = postgres_url.partition("@")[2]
     server = start(WCL_DATABASE_URL=f"postgresql://stranger:hidden@{place}")

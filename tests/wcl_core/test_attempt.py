@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from tests import parallel
+from tests.disks import Disk
 from tests.photographs import photographs
 from tests.waiting import eventually
 from tests.wcl_core import small
@@ -28,7 +29,7 @@ from wcl_core import attempt, checkpoint, data
 from wcl_core.attempt import classify, describe, run_attempt
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.evaluation.knn import ProtocolError
-from wcl_core.protocol import ORPHANED_EXIT, RUN_FILE, SPOOL_FILE, RunFile
+from wcl_core.protocol import DISK_FULL_EXIT, ORPHANED_EXIT, RUN_FILE, SPOOL_FILE, RunFile
 from wcl_core.reporter import NullReporter, SpoolReporter
 from wcl_core.training.collapse import NonFiniteLossError
 from wcl_core.training.pretrain import pretrain
@@ -504,6 +505,19 @@ def test_a_full_disk_fails_the_attempt(small_disk: Path) -> None:
     assert (outcome, reason) == ("failed", "disk_full")
     assert "No space" in text
     assert list((small_disk / "a" / "checkpoints").iterdir()) == []
+
+
+def test_a_run_without_room_for_its_report_ends_with_an_exit_code_of_its_own(small_disk: Path) -> None:
+    """Its output is on the same disk, so its traceback has no room, either."""
+    write_run(small_disk / "a")
+    command = [parallel.python(), "-m", "wcl_core", "attempt", str(small_disk / "a")]
+    with (small_disk / "a" / "output.log").open("ab") as output:
+        Disk(small_disk).fill()
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, env=environment, check=False)
+
+    assert done.returncode == DISK_FULL_EXIT
+    assert (small_disk / "a" / "output.log").read_bytes() == b""
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"kind": "pretrain"}', '{"kind": "magic", "spec": {}}'])

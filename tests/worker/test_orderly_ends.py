@@ -230,3 +230,16 @@ def test_each_line_of_a_json_log_is_an_object_also_at_the_stop(
 
     lines = [json.loads(line) for line in worker.whole_log().splitlines()]
     assert any("shutdown (MainProcess)" in line["message"] for line in lines)
+
+
+def test_the_line_of_the_end_of_an_attempt_names_the_job(
+    sqlite_database: Database, jobs: Jobs, start_worker: StartWorker
+) -> None:
+    worker = start_worker(sqlite_database, WCL_LOG_FORMAT="json")
+    job_id = jobs.submit(SHORT)
+    assert jobs.wait_for(job_id, "succeeded", "failed").status == "succeeded"
+    eventually(worker.is_idle, "the worker's rest")
+
+    lines = [json.loads(line) for line in worker.whole_log().splitlines()]
+    (end,) = [line for line in lines if " ended: succeeded" in line["message"]]
+    assert (end["job_id"], end["attempt"]) == (job_id, 1)

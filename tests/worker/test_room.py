@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ from jobs.status import Reason
 from tests.disks import Disk, mounted
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
-from tests.worker.running import SHORT, Jobs, RunningWorker
+from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
 from worker import room
 from worker.datasets import DatasetCheck, Source
 from worker.room import RoomCheck
@@ -166,6 +168,39 @@ def test_a_disk_that_fills_up_under_a_job_pauses_one_job_and_not_the_queue(
     for each in ids:
         assert jobs.wait_for(each, "succeeded", "failed").status == "succeeded"
         assert jobs.get(each).failures == 0
+
+
+def has_run(worker: RunningWorker) -> bool:
+    for process in psutil.Process(worker.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            if "attempt" in process.cmdline():
+                return True
+    return False
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_run_whose_last_report_finds_no_room_pauses_its_job(
+    kind: str, request: pytest.FixtureRequest, sqlite_template: Path, data_disk: Disk, start_worker: StartWorker
+) -> None:
+    """A SQLite file on the full disk takes the end of the attempt only once there is room again."""
+    if kind == "sqlite":
+        shutil.copyfile(sqlite_template, data_disk.folder / "wcl.sqlite3")
+        database = Database(f"sqlite:///{data_disk.folder / 'wcl.sqlite3'}")
+    else:
+        database = request.getfixturevalue("postgres_database")
+    jobs = Jobs(database)
+    worker = start_worker(database)
+    job_id = jobs.submit(ENDLESS)
+    eventually(lambda: jobs.num_checkpoints(job_id) >= 1, "a checkpoint")
+
+    filler = data_disk.fill()
+    eventually(lambda: not has_run(worker), "the end of the run")
+    filler.unlink()
+
+    eventually(lambda: jobs.get(job_id).attempt == 2, f"the next attempt\n{worker.log()}")
+    assert [event.data["reason"] for event in jobs.events(job_id) if event.type == "paused"] == ["disk_full"]
+    assert jobs.get(job_id).failures == 0
+    database.dispose()
 
 
 def test_a_read_only_data_folder_takes_no_job_until_it_can_be_written(
