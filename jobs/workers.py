@@ -234,15 +234,16 @@ def drain(session: Session, worker_id: str) -> Worker:
 def cordon(session: Session, worker_id: str, is_cordoned: bool) -> Worker:
     """Let a worker take no further job, or allow it again; its jobs go on.
 
-    A worker of the same name that starts later is cordoned, too.
+    A worker of the same name that starts later is cordoned as the last one, so one that has ended can be changed, too.
 
     Raises:
         NotFound: there is no such worker.
-        Conflict: it has ended.
+        Conflict: it has ended, and another one of its name has started since.
     """
     worker = existing(session.get(Worker, worker_id, with_for_update=True), f"worker {worker_id}")
-    if not worker.is_live:
-        raise Conflict(f"the worker {worker.name} has ended")
+    newest = select(Worker.id).where(Worker.name == worker.name).order_by(Worker.started_at.desc(), Worker.id.desc())
+    if not worker.is_live and session.execute(newest.limit(1)).scalar_one() != worker_id:
+        raise Conflict(f"this worker {worker.name} has ended, and another one of its name has started since")
     if (worker.cordoned_at is not None) != is_cordoned:
         values = {"cordoned_at": now_ms() if is_cordoned else None}
         session.execute(update(Worker).where(Worker.id == worker_id).values(values))

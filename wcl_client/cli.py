@@ -61,6 +61,7 @@ from wcl_client.errors import (
     InvalidAddress,
     InvalidError,
     NotFoundError,
+    RefusedTokenError,
     TransferError,
     Unreachable,
     WclError,
@@ -216,6 +217,8 @@ def _advice(error: WclError) -> str:
             f"{error}\nStart the service with `wcl up{options}`. For another one on this machine, set "
             "WCL_DATA_DIR to its data folder; elsewhere, set WCL_URL and WCL_KEY."
         )
+    if isinstance(error, RefusedTokenError):
+        return str(error)
     if isinstance(error, DeniedError) and error.status != 403:  # the message of a 403 names the missing right
         if find_address().is_key_withheld:
             return (

@@ -8,6 +8,7 @@ WclError
  │   ├─ NotFoundError    404
  │   ├─ InvalidError     400, 413, 415, 422: names each wrong field
  │   ├─ DeniedError      401, 403
+ │   │   └─ RefusedTokenError   the token of `wcl worker join`
  │   └─ ConflictError    409, 410, 412: the current state forbids the request
  └─ TransferError        a download is incomplete or does not match its checksum
 """
@@ -76,6 +77,10 @@ class InvalidError(ApiError):
 
 class DeniedError(ApiError):
     """The key is absent, unknown or lacks the permission."""
+
+
+class RefusedTokenError(DeniedError):
+    """The token of `wcl worker join` is unknown, used or expired; no key takes its place."""
 
 
 class ConflictError(ApiError):

@@ -246,12 +246,16 @@ def find_worker(client: WclClient, reference: str) -> Worker:
 
     A worker that was killed counts as live until its lease ends.  So a name means the newest worker of that name, once
     it has sent heartbeats for `_SUCCESSION_SECONDS` while each other one has sent none since the start of the newest.
+    Of workers of a name that have all ended, it means the newest one, too.
 
     Raises:
         NotFoundError: no worker matches.
         InvalidError: several workers match.
     """
     rows = client.workers()
+    named = [row for row in rows if row["name"] == reference]
+    newest = max(named, key=lambda row: datetime.fromisoformat(row["started_at"]), default=None)
+    rows = [row for row in rows if row["name"] != reference or row["is_live"] or row is newest]
     replaced = _replaced(rows, reference)
 
     def is_first(row: Worker) -> bool:

@@ -6,7 +6,6 @@ import io
 import re
 import secrets
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -151,7 +150,7 @@ def test_a_machine_joins_by_one_command_and_finishes_a_job(servers: Servers) -> 
         assert (ended["status"], ended["attempt"], ended["failures"]) == ("succeeded", 1, 0)
         assert [each["name"] for each in client.workers() if each["is_live"]] == ["node1"]
         joined = [(each["action"], each["object_name"]) for each in client.activity(action="worker")]
-        assert joined == [("worker.join", socket.gethostname()), ("worker.invite", "")]
+        assert joined == [("worker.join", "node1"), ("worker.invite", "")]
     kept = assignments(servers.file().read_text())
     assert kept == servers.settings | {"WCL_WORKER_NAME": "node1", "WCL_CLAIM_SECONDS": "0.5", "WCL_STANDBY": "off"}
     assert stat.S_IMODE(servers.file().stat().st_mode) == 0o600

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
 from jobs import keys, transitions, workers
@@ -19,7 +20,7 @@ from tests.api.rest.test_artifacts import store
 from tests.api.served import Served, native_checkpoint
 from tests.jobs import rows
 from tests.jobs.rows import Run
-from wcl_client.cli import app
+from wcl_client.cli import app, run
 from wcl_client.errors import ConflictError, InvalidError, NotFoundError
 from wcl_core.data.cache import COMPILED, Cache
 
@@ -272,6 +273,43 @@ def test_the_list_of_workers_has_those_that_live_and_counts_the_others(server: S
     assert [name in complete.stdout for name in ("alive", "stopped", "lost")] == [True, True, True]
     assert complete.stderr == ""
     assert {row["name"] for row in printed_json("worker", "list")} == {"alive", "stopped", "lost"}  # type: ignore[attr-defined]
+
+
+def test_a_cordoned_worker_that_has_ended_is_uncordoned_for_its_next_start(server: Served) -> None:
+    facts = [rows.worker(id=f"00000000-0000-7000-8000-00000000000{number}", name="box") for number in (1, 2, 3)]
+
+    def start(number: int) -> None:
+        def change(session: Session) -> None:
+            workers.register(session, facts[number], 1, [])
+            session.flush()
+            session.execute(update(Worker).where(Worker.id == facts[number].id).values(started_at=number))
+
+        server.database.write(change)
+
+    start(0)
+    server.database.write(lambda session: workers.stop(session, facts[0].id))
+    start(1)
+    assert wcl("worker", "cordon", "box").stdout == "box idle, takes no further job\n"
+    server.database.write(lambda session: workers.stop(session, facts[1].id))
+
+    assert wcl("worker", "uncordon", "box").stdout == "box stopped, takes jobs once it has started again\n"
+    assert "another one of its name has started since" in str(wcl("worker", "uncordon", facts[0].id).exception)
+    start(2)
+    with server.database.read() as session:
+        assert session.get_one(Worker, facts[2].id).cordoned_at is None
+
+
+def test_a_refused_token_is_no_key(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("WCL_WORKER_TOKEN", "wrong")
+
+    assert run(["worker", "join", server.url]) == 5
+
+    error = capsys.readouterr().err
+    assert "wcl worker invite" in error
+    assert "WCL_KEY" not in error
 
 
 def test_a_name_means_the_worker_that_has_replaced_a_killed_one(server: Served) -> None:

@@ -17,7 +17,7 @@ from wcl_client import output
 from wcl_client.address import checked_url, data_folder, is_loopback
 from wcl_client.api import WclClient
 from wcl_client.commands.shared import SERVICE, AsJson
-from wcl_client.errors import WclError
+from wcl_client.errors import DeniedError, RefusedTokenError, WclError
 from wcl_client.processes import module_environment
 from wcl_client.references import find_worker
 from wcl_client.terminal import Styled, err, out, print_json
@@ -147,8 +147,12 @@ def join(
     token = os.environ.pop("WCL_WORKER_TOKEN", "") or _typed_token()
     place = (file or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "wcl" / "worker").absolute()
     _write(place, _stored(place) if place.exists() else {})  # first, since the token works once
+    name = os.environ.get("WCL_WORKER_NAME") or _stored(place).get("WCL_WORKER_NAME") or socket.gethostname()
     with WclClient(address, token) as client:
-        settings = client.join_worker(socket.gethostname(), VERSION)
+        try:
+            settings = client.join_worker(name, VERSION)
+        except DeniedError as error:
+            raise RefusedTokenError(error.status, error.title, error.detail, error.errors) from None
     own = {name: value for name, value in os.environ.items() if name.startswith("WCL_") and name not in _NOT_WORKERS}
     if "WCL_DATA_DIR" in own:
         own["WCL_DATA_DIR"] = str(data_folder().absolute())
@@ -226,4 +230,6 @@ def _cordon(reference: str, as_json: bool, *, undo: bool) -> None:
     with WclClient.connect() as client:
         changed = client.cordon_worker(find_worker(client, reference)["id"], undo=undo)
     takes = "takes jobs" if undo else "takes no further job"
+    if not changed["is_live"]:
+        takes += " once it has started again"
     print_json(changed) if as_json else out.say(f"{changed['name']} {changed['state']}, {takes}")
