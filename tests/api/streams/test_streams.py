@@ -171,7 +171,8 @@ def test_many_viewers_share_each_read(small: Served, monkeypatch: pytest.MonkeyP
         assert {next(stream).event for stream in responses} == {"job"}
         for step in range(1, 6):
             run.deliver(rows.metrics(step, loss=1.0 * step))
-            received = [next(stream) for stream in responses]
+            # On a machine that stalls, the job itself changes, too: a message without a read of the points.
+            received = [next(each for each in stream if each.event == "metrics") for stream in responses]
             assert [points_of([message]) for message in received] == [[(1, "loss", step, 1.0 * step)]] * 20
         run.deliver(rows.end("succeeded"))
         assert {[message.event for message in stream][-1] for stream in responses} == {"end"}
