@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
@@ -17,7 +16,8 @@ from api.web.job_view import JobView
 from api.web.render import page
 from jobs import datasets, queries
 from jobs.database import database_time
-from jobs.models import Evaluation, Job, JobEvaluation
+from jobs.listing import knn_accuracies
+from jobs.models import Evaluation, Job
 from jobs.status import Status
 from jobs.verdicts import before_training
 
@@ -61,22 +61,11 @@ def dataset_page(session: Session, name: str) -> DatasetPage:
         dataset_view(row, datasets.states(session)[name], datasets.sheet_layouts(session).get(name), workers),
         [JobView(job, []) for job in jobs],
         before_training(session, jobs),
-        _measured_knn(session, [job.id for job in jobs if job.kind == "evaluate"]),
+        knn_accuracies(session, jobs),
         [run for run in running if run.progress["phase"] == "prepare" and run.progress["share"] is not None],
         session.execute(measured).first() is not None,
         database_time(session),
     )
-
-
-def _measured_knn(session: Session, job_ids: Sequence[str]) -> dict[str, float]:
-    """Return the kNN accuracy that evaluation jobs have measured, by job; of several, the last one."""
-    statement = (
-        select(JobEvaluation.job_id, Evaluation.value)
-        .join(Evaluation, Evaluation.id == JobEvaluation.evaluation_id)
-        .where(JobEvaluation.job_id.in_(job_ids), Evaluation.protocol == "knn", Evaluation.metric == "top1")
-        .order_by(Evaluation.id)
-    )
-    return {job_id: value for job_id, value in session.execute(statement) if value is not None}
 
 
 @router.get("/datasets/{name}")

@@ -71,17 +71,18 @@ def test_a_key_is_renamed_and_gets_other_scopes_and_another_expiry(server: Serve
 
 
 def test_keys_of_one_name_have_their_ids_in_the_table_of_usage(server: Served) -> None:
-    made = [server.database.write(lambda session: keys.create(session, name)[0].id) for name in ("ben", "ben", "cy")]  # noqa: B023
+    names = ("ben", "ben", "cy")
+    ids = server.database.write(lambda session: [keys.create(session, name)[0].id for name in names])
     day = {"day": 20_000, "gpu_ms": 0, "cpu_ms": 3_600_000, "jobs": 1, "attempts": 1, "updated_at": 1}
 
     def use(session: Session) -> None:
-        session.add_all(DeviceUse(owner_id=key, **day) for key in made)
+        session.add_all(DeviceUse(owner_id=key, **day) for key in ids)
 
     server.database.write(use)
 
     table = wcl("usage").stdout
-    assert all(f"ben {key[-12:]}" in table for key in made[:2])
-    assert made[2][-12:] not in table
+    assert all(f"ben {key[-12:]}" in table for key in ids[:2])
+    assert ids[2][-12:] not in table
 
 
 def test_whoami_names_role_project_limits_and_server(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,16 +34,16 @@ def test_without_a_browser_only_a_terminal_shows_the_link(
     def no_browser() -> None:
         raise webbrowser.Error
 
-    made: list[str] = []
+    links: list[str] = []
     link = WclClient.sign_in_link
     monkeypatch.setattr("webbrowser.open", lambda _: False)
     monkeypatch.setattr("webbrowser.get", no_browser)
-    monkeypatch.setattr(WclClient, "sign_in_link", lambda client: made.append("link") or link(client))
+    monkeypatch.setattr(WclClient, "sign_in_link", lambda client: links.append("link") or link(client))
     monkeypatch.setattr(type(terminal.out), "is_terminal", is_terminal)
     assert (cli.run(["open"]) == 0) == is_terminal
     printed = capsys.readouterr()
     assert ("/sign-in?token=" in printed.out) == is_terminal
     assert "token" not in printed.err
-    assert bool(made) == is_terminal, "a link that nothing shows is not made"
+    assert bool(links) == is_terminal, "a link that nothing shows is not made"
     way = f"run `wcl open` in a terminal, or open {server.url} and sign in there with a key"
     assert is_terminal or way in " ".join(printed.err.split())
