@@ -2169,6 +2169,13 @@ GUARDS = (
         ("tests/api/http/test_connections.py::test_a_connection_without_a_whole_request_is_closed",),
     ),
     Guard(
+        "use that an earlier version has added is shown to its own project only",
+        "jobs/usage.py",
+        " if seen in (None, row.project_id)]",
+        "]",
+        ("tests/api/rest/test_usage.py::test_use_that_an_earlier_version_has_added_counts_for_the_project_of_its_key",),
+    ),
+    Guard(
         "an idle connection lasts longer than clients keep it",
         "api/http/connections.py",
         "if not connection.is_idle and now",

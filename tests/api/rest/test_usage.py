@@ -160,17 +160,21 @@ def test_use_that_an_earlier_version_has_added_counts_for_the_project_of_its_key
         for day in (OCTOBER_30, OCTOBER_30 + 1):
             session.add(DeviceUse(owner_id=anna.key_id, day=day, gpu_ms=7_200_000, **facts))
         session.add(ProjectUse(owner_id=anna.key_id, day=OCTOBER_30, gpu_ms=3_600_000, **facts))
+        session.add(DeviceUse(owner_id="", day=OCTOBER_30, gpu_ms=18_000_000, **facts))  # of another project
 
     served.database.write(use)
 
     used = {each["project"]: each for each in boss.get("/v1/usage?by=project").json()["items"]}
     assert {name: (each["gpu_hours"], each["jobs"]) for name, each in used.items()} == {
-        "default": (1.0, 1),
+        "default": (6.0, 2),
         "vision": (3.0, 1),
     }
     assert [each["project"] for each in anna.client.get("/v1/usage?by=project").json()["items"]] == ["vision"]
-    (of_key,) = boss.get("/v1/usage?month=2025-10").json()["items"]
-    assert (of_key["owner"], of_key["gpu_hours"], of_key["attempts"]) == ("anna", 4.0, 4)
+    of_keys = boss.get("/v1/usage?month=2025-10").json()["items"]
+    assert [(each["owner"], each["gpu_hours"], each["attempts"]) for each in of_keys] == [
+        ("", 5.0, 2),
+        ("anna", 4.0, 4),
+    ]
 
 
 def test_removable_checkpoints_are_removed_with_their_files_and_nothing_else_is(small: Served) -> None:
