@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, SHORT, Jobs, RunningWorker
 from worker import room
 from worker.datasets import DatasetCheck, Source
+from worker.exit_reason import exit_reason
 from worker.room import RoomCheck
 
 pytestmark = pytest.mark.timeout(300)
@@ -234,3 +236,8 @@ def test_a_worker_without_file_descriptors_fails_no_job(
     job = jobs.wait_for(job_id, "succeeded", "failed")
     assert (job.status, job.failures) == ("succeeded", 0), worker.log()
     assert len(worker.log().splitlines()) < 60
+
+
+def test_a_run_that_was_killed_on_a_full_disk_counts_as_that_also_if_it_has_room_again(tmp_path: Path) -> None:
+    assert exit_reason(-signal.SIGKILL, tmp_path, None, was_full=True).reason == "disk_full"
+    assert exit_reason(-signal.SIGKILL, tmp_path, None).reason == "killed"

@@ -260,6 +260,17 @@ def test_the_leaderboard_shows_the_last_epoch_only(visitor: Visitor, site: Site)
     expect(page.locator("#evaluations tbody")).to_contain_text("epoch 3")
 
 
+def test_the_leaderboard_names_trained_jobs_without_an_evaluation(visitor: Visitor, site: Site) -> None:
+    ranked, forgotten = trained(site, "ranked here", seed=91), trained(site, "forgotten here", seed=92)
+    measured(site, ranked, 0.6)
+    page = visitor.window("/leaderboard?dataset=digits&protocol=linear_sgd")
+
+    expect(page.locator("tbody")).to_contain_text("ranked here")
+    named = page.locator("#unmeasured")
+    expect(named.locator(f"a[href='/jobs/{forgotten}#evaluations']")).to_have_text("forgotten here")
+    expect(named.locator(f"a[href='/jobs/{ranked}#evaluations']")).to_have_count(0)
+
+
 def test_published_values_need_the_exact_dataset_name() -> None:
     assert [(r.mark, r.value) for r in references("imagenet", "semi_supervised", "top1", 0.01)] == [("[P]", 0.65)]
     assert [r.value for r in references("imagenet", "semi_supervised", "top1", 0.1)] == [0.72]
