@@ -265,7 +265,8 @@ def test_the_leaderboard_names_trained_jobs_without_an_evaluation(visitor: Visit
     measured(site, ranked, 0.6)
     page = visitor.window("/leaderboard?dataset=digits&protocol=linear_sgd")
 
-    expect(page.locator("tbody")).to_contain_text("ranked here")
+    # Other seeds of these settings may give the row its name; its link holds every run.
+    expect(page.locator(f"tbody a[href*='{ranked}']")).to_be_visible()
     named = page.locator("#unmeasured")
     expect(named.locator(f"a[href='/jobs/{forgotten}#evaluations']")).to_have_text("forgotten here")
     expect(named.locator(f"a[href='/jobs/{ranked}#evaluations']")).to_have_count(0)
