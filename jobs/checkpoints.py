@@ -190,8 +190,7 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
 
     Raises:
         NotFound: there is no such checkpoint.
-        Conflict: it is pinned, or an unfinished job or sweep needs it.  A paused job needs only the one that it
-            continues from.
+        Conflict: it is pinned, or an unfinished job or sweep needs it.
     """
     checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # a new job that needs it locks it, too
     if checkpoint is None or checkpoint.deleted_at is not None:
@@ -249,16 +248,17 @@ def remove_spare(session: Session, job_ids: Sequence[str]) -> list[Checkpoint]:
 def users(session: Session, rows: Sequence[Checkpoint]) -> dict[str, str]:
     """Return those of the checkpoints that may not be deleted now, each with an unfinished job or sweep that needs it.
 
-    A job needs all checkpoints of its own until it has ended.  While it is paused, it needs only the newest good one.
+    An unfinished job needs its newest good checkpoint, the one before it unless it is paused, as a run may see that the
+    newest one is damaged, and as many of the best ones as its spec keeps.
     """
-    unfinished = select(Job.id, Job.status).where(Job.id.in_({row.job_id for row in rows}), Job.status.not_in(TERMINAL))
-    statuses: dict[str, str] = dict(session.execute(unfinished).all())
-    points = {job_id: newest(session, job_id) for job_id, status in statuses.items() if status == Status.PAUSED}
-    result = {}
-    for row in rows:
-        point = points.get(row.job_id)
-        if row.job_id in statuses and (point is None or point.id == row.id):
-            result[row.id] = f"job {row.job_id}"
+    unfinished = select(Job).where(Job.id.in_({row.job_id for row in rows}), Job.status.not_in(TERMINAL))
+    surplus: set[str] = set()
+    jobs = {job.id: job for job in session.execute(unfinished).scalars()}
+    for job in jobs.values():
+        if job.kind == "pretrain" and isinstance(spec := parse_spec("pretrain", job.spec), PretrainSpec):
+            keep_last = 1 if job.status == Status.PAUSED else 2
+            surplus.update(row.id for row in _surplus(session, spec, job.id, keep_last, None))
+    result = {row.id: f"job {row.job_id}" for row in rows if row.job_id in jobs and row.id not in surplus}
     return result | _users_elsewhere(session, rows)
 
 

@@ -10,13 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
 from jobs.errors import Conflict
+from jobs.models import Base
 from jobs.settings import Settings
-from wcl_core.text import assignments
+from wcl_core.text import assignments, counted
 from wcl_core.version import VERSION, release_of
 
 _MOST_BYTES: Final = 100_000
 _WHERE: Final = "docs/operating.md, `Machines that join`, has an example"
+_READ_ONLY: Final = frozenset({"keys", "projects"})  # tables; of a few columns of theirs an account may do more
+_UNREAD: Final = frozenset({"sign_in_tokens", "shares", "share_jobs", "activities"})
 
 
 def check_version(version: str) -> None:
@@ -30,6 +36,24 @@ def check_version(version: str) -> None:
             f"the machine has version {version}, and the server {VERSION}; install the server's version there. "
             "The token still works"
         )
+
+
+def rights_problem(session: Session) -> str | None:
+    """Return which rights of PostgreSQL the account lacks that a worker needs; None if it has them, or with SQLite."""
+    if session.get_bind().dialect.name != "postgresql":
+        return None
+    every = ("SELECT", "INSERT", "UPDATE", "DELETE")
+    needed = [
+        (right, table)
+        for table in sorted(Base.metadata.tables.keys() - _UNREAD)
+        for right in (every[:1] if table in _READ_ONLY else every)
+    ]
+    has = session.execute(select(*(func.has_table_privilege(table, right) for right, table in needed))).one()
+    lacking = [f"{right} on {table}" for (right, table), is_granted in zip(needed, has, strict=True) if not is_granted]
+    if not lacking:
+        return None
+    more = f" and {counted(len(lacking) - 1, 'further right')}" if lacking[1:] else ""
+    return f"its account lacks {lacking[0]}{more}; docs/operating.md, `Machines that join`, has the lines for them"
 
 
 def worker_settings(settings: Settings) -> dict[str, str]:

@@ -36,6 +36,7 @@ _OURS = frozenset({"jobs", "attempts"})  # in every version
 _VERSION_TABLE = "alembic_version"
 _REVISION = re.compile(r'^revision = "(.+)"\ndown_revision = (?:"(.+)"|None)$', re.MULTILINE)
 _NEW = "`python -m jobs migrate` makes a new one"
+_USE_BY_PROJECT = "0052_use_by_project"  # of revisions of 29 and 30 November, in no release
 _MIN_BYTES = 512  # SQLite takes a shorter file for a new one
 _CHECK_SECONDS = 5.0  # a reader of SQLite holds up its writers
 
@@ -126,6 +127,8 @@ def upgrade(database: Database, say: Callable[[str], None] = lambda _text: None)
             say(f"{_name_of(database)}: schema {before}; {follow}: {', '.join(steps)}")
             advice = "no copy is made here; `wcl backup` of the former version makes one"
             say(advice if file is None else f"kept: {_keep_copy(file, before)}")
+            if before == _USE_BY_PROJECT:
+                say("restart servers and workers of the former version at once: until then the ends of runs wait")
     from alembic import command  # its import takes longer than this whole function without a migration
 
     config = _alembic_config()

@@ -62,6 +62,10 @@ class Storage(Protocol):
 
     id: str | None
 
+    @property
+    def name(self) -> str:
+        """Where the storage is, for operators."""
+
     def marker(self) -> str | None:
         """Return the id that the storage has; None without one.
 
@@ -136,6 +140,10 @@ class LocalStorage:
         self.root = root
         self.id: str | None = None
         self._checked = CheckedFiles()
+
+    @property
+    def name(self) -> str:
+        return str(self.root)
 
     def marker(self) -> str | None:
         try:

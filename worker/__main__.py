@@ -25,7 +25,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from jobs import schema, storage_id, transitions, workers
+from jobs import joining, schema, storage_id, transitions, workers
 from jobs.database import Database, Signal, new_id
 from jobs.eligibility import WorkerFacts
 from jobs.fault_log import FaultLog
@@ -140,7 +140,7 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under `nohup` the worker outlives its terminal
         signal.signal(signal.SIGHUP, lambda *_: drain())
     try:
-        _wait_for_schema(database, draining)
+        _wait_for_schema(database, settings, draining)
     except schema.Unusable as error:
         log_error(log, str(error), settings.log_format)
         return os.EX_CONFIG
@@ -213,6 +213,8 @@ def _check(database: Database, settings: Settings) -> int:
     try:
         if (reason := schema.absence(settings) or schema.awaited(database)) is not None:
             problems.append(f"WCL_DATABASE_URL: {reason}")
+        elif (lacking := database.read_once(joining.rights_problem)) is not None:
+            problems.append(f"WCL_DATABASE_URL: {lacking}")
         elif (unable := StorageCheck(database, LocalStorage(settings.checkpoints_dir))()) is not None:
             problems.append(f"WCL_DATA_DIR: {unable.message}")
     except schema.Unusable as error:
@@ -291,7 +293,7 @@ def _after(seconds: float, act: Callable[[], None]) -> None:
     timer.start()
 
 
-def _wait_for_schema(database: Database, stop: threading.Event) -> None:
+def _wait_for_schema(database: Database, settings: Settings, stop: threading.Event) -> None:
     """Wait until the schema of the database is this version's, unless `stop` is set.
 
     Raises:
@@ -301,7 +303,7 @@ def _wait_for_schema(database: Database, stop: threading.Event) -> None:
     while not stop.is_set():
         with faults:
             try:
-                reason = schema.awaited(database)
+                reason = schema.absence(settings) or schema.awaited(database)
             except DBAPIError as error:
                 if refused := refused_login(error):
                     raise schema.Unusable(f"WCL_DATABASE_URL: {refused}") from error

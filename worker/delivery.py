@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import transitions
@@ -20,6 +21,7 @@ from jobs.checked_files import BadFile
 from jobs.database import Database
 from jobs.errors import RecordsMissing
 from jobs.ingest import Delivered, StoredFile
+from jobs.models import Attempt
 from jobs.settings import Settings
 from jobs.storage import Storage, StorageUnavailable, file_key, verified
 from jobs.transitions import Requests
@@ -255,9 +257,16 @@ class Delivery:
             verified(self._storage, storage_key, record.sha256, record.size)
         except (FileNotFoundError, BadFile):
             message = f"{_name_of(record)} is missing or damaged on the disk and was not registered"
+            if record.seq <= self._database.read_once(self._stored_seq):  # registered, and removed since
+                return WarningRecord(seq=record.seq, reason=f"damaged_{record.type}", message=message)  # is skipped
             return self._warning(record, f"damaged_{record.type}", message)
         self._digests[name] = record.sha256
         return StoredFile(record, storage_key)
+
+    def _stored_seq(self, session: Session) -> int:
+        """Return the number of the last record that is stored; the fence skips the others."""
+        stored = select(Attempt.delivered_seq).where(self._attempt.is_row())
+        return session.execute(stored).scalar_one_or_none() or 0
 
     def _warning(self, record: Record, reason: str, message: str) -> WarningRecord:
         log.error("job %s: %s", self._job_id, message)

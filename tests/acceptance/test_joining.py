@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import ProgrammingError
 
-from jobs import keys
+from jobs import joining, keys
 from jobs.database import Database
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
@@ -229,11 +229,18 @@ def test_the_account_for_workers_does_what_workers_do_and_gives_no_access(
     run.end("succeeded")
     Reconciler(account, Settings(data_dir=tmp_path), sends_wake_ups=False).poll()
 
+    assert account.read_once(joining.rights_problem) is None
     assert sweeping.sweep(owner, sweep_id).status == "succeeded"
     assert rows.status(owner, job_id) == "succeeded"
     with owner.read() as session:
         assert session.execute(text("SELECT count(*) FROM jobs WHERE parent_id = :id"), {"id": job_id}).scalar() == 1
         assert session.execute(text("SELECT count(*) FROM sign_in_tokens")).scalar() == 0, "expired ones are removed"
+    role = make_url(worker_url).username
+    for right in ("DELETE ON points", "SELECT ON keys"):
+        owner.write(lambda session, right=right: session.execute(text(f"REVOKE {right} FROM {role}")))  # type: ignore[misc]
+    lacking = account.read_once(joining.rights_problem)
+    assert lacking is not None
+    assert lacking.startswith("its account lacks SELECT on keys and 1 further right; ")
     for statement in TOO_MUCH:
         with pytest.raises(ProgrammingError, match="permission denied|must be owner"):
             account.write(lambda session, each=statement: session.execute(text(each)))  # type: ignore[misc]

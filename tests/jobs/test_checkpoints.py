@@ -86,6 +86,15 @@ def test_the_best_checkpoint_stays_for_its_planned_evaluation(database: Database
     assert kept(database, run.job_id) == [1, 3]
 
 
+def test_a_running_job_needs_its_best_checkpoint_for_a_planned_evaluation(database: Database) -> None:
+    plan = {"when": "best", "protocols": ["linear"]}
+    run = Run(database, running(database, spec=keeping() | {"evaluations": [plan]}))
+    run.deliver(rows.started(), *(saved(step, 0.9 if step == 2 else 0.1) for step in range(1, 6)))
+
+    with database.read() as session:
+        assert [row.step for row in checkpoints.spare(session, [run.job_id])] == [3, 1]
+
+
 def pin(database: Database, run: Run, step: int) -> None:
     database.write(partial(checkpoints.pin, checkpoint_id=id_of(database, run.job_id, step), is_pinned=True))
 

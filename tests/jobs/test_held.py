@@ -101,7 +101,7 @@ def test_two_reconcilers_resume_a_job_once(database: Database) -> None:
     assert [event.type for event in rows.events(database, job_id)].count("resumed") == 1
 
 
-def test_of_a_paused_job_all_checkpoints_but_the_one_it_needs_may_be_deleted(database: Database) -> None:
+def test_a_job_needs_its_newest_checkpoint_and_the_one_before_it_unless_it_is_paused(database: Database) -> None:
     run = Run(database, running(database))
     run.deliver(rows.started(), *(rows.checkpoint(step) for step in (1, 2, 3)))
     ids = [row.id for row in rows.checkpoints(database, run.job_id)]
@@ -109,11 +109,14 @@ def test_of_a_paused_job_all_checkpoints_but_the_one_it_needs_may_be_deleted(dat
     def delete(checkpoint_id: str) -> None:
         database.write(lambda session: checkpoints.delete(session, checkpoint_id) and None)
 
-    with pytest.raises(Conflict, match="needs the checkpoint"):
-        delete(ids[0])  # it runs
+    for needed in ids[1:]:
+        with pytest.raises(Conflict, match="needs the checkpoint"):
+            delete(needed)
+    with database.read() as session:
+        assert [row.id for row in checkpoints.spare(session, [run.job_id])] == [ids[0]], "it runs"
+    delete(ids[0])
 
     run.end("failed", "disk_full")
-    delete(ids[0])
     with pytest.raises(Conflict, match="needs the checkpoint"):
         delete(ids[2])
     delete(ids[1])

@@ -20,5 +20,5 @@ def test_deleted_jobs_are_removed_at_once_after_a_question(server: Served) -> No
     assert "1 deleted job, 0 B, removed" in wcl("purge", jobs[0], "--yes").stdout
     assert "2 deleted jobs, 0 B, removed" in wcl("purge", "--by", "anna", "--yes").stdout
     assert "expected either jobs or --by" in wcl("purge").output
-    assert wcl("storage", "--remove").stdout == "there is nothing to remove\n"
+    assert wcl("storage", "--remove").stdout.startswith("there is no removable checkpoint; `wcl delete`")
     assert "need --remove" in wcl("storage", "--yes").output

@@ -15,6 +15,7 @@ from sqlalchemy import select, text
 from jobs import schema
 from jobs.database import Database
 from jobs.models import Worker
+from jobs.settings import Settings
 from jobs.workers import Unable
 from tests.waiting import eventually
 from tests.worker.running import RunningWorker
@@ -79,12 +80,27 @@ def test_an_error_of_a_check_reaches_the_caller() -> None:
             worker.check()
 
 
+def test_a_worker_without_a_database_says_so_and_makes_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings, stop = Settings(data_dir=tmp_path), threading.Event()
+    database = Database(settings.resolved_database_url)
+    waiting = threading.Thread(target=_wait_for_schema, args=(database, settings, stop))
+    waiting.start()
+
+    eventually(lambda: any(f"there is no database in {tmp_path}" in each for each in caplog.messages))
+
+    stop.set()
+    waiting.join()
+    database.dispose()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_worker_waits_for_the_upgrade_of_an_older_schema(
-    sqlite_database: Database, caplog: pytest.LogCaptureFixture
+    sqlite_database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    settings = Settings(data_dir=tmp_path)  # its database is that of the test
     newest = schema.newest()
     set_version(sqlite_database, "0001")
-    waiting = threading.Thread(target=_wait_for_schema, args=(sqlite_database, threading.Event()))
+    waiting = threading.Thread(target=_wait_for_schema, args=(sqlite_database, settings, threading.Event()))
     waiting.start()
     expected = (
         f"this worker waits: the database has an older schema (0001), and this version needs {newest}; "

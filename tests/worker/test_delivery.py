@@ -12,7 +12,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 import worker.delivery
-from jobs import curves, queries, transitions, workers
+from jobs import checkpoints, curves, queries, transitions, workers
 from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
@@ -23,6 +23,7 @@ from jobs.storage import KEEPING, LocalStorage
 from tests.waiting import eventually, patch_clock
 from tests.worker.running import SHORT, Jobs
 from worker.delivery import Delivery
+from worker.garbage import collect_garbage
 
 
 class Spool:
@@ -190,6 +191,24 @@ def test_a_damaged_checkpoint_is_reported_and_never_registered(spool: Spool, dam
     assert spool.values() == [0.0]
     assert spool.warnings()[0]["reason"] == "damaged_checkpoint"
     assert "step 10" in spool.warnings()[0]["message"]
+
+
+def test_a_checkpoint_that_was_registered_and_removed_since_is_not_reported_as_damaged(
+    spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after the death of a worker: the next one reads the whole spool again."""
+    for step in (5, 10, 15):
+        spool.write_checkpoint(step, b"good")
+    deliver_all(spool.delivery())
+    assert [row.step for row in spool.database.write(lambda s: checkpoints.remove_spare(s, [spool.job_id]))] == [5]
+    collect_garbage(spool.database, spool.storage, [spool.job_id])
+    spool.write_metrics(1)
+
+    deliver_all(spool.delivery())
+
+    assert spool.values() == [0.0]
+    assert [row.step for row in spool.checkpoints()] == [10, 15]
+    assert (spool.warnings(), caplog.messages) == ([], [])
 
 
 def test_registered_artifacts_are_complete_in_the_storage_and_the_last_one_of_a_name_counts(spool: Spool) -> None:

@@ -45,7 +45,7 @@ def test_a_worker_with_another_folder_takes_nothing_and_says_so(
         assert "storage-id" in (row.unable_message or "")
         assert reason is not None
         assert reason.cause == "workers_unable"
-        assert "far: the storage folder" in reason.message
+        assert f"far: {tmp_path / 'other' / 'checkpoints'}: the storage folder" in reason.message
         assert jobs.get(newest.job_id).status == "queued"
 
         back = right.start()  # it takes the job at once, so it may never be seen idle
