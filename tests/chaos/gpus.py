@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from sqlalchemy import func, select
@@ -45,7 +45,8 @@ _URGENT_SIZES = ((4, 1), (2, 2))  # of each wave
 _URGENT_PRIORITY = 100
 _FAULTS_BETWEEN_WAVES = 2
 _HOLD_SECONDS = 2.0
-_LATE_SECONDS = 10.0  # in which a worker has certainly looked at the queue again, also on a busy machine
+_LATE_SECONDS = 5.0  # in which a worker has certainly looked at the queue again, on a machine of its own
+_WINDOW_SECONDS = 60.0  # in which it is measured how busy the machine is
 _LOOK_SECONDS = 0.02
 _RUN_SECONDS = 5.0  # in which a run of a worker is awaited, to be killed
 _START_SECONDS = 10.0  # in which a new process certainly gets its own command line
@@ -89,6 +90,7 @@ class Round:
     _kills: Counter[str] = field(default_factory=Counter)
     _most_at_once: int = 0
     _processes: dict[int, _Seen] = field(default_factory=dict)
+    _looks: list[_Look] = field(default_factory=list)
 
     def run(self) -> Outcome:
         began, random_ = time.monotonic(), random.Random(self.seed)
@@ -204,6 +206,7 @@ class Round:
         """Look for living runs that share a device."""
         seen: dict[str, set[str]] = {}
         while not is_over.wait(_LOOK_SECONDS):
+            began, used = time.monotonic(), time.thread_time()
             runs = self._living()
             for folder in runs.keys() - seen.keys():
                 seen[folder] = self._devices(folder)
@@ -216,6 +219,7 @@ class Round:
                 # All still run, so they ran at once.
                 if len(folders) > 1 and all(_is_alive(runs[folder]) for folder in folders):
                     self._problems.append(f"{device} is of {', '.join(sorted(folders))} at once")
+            self._looks.append(_Look(1000 * time.time(), time.monotonic() - began, time.thread_time() - used))
 
     def _living(self) -> dict[str, psutil.Process]:
         """Return the runs of the machines, also those whose worker is dead, by the folder of their attempt.
@@ -289,15 +293,29 @@ class Round:
         for event in events:
             if event.type != "claimed" or event.data["worker"] != LARGER:
                 continue
-            since = event.at - 1000 * (_HOLD_SECONDS + _LATE_SECONDS)
+            late = 1000 * _LATE_SECONDS * self._slowdown(event.at)
+            since = event.at - 1000 * _HOLD_SECONDS - late
             waiting = [wait for wait in waits if wait.until > since and wait.since < event.at]
             first = min(waiting, key=lambda wait: place(wait.job_id))
             is_large = (jobs[first.job_id].gpus, jobs[first.job_id].nodes) == (NUM_DEVICES, 1)
             lasts = first.is_first and first.since < since and event.at < first.until
-            restarts = [start for start in starts if since <= start < event.at + 1000 * _LATE_SECONDS]
+            restarts = [start for start in starts if since <= start < event.at + late]
             if is_large and lasts and starts[0] < since and not restarts and jobs[event.job_id].gpus:
                 problems.append(f"{event.job_id} has passed {first.job_id}, which waits for {NUM_DEVICES} devices")
         return problems
+
+    def _slowdown(self, at: float) -> float:
+        """Return how many times as long as alone the observer has taken for its looks in the minute before a time."""
+        looks = [look for look in self._looks if at - 1000 * _WINDOW_SECONDS < look.at <= at]
+        return max(1.0, sum(look.seconds for look in looks) / max(1e-9, sum(look.cpu_seconds for look in looks)))
+
+
+class _Look(NamedTuple):
+    """A look of the observer: its end, in milliseconds since 1970, and how long it took."""
+
+    at: float
+    seconds: float
+    cpu_seconds: float
 
 
 @dataclass
