@@ -19,7 +19,7 @@ from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
 from jobs.seed_groups import SHARES
 from wcl_core.config import result_title
 from wcl_core.digests import canonical_json
-from wcl_core.intervals import Difference, Z, newcombe, paired, summary, wilson
+from wcl_core.intervals import Difference, Z, newcombe, paired, summary
 from wcl_core.per_image import KEY, pairs
 
 _Identity = tuple[Any, ...]
@@ -64,14 +64,6 @@ class Beside:
         """The known values by name."""
         named = (("largest class", self.chance), ("raw pixels", self.pixels), ("untrained", self.untrained))
         return [(name, value) for name, value in named if value is not None]
-
-
-def interval(evaluation: Evaluation) -> tuple[float, float] | None:
-    """Return the 95 % interval of a measured share; None for other measures, and over several draws."""
-    value, count = evaluation.value, evaluation.n
-    if evaluation.metric not in SHARES or evaluation.stderr is not None or value is None or not count:
-        return None
-    return wilson(value, count)
 
 
 def chance(dataset: Dataset, evaluation: Evaluation) -> float | None:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import checkpoints
 from jobs.checks import pretraining_count
+from jobs.database import now_ms
 from jobs.devices import has_devices, process_memory
 from jobs.models import Checkpoint, Job
 from jobs.shared_reads import dataset_named, once, workers_of_pool
@@ -29,7 +30,7 @@ from wcl_core.config.memory import SHARE, advice, image_cost, largest_batch, pro
 from wcl_core.limits import num_cores
 from wcl_core.protocol import IMAGES_PER_SECOND
 from wcl_core.recommendation import Machine, usual_speed
-from wcl_core.text import counted
+from wcl_core.text import counted, much_longer
 
 UNKNOWN = "unknown until the first epoch"
 _BUSY = 1.0  # running programs for each core from which a machine counts as busy
@@ -111,8 +112,10 @@ def _other_load(session: Session, machine: Machine, pool: str) -> float:
     load = os.getloadavg()[0]
     if machine.is_gpu or load < _BUSY * machine.cores:  # little with the jobs, which need not be counted
         return 0.0
-    running = select(func.count()).where(Job.pool == pool, Job.status == Status.RUNNING, Job.gpus == 0)
-    jobs = once(session, ("running on the CPU", pool), lambda: session.execute(running).scalar_one())
+    running = select(Job.started_at, now_ms()).where(Job.pool == pool, Job.status == Status.RUNNING, Job.gpus == 0)
+    rows = once(session, ("running on the CPU", pool), lambda: session.execute(running).all())
+    # The load is a mean over about a minute, so a job that has just started is hardly in it.
+    jobs = sum(1 - math.exp((started - now) / 60_000) for started, now in rows if started is not None and now > started)
     return max(0.0, load - jobs * machine.cores)
 
 
@@ -153,6 +156,25 @@ def expected_time(session: Session, job: Job) -> dict[str, Any] | None:
     """Return the `time` of a training that has yet to report how long it takes; None for other jobs."""
     has_reported = job.status == Status.RUNNING and (job.progress or {}).get("eta_seconds") is not None
     return None if has_reported else (of_job(session, job) or {}).get("time")
+
+
+def longer_than_expected(session: Session, job: Job) -> str | None:
+    """Return that a running training takes much longer than was expected before it began, as a phrase; else None."""
+    progress, earlier = job.progress or {}, job.earlier_epochs
+    if job.status != Status.RUNNING or much_longer(progress, 1e-9, earlier) is None:  # reads nothing for most jobs
+        return None
+    dataset = dataset_named(session, job.dataset_name)
+    try:
+        spec = parse_spec("pretrain", job.spec)
+    except ValidationError:
+        return None
+    assert isinstance(spec, PretrainSpec)
+    if dataset is None:
+        return None
+    images = pretraining_count(dataset, spec.data)
+    steps_done = (steps_per_epoch(spec, images) or 0) * earlier
+    expected = estimate(session, spec, job.pool, job.gpus, images, steps_done)["time"]
+    return much_longer(progress, expected["high_seconds"], earlier)
 
 
 def _time(

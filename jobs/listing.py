@@ -20,6 +20,7 @@ from jobs.errors import FieldError, Invalid
 from jobs.models import LISTED, Evaluation, Job, JobEvaluation, Sweep
 from jobs.queries import Filters, Page, matching
 from wcl_core.protocol import KNN_TOP1
+from wcl_core.text import share_done
 
 WINDOW: Final = 1_000  # entries of a sorted list, the newest ones
 MAX_BELOW: Final = 100  # jobs that are shown below one entry
@@ -190,9 +191,8 @@ def _members(session: Session, group_ids: Sequence[str]) -> dict[str, list[Membe
     for group_id, job_id, status, metrics, progress in session.execute(
         statement.where(Job.group_id.in_(group_ids)).order_by(Job.id)
     ):
-        total = (progress or {}).get("total_steps")
-        done = 1.0 if status == "succeeded" else progress["step"] / total if total else 0.0
-        by_group[group_id].append(Member(job_id, status, (metrics or {}).get(KNN_TOP1), min(1.0, done)))
+        done = 1.0 if status == "succeeded" else share_done(progress or {}) or 0.0
+        by_group[group_id].append(Member(job_id, status, (metrics or {}).get(KNN_TOP1), done))
     return by_group
 
 

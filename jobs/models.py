@@ -280,6 +280,12 @@ class Job(InProject, Hideable, Base):
     note: Mapped[str | None] = mapped_column(_Text)  # Markdown, as a user wrote it
     thinned_at: Mapped[int | None]  # since then its long curves have fewer points (jobs.expiry)
 
+    @property
+    def earlier_epochs(self) -> int:
+        """The epochs of the job that this training continues; 0 for other jobs."""
+        restarts = self.spec.get("restarts") if self.resume_checkpoint_id is not None else None
+        return int(restarts[-1]) if restarts else 0
+
 
 class Deletion(InProject, Base):
     """The record that a user deleted a job; it stays when every other row of the job is removed."""

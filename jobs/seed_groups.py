@@ -16,7 +16,8 @@ from jobs.checkpoints import BEST_METRIC
 from jobs.errors import NotFound
 from jobs.models import Checkpoint, Evaluation, Job, JobEvaluation
 from jobs.planned_evaluations import BEST_ORIGIN
-from wcl_core.intervals import summary_of_shares
+from wcl_core.intervals import summary_of_shares, wilson
+from wcl_core.text import counted
 
 # Measures that are shares of the test images; others are means of shares, or over draws.
 SHARES = ("top1", "recall_at_1", "recall_at_5")
@@ -55,6 +56,26 @@ class Result:
     interval: tuple[float, float] | None
     num_images: int | None = None
     evaluations: list[Evaluation] = field(default_factory=list, repr=False)
+
+    @property
+    def shown_interval(self) -> tuple[float, float] | None:
+        """The interval over the seeds; of a single one, that of its share of the images."""
+        return share_interval(self.evaluations[0]) if len(self.values) == 1 and self.evaluations else self.interval
+
+    @property
+    def interval_over(self) -> str:
+        """What the shown interval is over: 3 seeds, or the images of a single one."""
+        if len(self.values) == 1 and self.num_images:
+            return counted(self.num_images, "image")
+        return counted(len(self.values), "seed")
+
+
+def share_interval(evaluation: Evaluation) -> tuple[float, float] | None:
+    """Return the 95 % interval of a measured share; None for other measures, and over several draws."""
+    value, count = evaluation.value, evaluation.n
+    if evaluation.metric not in SHARES or evaluation.stderr is not None or value is None or not count:
+        return None
+    return wilson(value, count)
 
 
 def seedless_name(name: str) -> str:

@@ -26,7 +26,7 @@ from wcl_client.responses import (
     Worker,
 )
 from wcl_client.terminal import Rows, out, status
-from wcl_core.text import capitalised, counted, file_size, twin_name
+from wcl_core.text import capitalised, counted, file_size, share_done, twin_name
 from wcl_core.text import phase_text as text_of_phase
 
 _SEED_NAME = re.compile(r", seed \d+(-\d+)?$")  # as the server names the jobs of a seed group
@@ -73,11 +73,9 @@ def time_left(job: Job) -> str | None:
 
 
 def progress_text(job: Job) -> str:
-    """Return the share of steps that a job has done, as a percentage; "" without a progress report."""
-    progress = job.get("progress")
-    if not progress or not progress.get("total_steps"):
-        return ""
-    return f"{progress['step'] / progress['total_steps']:.0%}"
+    """Return the share of its own steps that a job has done, as a percentage; "" without a progress report."""
+    done = share_done(job.get("progress") or {}, job.get("earlier_epochs", 0))
+    return "" if done is None else f"{done:.0%}"
 
 
 def jobs_table(jobs: Sequence[Job], *, folded: bool = False) -> Rows:

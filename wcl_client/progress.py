@@ -15,10 +15,9 @@ from wcl_client.output import phase_text, share, time_left
 from wcl_client.responses import TERMINAL, Job, Json
 from wcl_client.sse import Message
 from wcl_client.terminal import Terminal, status
-from wcl_core.text import counted
+from wcl_core.text import much_longer, share_done
 
 _REFRESH_SECONDS = 5.0
-_MUCH_LONGER = 1.5
 _SETTLED = ("measured", "failed")
 
 
@@ -33,7 +32,8 @@ class JobView:
     longest: float | None = None  # seconds that the training was expected to take at most, before it began
 
     def __post_init__(self) -> None:
-        self.longest = (self.job.get("expected_time") or {}).get("high_seconds")
+        if (self.job.get("attempt") or 0) <= 1:  # later attempts are expected to train the rest
+            self.longest = (self.job.get("expected_time") or {}).get("high_seconds")
 
     def take(self, message: Message) -> None:
         """Update the state with a message; ignore a message with other data than an object."""
@@ -57,11 +57,10 @@ class JobView:
 
     @property
     def fraction(self) -> float:
-        """The share of the steps that the job has done, in 0..1."""
+        """The share of its own steps that the job has done, in 0..1."""
         if self.job["status"] == "succeeded":
             return 1.0
-        progress = self.job.get("progress")
-        return progress["step"] / progress["total_steps"] if progress and progress.get("total_steps") else 0.0
+        return share_done(self.job.get("progress") or {}, self.job.get("earlier_epochs", 0)) or 0.0
 
     @property
     def epoch(self) -> str:
@@ -83,11 +82,8 @@ class JobView:
                 f"{saved}; features of images are possible now: wcl features {short} FOLDER -o features.csv"
             )
         progress: Mapping[str, Any] = self.job.get("progress") or {}
-        left = progress.get("eta_seconds")
-        if self.longest and left and (progress.get("epoch") or 0) >= 1 and left > _MUCH_LONGER * self.longest:
-            minutes = counted(max(1, round(self.longest / 60)), "minute")
-            expected = f"it takes much longer than the {minutes} that were expected"
-            texts["longer"] = f"{expected}; wcl cancel {short} ends it, and its checkpoints and results stay"
+        if longer := much_longer(progress, self.longest, self.job.get("earlier_epochs", 0)):
+            texts["longer"] = f"{longer}; wcl cancel {short} ends it, and its checkpoints and results stay"
         return texts
 
     @property

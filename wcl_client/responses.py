@@ -61,6 +61,7 @@ class Job(TypedDict, total=False):
     group_id: str | None
     sweep_id: str | None
     progress: Progress | None
+    earlier_epochs: int
     latest_metrics: dict[str, float | None] | None
     cancel_requested_at: str | None
     pause_requested_at: str | None

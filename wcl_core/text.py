@@ -113,6 +113,8 @@ def file_size(num_bytes: float) -> str:
     return f"{num_bytes / 1024:.1f} TiB"
 
 
+_MUCH_LONGER = 1.5  # times the time that was expected
+_BRIEF = 120.0  # seconds of a training that is never called long
 _PHASES = {
     "load": "loading the dataset",
     "prepare": "waiting for the dataset",
@@ -138,6 +140,49 @@ def phase_text(progress: Mapping[str, Any]) -> str:
     if phase == "evaluate" and part:
         text = f"{part}, part {progress['step'] + 1} of {progress['total_steps']}"
     return text if share is None else f"{text}, {share:.0%}"
+
+
+def share_done(progress: Mapping[str, Any], earlier: int = 0) -> float | None:
+    """Return the share of its own steps that a job has done; None if unknown.
+
+    Args:
+        progress: its latest report.
+        earlier: epochs of the job that it continues, which are not its own.
+
+    >>> progress = {"step": 120, "total_steps": 200, "total_epochs": 20}
+    >>> share_done(progress), share_done(progress, earlier=10), share_done({})
+    (0.6, 0.2, None)
+    """
+    step, total = progress.get("step") or 0, progress.get("total_steps")
+    if not total:
+        return None
+    epochs = progress.get("total_epochs")
+    start = total * earlier / epochs if epochs else 0
+    return 1.0 if total <= start else min(1.0, max(0.0, (step - start) / (total - start)))
+
+
+def much_longer(progress: Mapping[str, Any], most_seconds: float | None, earlier: int = 0) -> str | None:
+    """Return that a training takes much longer than expected, as a phrase; None if not, and in its first epoch.
+
+    Args:
+        progress: its latest report.
+        most_seconds: that it was expected to take at most, before it began; None if unknown.
+        earlier: epochs of the job that it continues.
+
+    >>> progress = {"step": 20, "total_steps": 100, "epoch": 2.0, "total_epochs": 10, "eta_seconds": 1600}
+    >>> much_longer(progress, 960)
+    'it takes about 33 minutes, much longer than the expected 16 minutes'
+    >>> much_longer(progress, 1500), much_longer(progress | {"epoch": 0.9}, 960)
+    (None, None)
+    """
+    left, share = progress.get("eta_seconds"), share_done(progress, earlier)
+    if not most_seconds or not left or share is None or share >= 1:
+        return None
+    whole = left / (1 - share)
+    if (progress.get("epoch") or 0) - earlier < 1 or whole <= max(_MUCH_LONGER * most_seconds, _BRIEF):
+        return None
+    takes, expected = (counted(max(1, round(seconds / 60)), "minute") for seconds in (whole, most_seconds))
+    return f"it takes about {takes}, much longer than the expected {expected}"
 
 
 def bytes_of(size: str) -> int | None:

@@ -16,7 +16,18 @@ from sqlalchemy.orm import Session
 
 from api.http.proxies import rooted
 from api.rest.presets import PresetDeviation, preset_deviations
-from jobs import baselines, datasets, estimates, lineage, queries, reasons, verdicts, waiting, weak_labels
+from jobs import (
+    baselines,
+    datasets,
+    estimates,
+    lineage,
+    queries,
+    reasons,
+    seed_groups,
+    verdicts,
+    waiting,
+    weak_labels,
+)
 from jobs.advice import advice_of
 from jobs.curves import CurvePoint
 from jobs.datasets import DatasetState, SheetLayout
@@ -68,7 +79,10 @@ class DatasetVersion(Response):
 
 
 class JobSummary(Response):
-    """A job in a list; `status`, `status_reason` and `kind` are open strings."""
+    """A job in a list; `status`, `status_reason` and `kind` are open strings.
+
+    `progress` counts the steps and epochs of a job that a training continues; these are `earlier_epochs`, else 0.
+    """
 
     id: str
     kind: str
@@ -90,6 +104,7 @@ class JobSummary(Response):
     group_id: str | None
     sweep_id: str | None
     progress: Json | None
+    earlier_epochs: int
     latest_metrics: dict[str, float | None] | None
     cancel_requested_at: Time | None
     pause_requested_at: Time | None
@@ -531,7 +546,7 @@ def _evaluation(row: Evaluation, around: baselines.Beside) -> EvaluationResponse
     gap = around.difference
     beside = {name: getattr(around, name) for name in ("epoch", "chance", "pixels", "untrained")}
     beside |= {"title": result_title(row.protocol, row.metric), "label": baselines.label(row)}
-    beside |= {"interval": baselines.interval(row)}
+    beside |= {"interval": seed_groups.share_interval(row)}
     details = row.details and {name: value for name, value in row.details.items() if name != PER_IMAGE}
     return EvaluationResponse.of(
         row, details=details, difference=gap and DifferenceResponse.model_validate(gap), **beside

@@ -11,8 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.web.format import number, words
-from jobs.baselines import Beside, Source, beside, interval, sources_of
+from jobs.baselines import Beside, Source, beside, sources_of
 from jobs.models import Dataset, Evaluation
+from jobs.seed_groups import share_interval
 from wcl_core.config import PROTOCOLS, measure_title, protocol_facts, result_title
 from wcl_core.text import counted
 
@@ -36,7 +37,7 @@ class Row:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval of a share."""
-        return interval(self.entry)
+        return share_interval(self.entry)
 
 
 @dataclass(frozen=True)

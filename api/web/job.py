@@ -26,7 +26,7 @@ from jobs import changes, curves, datasets, gangs, queries, seed_groups, sweeps
 from jobs.advice import advice_of, further_epochs_of
 from jobs.database import database_time
 from jobs.devices import has_devices
-from jobs.estimates import expected_time
+from jobs.estimates import expected_time, longer_than_expected
 from jobs.keys import Principal
 from jobs.lineage import Origin, lineage
 from jobs.models import TRAINING, Artifact, Attempt, AttemptNode, Checkpoint, Dataset, Dependency, Job, Log
@@ -90,6 +90,7 @@ class Run:
     before_training: str | None  # about an accuracy that is still that of the untrained network
     measures: Measured | None
     expected_time: dict[str, Any] | None
+    longer: str | None  # that it takes much longer than expected
     advice: list[str]  # warnings about its spec
     further_epochs: int  # that the form to continue it proposes
     pool_has_gpus: bool
@@ -242,6 +243,7 @@ def run(session: Session, job_id: str) -> Run:
         advice=advice_of(session, job),
         further_epochs=further_epochs_of(session, job),
         expected_time=expected_time(session, job),
+        longer=longer_than_expected(session, job),
         nodes=gangs.nodes_of(session, attempts) if job.nodes > 1 else {},
         has_log=job.status not in TERMINAL or bool(queries.logs(session, job_id, limit=1)),
         pool_has_gpus=job.gpus == 0 and has_devices(session, job.pool),

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.models import Job
 from jobs.status import TERMINAL, Status
 from jobs.weak_labels import Quality, quality
-from wcl_core.text import phase_text
+from wcl_core.text import phase_text, share_done
 
 _NO_PROGRESS = dict.fromkeys(
     ("step", "total_steps", "epoch", "total_epochs", "images_per_second", "eta_seconds", "phase", "share", "part")
@@ -42,11 +42,8 @@ class JobView:
 
     @property
     def fraction(self) -> float | None:
-        """The share of steps done; None before the first report."""
-        if self.job.status == Status.SUCCEEDED:
-            return 1.0
-        total = self.progress.get("total_steps")
-        return min(1.0, (self.progress["step"] or 0) / total) if total else None
+        """The share of its own steps that are done; None before the first report."""
+        return 1.0 if self.job.status == Status.SUCCEEDED else share_done(self.progress, self.job.earlier_epochs)
 
     @property
     def seconds_left(self) -> float | None:

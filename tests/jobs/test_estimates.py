@@ -129,6 +129,9 @@ def test_a_busy_machine_is_named_with_the_time_that_it_costs(database: Database,
         assert expected is not None
         assert expected["busy"] == time["busy"], "also of a submitted or cloned job"
     claim(database)
+    assert "a load of 8" in estimate(database, batch_size=250)["time"]["busy"], "the load hardly has a new job yet"
+    begun = update(Job).where(Job.id == job_id).values(started_at=0)
+    database.write(lambda session: session.execute(begun))
     assert "a load of 6" in estimate(database, batch_size=250)["time"]["busy"], "a job that runs is no other work"
 
 
@@ -183,6 +186,26 @@ def test_a_job_that_goes_on_is_expected_to_train_the_steps_that_are_left(databas
         time = estimates.expected_time(session, queries.get_job(session, more))
     assert time is not None
     assert time["low_seconds"] == (total - 8) * 250 / 25, "by the speed of its earlier attempt"
+
+
+def test_a_training_that_takes_much_longer_than_a_similar_run_says_so(database: Database) -> None:
+    finish(database, 50.0, batch_size=250)
+    job_id = submit(database, spec={"batch_size": 250, "epochs": 10})
+    run = Run(database, claim(database))
+
+    def longer(step: int, seconds: float) -> str | None:
+        report = rows.progress(step, total_steps=40, epoch=step / 4, total_epochs=10, eta_seconds=seconds)
+        run.deliver(report)
+        with database.read() as session:
+            return estimates.longer_than_expected(session, queries.get_job(session, job_id))
+
+    run.deliver(rows.started())
+    assert longer(2, 3_000.0) is None, "in the first epoch"
+    assert longer(20, 140.0) is None, "280 s, where 200 were expected"
+    assert longer(20, 300.0) == "it takes about 10 minutes, much longer than the expected 3 minutes"
+    run.deliver(rows.end("succeeded"))
+    with database.read() as session:
+        assert estimates.longer_than_expected(session, queries.get_job(session, job_id)) is None
 
 
 def test_the_memory_of_a_run_is_compared_with_the_workers(database: Database) -> None:

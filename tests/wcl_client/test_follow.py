@@ -112,12 +112,13 @@ def test_a_training_that_goes_on_says_what_is_possible_now() -> None:
     assert view.advice == {}
     for epoch in (3, 6):
         view.take(Message("event", {"type": "checkpoint", "data": {"epoch": epoch}}))
-    view.take(Message("progress", {"epoch": 2, "eta_seconds": 1000}))
+    progress = {"epoch": 2, "total_epochs": 10, "step": 20, "total_steps": 100}
+    view.take(Message("progress", progress | {"eta_seconds": 1000}))
     (features,) = view.advice.values()
     assert "of epoch 3; features of images are possible now: wcl features b758db60f8ad FOLDER" in features
-    view.take(Message("progress", {"epoch": 2, "eta_seconds": 2000}))
+    view.take(Message("progress", progress | {"eta_seconds": 1600}))
     assert view.advice["longer"] == (
-        "it takes much longer than the 16 minutes that were expected; wcl cancel b758db60f8ad ends it, and its "
+        "it takes about 33 minutes, much longer than the expected 16 minutes; wcl cancel b758db60f8ad ends it, and its "
         "checkpoints and results stay"
     )
     view.take(Message("job", {"status": "succeeded"}))

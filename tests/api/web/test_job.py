@@ -237,6 +237,55 @@ def test_cancel_needs_two_clicks_and_cancels(visitor: Visitor, site: Site) -> No
     assert site.status(again) == "succeeded"
 
 
+def test_the_actions_of_a_job_are_few_and_the_others_in_a_menu_for_the_keyboard(visitor: Visitor, site: Site) -> None:
+    run = site.running("has a menu")
+    run.start()
+    page = open_run(visitor, run)
+    shown = page.locator("#actions :is(a, button, summary):visible")
+    expect(shown).to_have_text(["Pause", "Clone…", "Cancel…", "More"])
+    run.checkpoint(50)
+    run.end()
+    expect(shown).to_have_text(["Continue…", "Clone…", "More"])
+    expect(page.locator("#run-summary .main:visible")).to_have_text(["Download weights"])
+    more = page.locator("#more-actions > summary")
+    more.press("Enter")
+    verbs = ["Sweep… over this spec", "Share…", "Set as reference", "Archive", "Delete…"]
+    expect(page.locator("#more-actions .panel :is(a, button)")).to_have_text(verbs)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Sweep…")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("link", name="Sweep…")).to_be_hidden()
+    expect(more).to_be_focused()
+    more.click()
+    page.get_by_role("button", name="Archive").click()
+    expect(page.locator("#more-actions")).not_to_have_attribute("open", "")
+    more.click()
+    expect(page.get_by_role("button", name="Unarchive")).to_be_visible()
+
+
+def test_without_scripts_the_menu_of_a_job_works(visitor: Visitor, site: Site) -> None:
+    page = visitor.window(f"/jobs/{site.submit('without scripts')}", scripts=False)
+    page.locator("#more-actions > summary").click()
+    page.get_by_role("button", name="Set as reference").click()
+    expect(page.locator("#run-summary")).to_contain_text("reference of the dataset")
+    page.locator("#more-actions > summary").click()
+    page.get_by_role("button", name="Unset reference").click()
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#run-summary .status.pill")).to_have_text("paused")
+    expect(page.locator("#actions .main")).to_have_text("Resume")
+
+
+def test_a_training_that_takes_much_longer_than_expected_says_so_on_its_page(visitor: Visitor, site: Site) -> None:
+    run = site.running("takes long")
+    run.start()
+    run.report(run.progress(60) | {"eta_seconds": 90_000.0})
+    page = open_run(visitor, run)
+    expect(page.locator("#longer")).to_contain_text("much longer than the expected")
+    run.report(run.progress(60) | {"eta_seconds": 1.0})
+    expect(page.locator("#longer")).to_have_count(0)
+    run.end("cancelled")
+
+
 def test_a_refused_action_shows_the_reason(visitor: Visitor, site: Site) -> None:
     job_id = site.submit("ends behind the page's back")
     page = visitor.window(f"/jobs/{job_id}")
@@ -347,6 +396,12 @@ def test_a_continued_run_draws_the_curves_of_its_parent_before_its_own(visitor: 
     run = site.claim()
     run.start(50)
     run.losses(range(51, 61))
+    run.report(run.progress(120, total=200) | {"epoch": 12.0, "total_epochs": 20})
+    page.reload()
+    expect(page.locator("#run-summary progress")).to_have_attribute("value", "0.2000")
+    expect(page.locator("#own-part")).to_contain_text(
+        "The first 10 epochs are of the parent, and the bar leaves them out"
+    )
     run.end()
     page.reload()
     expect(page.locator("#curves")).to_contain_text(

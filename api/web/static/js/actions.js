@@ -70,5 +70,10 @@ function closePopovers(except = null) {
   for (const open of document.querySelectorAll(".confirm[open]")) if (open !== except) open.removeAttribute("open");
 }
 
-document.addEventListener("keydown", (event) => event.key === "Escape" && closePopovers());
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  const button = document.activeElement?.closest(".confirm[open]")?.querySelector("summary");
+  closePopovers();
+  button?.focus(); // which would be lost with the panel
+});
 document.addEventListener("click", (event) => closePopovers(event.target.closest(".confirm")));
