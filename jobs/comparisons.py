@@ -97,10 +97,11 @@ class Comparison:
     @property
     def accuracies(self) -> dict[int, tuple[str, float]]:
         """The metric and the mean of the accuracy that the trainings measured last, by number of the configuration."""
-        metrics = {each.number: verdicts.accuracy_of(each.jobs) for each in self.configurations}
+        every = [*self.configurations, *([self.reference] if self.reference else [])]
+        metrics = {each.number: verdicts.accuracy_of(each.jobs) for each in every}
         latest = {
             each.number: [value for job in each.jobs if (value := (job.latest_metrics or {}).get(metrics[each.number]))]
-            for each in self.configurations
+            for each in every
         }
         return {number: (metrics[number], fmean(values)) for number, values in latest.items() if values}
 

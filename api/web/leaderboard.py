@@ -21,9 +21,10 @@ from api.web.render import page
 from jobs.configurations import Configuration, Measure, configurations_of, measured
 from jobs.database import database_time, now_ms
 from jobs.models import Checkpoint, Dataset, Evaluation, Job, JobEvaluation
-from jobs.seed_groups import Result
+from jobs.seed_groups import Result, share_interval
 from jobs.status import Status
 from wcl_core.config import protocol_facts, protocol_place
+from wcl_core.text import counted
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,7 +32,7 @@ MAX_JOBS = 5_000  # measured ones of a tab, the newest; a statement names each
 PAGE_SIZE = 100  # entries of each board
 COLUMNS: Final = (
     *("dataset", "digest", "protocol", "version", "metric", "settings", "checkpoint", "kind", "name", "setup"),
-    *("mean", "low_95", "high_95", "seeds", "job_ids"),
+    *("mean", "low_95", "high_95", "interval_over", "seeds", "job_ids"),
 )
 _MOST_UNMEASURED = 200  # of the newest trainings, those without an evaluation are named
 _ROOM = 0.08
@@ -61,9 +62,14 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a board: a configuration with its result, a baseline, or a published value."""
+    """An entry of a board: a configuration with its result, a baseline, or a published value.
+
+    `over` is what its interval is over: its seeds, or the images of a single one.
+    """
 
     value: float
+    interval: tuple[float, float] | None = None
+    over: str = ""
     configuration: Configuration | None = None
     result: Result | None = None
     reference: Reference | None = None
@@ -218,7 +224,9 @@ def _boards(session: Session, tab: Tab) -> tuple[list[Board], int]:
         every.add(configuration.number)
         if not measure.rule.startswith("epoch "):  # of the last or of a selected checkpoint
             listed.add(configuration.number)
-            table.setdefault(measure, []).append(Entry(result.mean, configuration, result))
+            table.setdefault(measure, []).append(
+                Entry(result.mean, result.shown_interval, result.interval_over, configuration, result)
+            )
     baselines = _baselines(session, tab)
     boards = [
         _board(measure, [*entries, *baselines.get((measure.version, measure.metric, measure.params), {}).values()], tab)
@@ -255,7 +263,8 @@ def _baselines(session: Session, tab: Tab) -> dict[tuple[int, str, str], dict[Ba
         of_measure = values.setdefault(
             (entry.protocol_version, entry.metric, json.dumps(entry.params, sort_keys=True)), {}
         )
-        of_measure.setdefault(baseline, Entry(entry.value, baseline=baseline))
+        over = counted(entry.n, "image") if entry.n else ""
+        of_measure.setdefault(baseline, Entry(entry.value, share_interval(entry), over, baseline=baseline))
     return values
 
 
@@ -268,7 +277,7 @@ def _board(measure: Measure, entries: Sequence[Entry], tab: Tab) -> Board:
     sign = -1 if protocol_facts(tab.protocol).is_higher_better(measure.metric) else 1
     every = sorted([*entries, *published], key=lambda entry: sign * entry.value)
     ends = [entry.value for entry in every]
-    ends += [end for entry in entries if entry.result and entry.result.interval for end in entry.result.interval]
+    ends += [end for entry in entries for end in entry.interval or ()]
     low, high = max(0.0, min(ends)), min(1.0, max(ends))
     room = _ROOM * ((high - low) or 0.1)
     return Board(measure, every, max(0.0, low - room), min(1.0, high + room))
@@ -314,8 +323,8 @@ def _cells(tab: Tab, measure: Measure, entry: Entry) -> tuple[object, ...]:
     else:
         assert entry.reference is not None
         kind, name, setup = "published", entry.reference.mark, entry.reference.setup
-    low, high = (result.interval if result else None) or (None, None)
+    low, high = entry.interval or (None, None)
     seeds = " ".join(map(str, result.seeds)) if result else ""
     of_measure = (measure.protocol, measure.version, measure.metric, measure.params, measure.rule)
-    values = (entry.value, low, high, seeds, " ".join(job.id for job in jobs))
+    values = (entry.value, low, high, entry.over if entry.interval else "", seeds, " ".join(job.id for job in jobs))
     return (tab.dataset, tab.digest, *of_measure, kind, inert(name), inert(setup), *values)

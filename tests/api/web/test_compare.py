@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_seeds_are_one_configuration_with_mean_and_interval(visitor: Visitor, si
     cells = [text.strip() for text in page.locator("#evaluations tbody td").all_text_contents()]
     assert "70.0% ± 24.8%3 seeds, std. dev. 10.0%" in cells
     assert "No difference shown: theirs 5.0 points ahead of ours, interval -2.1 to +12.0" in cells
-    assert "65.0%1 seed" in cells
+    assert "65.0%1 seed, 59.9% to 69.8%" in cells, "the interval of one seed is by its images"
     fields = page.locator("#specs tbody th").all_text_contents()
     assert fields == ["Method method"]  # the label, then the name in the spec
     warnings = page.locator(".notice").all_text_contents()
@@ -147,6 +148,42 @@ def test_different_budgets_and_settings_give_warnings(visitor: Visitor, site: Si
     narrow = visitor.window(address([short, never]), width=390)
     for name in ("short", "never measured"):
         expect(narrow.locator("#evaluations thead th", has_text=name)).to_be_visible()
+
+
+def test_a_comparison_leads_to_the_evaluation_of_a_run_that_has_none(visitor: Visitor, site: Site) -> None:
+    numbered, without = trained(site, "has numbers", seed=51), trained(site, "has none", seed=51, batch_size=128)
+    measured(site, numbered, 0.6)
+    page = visitor.window(address([numbered, without]), width=1440)
+
+    settings, results = page.locator("#specs").bounding_box(), page.locator("#evaluations").bounding_box()
+    assert settings
+    assert results
+    assert (settings["x"] > results["x"] + results["width"], settings["y"]) == (True, results["y"]), "side by side"
+    expect(page.get_by_role("link", name="Evaluate has numbers…")).to_have_count(0)
+    page.get_by_role("link", name="Evaluate has none…").click()
+    page.wait_for_url(f"**/jobs/{without}#evaluations")
+    page.locator("#measure > summary").click()
+    page.get_by_role("button", name="Evaluate", exact=True).click()
+    expect(page.locator("#toast, #without-numbers, .notice").filter(has_text="valuat").first).to_be_visible()
+    while (claimed := site.try_claim()) is not None:
+        claimed.end("cancelled")
+
+
+def test_a_comparison_draws_no_chart_of_its_reference_alone(visitor: Visitor, site: Site) -> None:
+    pinned = submit(site, "the pinned one", seed=61)
+    run = site.claim()
+    run.start()
+    run.losses(range(1, 11))
+    run.report({"type": "metrics", "step": 10, "values": {"weak/pair_precision": 0.5}})
+    run.end()
+    ids = [trained(site, f"beside it {size}", seed=61, batch_size=size) for size in (64, 128)]
+    pin = update(Job).where(Job.id == pinned)
+    site.database.write(lambda session: session.execute(pin.values(reference_at=1)))
+    page = visitor.window(address(ids))
+    expect(page.locator("figure[data-metrics='train/loss']")).to_have_attribute("data-lines", "3")
+    expect(page.locator("figure[data-metrics='weak/pair_precision']")).to_have_count(0)
+    expect(page.locator("#reference")).to_be_visible()
+    site.database.write(lambda session: session.execute(pin.values(reference_at=None)))
 
 
 def test_a_comparison_works_without_scripts(visitor: Visitor, site: Site) -> None:
@@ -233,6 +270,9 @@ def test_the_leaderboard_has_tabs_and_shows_published_values(visitor: Visitor, s
         ("", "raw pixels", "45.0%"),
         ("2", "worse", "40.0%"),
     ]
+    of_one_seed, of_pixels = places[3], places[6]
+    assert (of_one_seed[3].strip(), of_one_seed[5]) == ("64.0% to 73.6%", "359 images")
+    assert (of_pixels[3].strip(), of_pixels[5]) == ("39.9% to 50.2%", "359 images")
     expect(page.locator("#unmeasured")).to_have_count(0)
     page.goto("/leaderboard?dataset=cifar10-jpeg&protocol=linear_sgd")
     expect(page.locator("tbody tr")).to_have_count(2)
@@ -267,6 +307,7 @@ def test_the_leaderboard_names_trained_jobs_without_an_evaluation(visitor: Visit
 
     # Other seeds of these settings may give the row its name; its link holds every run.
     expect(page.locator(f"tbody a[href*='{ranked}']")).to_be_visible()
+    expect(page.locator("tr", has=page.locator(f"a[href*='{ranked}']"))).to_contain_text(re.compile("seeds|images"))
     named = page.locator("#unmeasured")
     expect(named.locator(f"a[href='/jobs/{forgotten}#evaluations']")).to_have_text("forgotten here")
     expect(named.locator(f"a[href='/jobs/{ranked}#evaluations']")).to_have_count(0)

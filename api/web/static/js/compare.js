@@ -17,6 +17,7 @@ const view = new View(document.getElementById("chart-tools"), viewed);
 const members = [...document.querySelectorAll("[data-job]")].map((link) => ({
   id: link.dataset.job,
   link,
+  isReference: Boolean(link.closest("#reference")),
   name: `${link.closest("li").querySelector("h2").textContent}, ${link.textContent}`,
   facts: { stepsPerEpoch: Number(link.dataset.stepsPerEpoch), batchSize: Number(link.dataset.batchSize), times: [] },
   series: new Map(),
@@ -134,7 +135,7 @@ async function start() {
   for (const member of members) member.lengths = new Map([...member.series].map(([name, points]) => [name, points.length]));
   for (const name of names()) {
     const lines = members.filter(({ series }) => series.get(name)?.length);
-    if (lines.length) charts.set(name, new Chart(name, lines));
+    if (lines.some(({ isReference }) => !isReference)) charts.set(name, new Chart(name, lines));
   }
   const state = document.getElementById("charts-state");
   state.hidden = charts.size > 0;
