@@ -102,21 +102,26 @@ def described(details: Mapping[str, Any] | None) -> str:
     >>> described({"former": "vision"})
     'before: vision'
     """
+    return ", ".join(f"{name} {text}" for name, text in facts_of(details))
+
+
+def facts_of(details: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the details of an entry for people, each with its name; arguments as for `described`."""
     facts = {name: value for name, value in (details or {}).items() if name != "job"}
     former = facts.pop("former", facts.pop("before", None))
     olds = former if isinstance(former, dict) else {}
-    parts = [_fact(name, value, olds) for name, value in facts.items()]
-    return ", ".join([*parts, *([f"before: {former}"] if isinstance(former, str) else [])])
+    parts = [part for name, value in facts.items() for part in _facts(name, value, olds)]
+    return [*parts, *([("before:", former)] if isinstance(former, str) else [])]
 
 
-def _fact(name: str, value: Any, olds: Mapping[str, Any]) -> str:
-    """Return one detail with its name, and with the old value if there is one."""
-    words = name.replace("_", " ").replace("gpu", "GPU")
+def _facts(name: str, value: Any, olds: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a detail with its name, and with the old value if there is one; of a table, each of its values."""
     old = olds.get(name)
     if isinstance(value, dict):
         inner = old if isinstance(old, dict) else {}
-        return ", ".join(_fact(each, part, inner) for each, part in value.items())
-    return f"{words} {_value(old)} → {_value(value)}" if name in olds else f"{words} {_value(value)}"
+        return [fact for each, part in value.items() for fact in _facts(each, part, inner)]
+    words = name.replace("_", " ").replace("gpu", "GPU")
+    return [(words, f"{_value(old)} → {_value(value)}" if name in olds else _value(value))]
 
 
 def _value(value: Any) -> str:

@@ -165,7 +165,7 @@ def pin(session: Session, checkpoint_id: str, is_pinned: bool) -> Checkpoint:
     """
     kept = select(Checkpoint).where(Checkpoint.id == checkpoint_id, Checkpoint.deleted_at.is_(None))
     row = session.execute(kept.with_for_update()).scalar_one_or_none()
-    checkpoint = existing(row, f"checkpoint {checkpoint_id}")
+    checkpoint = existing(row, "checkpoint", checkpoint_id)
     _check_owner(session, checkpoint)
     if checkpoint.pinned == is_pinned:
         return checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -55,19 +56,29 @@ def activity_page(
         )
         now = database_time(session)
     older = rows[_MOST - 1].id if len(rows) > _MOST else None
-    lines = [(row, _address(row), activity.title(row.action), activity.described(row.details)) for row in rows[:_MOST]]
+    lines = [(row, _address(row), activity.title(row.action), activity.facts_of(row.details)) for row in rows[:_MOST]]
     facts: dict[str, Any] = {"lines": lines, "filters": filters, "older": older, "is_first": not cursor, "now": now}
     return page(request, "activity.html", kinds=_KINDS, **facts)
 
 
 def _address(row: Activity) -> str | None:
     """Return the page of the entry's object; None where there is none, or none any more."""
-    kind = row.action.split(".")[0]
+    kind, _, verb = row.action.partition(".")
     if row.action == "job.delete":
         return "/deleted"
-    if kind == "key":
-        return "/keys"
-    pages = {"job": f"/jobs/{row.object_id}", "sweep": f"/sweeps/{row.object_id}"}
+    if verb in ("remove", "purge", "invite", "join"):
+        return None
     if kind == "checkpoint" and (job := (row.details or {}).get("job")):
         return f"/jobs/{job}#checkpoints"
+    pages = {
+        "job": f"/jobs/{row.object_id}",
+        "sweep": f"/sweeps/{row.object_id}",
+        "dataset": f"/datasets/{quote(row.object_name or row.object_id, safe='')}",
+        "worker": f"/workers#worker-{row.object_id}",
+        "weights": f"/checkpoints#weights-{row.object_id[:16]}",
+        "key": "/keys",
+        "session": "/keys",
+        "webhook": "/webhooks",
+        "share": "/shares",
+    }
     return pages.get(kind)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.web.format import number, words
 from jobs import queries
+from jobs.activity import described
 from jobs.models import Event
 from jobs.status import Reason
 from wcl_core.text import file_size
@@ -108,7 +109,7 @@ def _warning(data: Data) -> _Sentence:
 
 
 def _changed(data: Data) -> _Sentence:
-    return "muted", "Changed", ", ".join(f"{name}: {value}" for name, value in data.items())
+    return "muted", "Changed", described(data)
 
 
 def _shared(data: Data) -> _Sentence:

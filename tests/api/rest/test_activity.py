@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -74,7 +75,12 @@ def test_a_change_names_old_and_new_values_on_the_page_in_words(served: Served) 
     (entry,) = log(admin, action="key.change")
     assert "scopes read → read, submit" in entry["text"]
     page = admin.get("/activity", headers={"Accept": "text/html"}).text
-    assert f"{changed['text']}</td>" in page
+    cells = [re.sub("<[^>]+>", "", cell) for cell in re.findall("<td.*?</td>", page)]
+    assert "name first → secondpriority 2 → 5starred no → yestags a → b, c" in cells
+    assert re.search(r'<td class="one-line quiet numbers">\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</td>', page), (
+        "the time, beside the age"
+    )
+    assert f'<a href="/jobs/{job_id}">second</a>' in page
     assert ">Changed job</a>" in page
     assert '<option value="job">jobs</option>' in page
 

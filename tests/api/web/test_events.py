@@ -49,6 +49,7 @@ def test_an_error_page_links_back_to_its_job(visitor: Visitor, site: Site) -> No
 
     page.goto("/jobs/none/map")
     expect(page.locator("main")).to_contain_text("404")
+    expect(page.locator("main")).to_contain_text("There is no job 'none'.")
     expect(back).to_have_count(0)
     page.goto("/datasets/none")
     page.get_by_role("link", name="All datasets").click()
@@ -71,3 +72,26 @@ def test_requests_and_a_met_dependency_have_a_sentence(kind: str, data: dict[str
 
     assert entry.title == title
     assert entry.job_id == data.get("job")
+
+
+def test_a_change_is_described_in_words() -> None:
+    data = {"name": "second", "tags": ["a", "b"], "reference": True, "by": "anna"}
+    entry = entries_of([Event(job_id="a job", seq=1, type="changed", data=data, at=0)])[0]
+
+    assert (entry.title, entry.detail) == ("Changed by anna", "name second, tags a, b, reference yes")
+
+
+def test_a_choice_filters_the_activity_at_once_and_the_address_is_short(visitor: Visitor) -> None:
+    page = visitor.window("/activity")
+    page.get_by_label("Action").select_option("key")
+    page.wait_for_url("**/activity?action=key")
+    expect(page.get_by_label("Action")).to_have_value("key")
+    expect(page.locator("tbody tr").first).to_contain_text("key")
+    page.reload()
+    expect(page.get_by_label("Action")).to_have_value("key")
+    page.get_by_label("By").fill("nobody of this name")
+    page.get_by_role("button", name="Filter").click()
+    page.wait_for_url("**/activity?actor=*&action=key")
+    page.get_by_role("link", name="Show all").click()
+    page.wait_for_url("**/activity")
+    expect(page.get_by_label("By")).to_have_value("")

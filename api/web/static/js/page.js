@@ -99,6 +99,16 @@ if (matchMedia("(max-width: 40rem)").matches) {
 }
 document.addEventListener("click", ({ target }) => reveal(target.closest('a[href^="#"]')?.hash));
 
+// ---- forms that filter a page: a choice applies at once, and the address has the fields that are filled
+
+document.addEventListener("change", ({ target }) => {
+  if (target.nodeName === "SELECT" && target.form?.hasAttribute("data-applies")) target.form.requestSubmit();
+});
+document.addEventListener("formdata", ({ target, formData }) => {
+  if (!target.hasAttribute("data-applies")) return;
+  for (const [name, value] of [...formData]) if (!value) formData.delete(name);
+});
+
 // ---- messages
 
 const toast = document.getElementById("toast");
