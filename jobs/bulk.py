@@ -130,7 +130,7 @@ def listed(session: Session, verb: Verb, job_ids: Sequence[str]) -> Changed:
     result = Changed()
     for job_id in job_ids:
         if (job := rows.get(job_id)) is None:
-            result.refused.append(Refusal(job_id, "", f"there is no job {job_id}"))
+            result.refused.append(Refusal(job_id, "", f"there is no job {job_id!r}"))
         elif not access.may_change(session, job.created_by):
             result.refused.append(Refusal(job_id, job.name, "it is of another key"))
         elif job_id not in ids:

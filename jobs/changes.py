@@ -105,7 +105,7 @@ def now_cursor(session: Session, job_id: str) -> Cursor:
     """
     by_id = marks(session, [job_id])
     if not by_id:
-        raise NotFound(f"there is no job {job_id}")
+        raise NotFound(f"there is no job {job_id!r}")
     return by_id[job_id].cursor
 
 

@@ -319,7 +319,7 @@ def _check_after(session: Session, new: NewJob) -> list[FieldError]:
     for place, other in enumerate(new.after):
         status = session.execute(select(Job.status).where(Job.id == other)).scalar_one_or_none()
         if status is None:
-            errors.append(FieldError(f"/after/{place}", f"there is no job {other}"))
+            errors.append(FieldError(f"/after/{place}", f"there is no job {other!r}"))
         elif status in (Status.FAILED, Status.CANCELLED):
             if other not in new.after_checkpoint:
                 errors.append(FieldError(f"/after/{place}", f"job {other} has {status} and will never succeed"))

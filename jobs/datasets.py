@@ -185,7 +185,7 @@ def read_again(session: Session, name: str) -> Dataset:
         Conflict: it is no folder.
     """
     dataset = existing(
-        session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none(), f"dataset {name}"
+        session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none(), "dataset", name
     )
     if dataset.kind != "folder":
         raise Conflict(f"{name} is {dataset.kind}; only folders are read again")

@@ -47,10 +47,10 @@ class NotFound(JobsError):  # noqa: N818 (named after the HTTP response)
     title = "Not found"
 
 
-def existing(row: T | None, name: str) -> T:
-    """Return the row; raise `NotFound` if there is none."""
+def existing(row: T | None, noun: str, name: str | None = None) -> T:
+    """Return the row; raise `NotFound` if there is none of that id or name, which the message quotes."""
     if row is None:
-        raise NotFound(f"there is no {name}")
+        raise NotFound(f"there is no {noun}" if name is None else f"there is no {noun} {name!r}")
     return row
 
 

@@ -141,7 +141,7 @@ def change(
             `admin` in all projects would lose this.
         Invalid: a value cannot be one.
     """
-    key = existing(session.get(Key, key_id, with_for_update=True), f"key {key_id}")
+    key = existing(session.get(Key, key_id, with_for_update=True), "key", key_id)
     if key.revoked_at is not None:
         raise Conflict(f"the key {key.name} is revoked; create another one")
     if key.proxy_user is not None and (name is not None or scopes is not None):
@@ -224,7 +224,7 @@ def rotate(
         Conflict: it is revoked, or was rotated since it was seen.
         Invalid: it has expired, and there is no new time; or days are out of range.
     """
-    key = existing(session.get(Key, key_id, with_for_update=True), f"key {key_id}")
+    key = existing(session.get(Key, key_id, with_for_update=True), "key", key_id)
     if key.revoked_at is not None:
         raise Conflict(f"the key {key.name} is revoked; create another one")
     if seen not in ("any", key.rotated_at):
@@ -322,7 +322,7 @@ def revoke(session: Session, key_id: str, *, last_administrator: bool = False) -
         NotFound: there is no such key.
         Conflict: it is the last active key with `admin`.
     """
-    key = existing(session.get(Key, key_id), f"key {key_id}")
+    key = existing(session.get(Key, key_id), "key", key_id)
     administrators = _administrators(session, is_locking=True)
     if [each.id for each in administrators] == [key_id] and not last_administrator:
         raise Conflict(

@@ -114,7 +114,7 @@ def _content(session: Session, project_id: str) -> list[str]:
 def _present(session: Session, project_id: str) -> Project:
     """Return a project, locked; a removed one counts as absent."""
     row = session.get(Project, project_id, with_for_update=True)
-    return existing(row if row is not None and row.removed_at is None else None, f"project {project_id[:100]}")
+    return existing(row if row is not None and row.removed_at is None else None, "project", project_id[:100])
 
 
 def _of_name(session: Session, name: str) -> Project | None:

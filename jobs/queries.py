@@ -85,7 +85,7 @@ def get_job(session: Session, job_id: str, *, lock: bool = False) -> Job:
         NotFound: there is no such job.
     """
     row = session.get(Job, job_id, with_for_update={"key_share": True} if lock else None)
-    return existing(row, f"job {job_id}")
+    return existing(row, "job", job_id)
 
 
 def list_jobs(
@@ -369,7 +369,7 @@ def get_dataset(session: Session, name: str) -> Dataset:
         NotFound: no worker has announced a dataset of this name.
     """
     row = session.execute(select(Dataset).where(Dataset.name == name)).scalar_one_or_none()
-    return existing(row, f"dataset {name}")
+    return existing(row, "dataset", name)
 
 
 def counts_by_status(session: Session) -> dict[str, Any]:

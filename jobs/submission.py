@@ -115,6 +115,8 @@ def each_of_batch(items: Sequence[T], act: Callable[[T], R]) -> list[R]:
 def plan(session: Session, new: NewJob) -> dict[str, Any]:
     """Return the dry run of a submission: what `submit` would add, without adding it.
 
+    `repeats` is the job with the same spec and data: its `id`, and a `text` that says so; None without one.
+
     Raises:
         Invalid: as `submit`.
     """
@@ -129,7 +131,7 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
         "warnings": [] if len(fitting) >= nodes_of(new.spec) else [_waits_for(nodes_of(new.spec), len(fitting))],
         "notes": same_name(session, new.name) + idle_gpus(new.gpus or 0, resolve_spec(new.spec)),
     }
-    result["notes"] += _same_spec(session, new.kind, result["spec"], result["dataset"]["digest"])
+    result["repeats"] = _same_spec(session, new.kind, result["spec"], result["dataset"]["digest"])
     if isinstance(new.spec, PretrainSpec):
         images = pretraining_count(dataset, new.spec.data)
         if (steps := steps_per_epoch(new.spec, images)) is not None:
@@ -142,8 +144,8 @@ def plan(session: Session, new: NewJob) -> dict[str, Any]:
     return result
 
 
-def _same_spec(session: Session, kind: str, spec: dict[str, Any], digest: str) -> list[str]:
-    """Return the note on the first of the last jobs with the same spec and data that has not failed or been cancelled.
+def _same_spec(session: Session, kind: str, spec: dict[str, Any], digest: str) -> dict[str, str] | None:
+    """Return id and note of the first of the last jobs with this spec and data that has not failed or been cancelled.
 
     Not the newest: a client that asks after its submission would meet the new job.
     """
@@ -151,8 +153,9 @@ def _same_spec(session: Session, kind: str, spec: dict[str, Any], digest: str) -
     jobs = select(Job).where(Job.kind == kind, Job.dataset_digest == digest, is_of_use).order_by(Job.id.desc())
     rows = session.execute(jobs.limit(_MOST_SPECS)).scalars().all() if digest else ()
     if (same := next((row for row in reversed(rows) if row.spec == spec), None)) is None:
-        return []
-    return [f"job {same.name} ({same.id[-12:]}, {same.status}) has the same spec and seed, so this one repeats it"]
+        return None
+    text = f"job {same.name} ({same.id[-12:]}, {same.status}) has the same spec and seed, so this one repeats it"
+    return {"id": same.id, "text": text}
 
 
 def _waits_for(nodes: int, num_fitting: int) -> str:

@@ -114,7 +114,7 @@ def get(session: Session, sha256: str) -> Weights:
     Raises:
         NotFound: there are none with this digest.
     """
-    return existing(session.get(Weights, sha256), f"imported weights with the digest {sha256[:100]}")
+    return existing(session.get(Weights, sha256), "imported weights with the digest", sha256[:100])
 
 
 def check_format(name: str) -> None:
@@ -279,7 +279,7 @@ def remove(database: Database, storage: Storage, sha256: str) -> None:
 def remove_row(session: Session, sha256: str) -> None:
     """Remove the row alone; otherwise as `remove`."""
     row = session.get(Weights, sha256, with_for_update=True)
-    row = existing(row, f"imported weights with the digest {sha256[:100]}")
+    row = existing(row, "imported weights with the digest", sha256[:100])
     access.check_owner_of_shared(session, row.created_by, f"the weights {row.name}")
     if users := needs.of_files(session, [sha256]):
         raise Conflict(f"{users[0].user} needs the weights; cancel it, or wait for its end")

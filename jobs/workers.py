@@ -221,7 +221,7 @@ def drain(session: Session, worker_id: str) -> Worker:
         Conflict: it has stopped.
     """
     row = session.get(Worker, worker_id, with_for_update=True)  # against a claim that is under way
-    worker = existing(row, f"worker {worker_id}")
+    worker = existing(row, "worker", worker_id)
     if worker.state == "stopped":
         raise Conflict("the worker has already stopped")
     if worker.drain_requested_at is None:
@@ -240,7 +240,7 @@ def cordon(session: Session, worker_id: str, is_cordoned: bool) -> Worker:
         NotFound: there is no such worker.
         Conflict: it has ended, and another one of its name has started since.
     """
-    worker = existing(session.get(Worker, worker_id, with_for_update=True), f"worker {worker_id}")
+    worker = existing(session.get(Worker, worker_id, with_for_update=True), "worker", worker_id)
     newest = select(Worker.id).where(Worker.name == worker.name).order_by(Worker.started_at.desc(), Worker.id.desc())
     if not worker.is_live and session.execute(newest.limit(1)).scalar_one() != worker_id:
         raise Conflict(f"this worker {worker.name} has ended, and another one of its name has started since")

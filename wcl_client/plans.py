@@ -42,5 +42,6 @@ def plan_lines(plan: Json) -> list[str | Styled]:
         needed, available = file_size(memory["process_bytes"]), file_size(memory["device_bytes"])
         facts.append(f"  memory: about {needed} of {available}")
     lines += facts
-    warnings = [*plan.get("notes", ()), *plan.get("warnings", ())]
+    repeated = [plan["repeats"]["text"]] if plan.get("repeats") else []
+    warnings = [*plan.get("notes", ()), *repeated, *plan.get("warnings", ())]
     return lines + [Styled(f"  warning: {text}", "yellow") for text in warnings]

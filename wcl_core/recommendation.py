@@ -411,6 +411,7 @@ def _spec(name: str, choices: list[Choice]) -> dict[str, Any]:
     views = {key.removeprefix("augmentation."): each for key, each in values.items() if key.startswith("augmentation.")}
     fixed: dict[str, Any] = {
         "data.name": name,
+        "method": "wcl",
         "optimizer": {"name": "sgd", "learning_rate": LEARNING_RATE, "scaling": "linear", "weight_decay": 5e-4},
         "weak_augmentation": views | {"scale_min": views.get("scale_min", 0.2)},
         "warmup_epochs": epochs / 10,

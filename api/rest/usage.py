@@ -162,7 +162,7 @@ def show_storage(
         owner_id = None
         if by:
             queries.check_owner_filter(session, by, "by")
-            owner_id = existing(queries.key_of(session, by), f"key {by}")
+            owner_id = existing(queries.key_of(session, by), "key", by)
         jobs = usage.largest(session, limit, owner_id)
     return StorageResponse(
         size=sum(row.size for row in owners),

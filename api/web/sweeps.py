@@ -25,12 +25,16 @@ STATUSES = (Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
 
 @dataclass(frozen=True)
 class SweepList:
-    """One page of the list; `counts` are the numbers of trials by sweep, `status_shown` is empty for all states."""
+    """One page of the list; `counts` are the numbers of trials by sweep, `status_shown` is empty for all states.
+
+    `has_any` is whether there are sweeps in any state.
+    """
 
     list: Page[Sweep]
     counts: dict[str, int]
     status_shown: str
     is_first: bool
+    has_any: bool
     now: int
 
 
@@ -43,7 +47,8 @@ def sweep_list(session: Session, status: str, cursor: str) -> SweepList:
     states = [status] if status else []
     part = sweeps.list_sweeps(session, status=states, cursor=cursor or None, limit=PAGE_SIZE)
     counts = sweeps.trial_counts(session, [sweep.id for sweep in part.items])
-    return SweepList(part, counts, status, is_first=not cursor, now=database_time(session))
+    has_any = bool(part.items or sweeps.list_sweeps(session, limit=1).items)
+    return SweepList(part, counts, status, not cursor, has_any, database_time(session))
 
 
 @router.get("/sweeps")

@@ -54,7 +54,7 @@ def get_sweep(session: Session, sweep_id: str) -> Sweep:
     Raises:
         NotFound: there is no such sweep.
     """
-    return existing(session.get(Sweep, sweep_id), f"sweep {sweep_id}")
+    return existing(session.get(Sweep, sweep_id), "sweep", sweep_id)
 
 
 def list_sweeps(

@@ -115,5 +115,5 @@ def _note(session: Session, job_id: str, verb: str) -> None:
 def _refusal(session: Session, job_id: str, verb: str) -> NotFound | Conflict:
     status = session.execute(select(Job.status).where(Job.id == job_id)).scalar_one_or_none()
     if status is None:
-        return NotFound(f"there is no job {job_id}")
+        return NotFound(f"there is no job {job_id!r}")
     return Conflict(f"cannot {verb} a job that is {status}")

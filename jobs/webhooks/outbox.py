@@ -148,7 +148,7 @@ def add_test(session: Session, webhook: Webhook) -> WebhookDelivery:
     text = "A test message of the WCL service."
     delivery_id = _add(session, webhook, f"test:{new_id()}", TEST, {"message": text})
     row = None if delivery_id is None else session.get(WebhookDelivery, delivery_id)
-    return existing(row, f"webhook {webhook.id}")
+    return existing(row, "webhook", webhook.id)
 
 
 def _enabled(session: Session) -> Sequence[Webhook]:

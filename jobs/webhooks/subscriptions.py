@@ -137,7 +137,7 @@ def get(session: Session, principal: Principal, webhook_id: str) -> Webhook:
         NotFound: there is none.
     """
     statement = select(Webhook).where(Webhook.id == webhook_id, visible(principal))
-    return existing(session.execute(statement).scalar_one_or_none(), f"webhook {webhook_id}")
+    return existing(session.execute(statement).scalar_one_or_none(), "webhook", webhook_id)
 
 
 def remove(session: Session, principal: Principal, webhook_id: str) -> None:
@@ -184,7 +184,7 @@ def redeliver(session: Session, principal: Principal, webhook_id: str, delivery_
     webhook = get(session, principal, webhook_id)
     of_webhook = (WebhookDelivery.id == delivery_id, WebhookDelivery.webhook_id == webhook_id)
     row = existing(
-        session.execute(select(WebhookDelivery).where(*of_webhook)).scalar_one_or_none(), f"delivery {delivery_id}"
+        session.execute(select(WebhookDelivery).where(*of_webhook)).scalar_one_or_none(), "delivery", delivery_id
     )
     ended = update(WebhookDelivery).where(*of_webhook, WebhookDelivery.state != "pending")
     again = ended.values(

@@ -117,14 +117,15 @@ def test_a_dry_run_changes_nothing_and_returns_the_steps(database: Database) -> 
 def test_a_dry_run_names_a_job_with_the_same_spec_and_seed(database: Database) -> None:
     first = submit(database, name="first", spec={"epochs": 7})
 
-    def notes(**changes: Any) -> list[str]:
+    def repeated(**changes: Any) -> Any:
         with database.read() as session:
-            return [str(each) for each in submission.plan(session, new_job(spec={"epochs": 7} | changes))["notes"]]
+            return submission.plan(session, new_job(spec={"epochs": 7} | changes))["repeats"]
 
-    assert notes() == [f"job first ({first[-12:]}, queued) has the same spec and seed, so this one repeats it"]
-    assert notes(seed=1) == notes(epochs=8) == []
+    text = f"job first ({first[-12:]}, queued) has the same spec and seed, so this one repeats it"
+    assert repeated() == {"id": first, "text": text}
+    assert repeated(seed=1) is repeated(epochs=8) is None
     database.write(lambda session: transitions.cancel(session, first))
-    assert notes() == [], "a cancelled job gives no result"
+    assert repeated() is None, "a cancelled job gives no result"
 
 
 @pytest.mark.parametrize("text", ["nul \0 nul", "x' OR 1=1 --", "%", "🏁", "e\u0301"])

@@ -22,6 +22,7 @@ from wcl_client import cli, comparison, output
 from wcl_client.address import DEFAULT_URL, Address, find_address
 from wcl_client.api import WclClient
 from wcl_client.cli import _advice
+from wcl_client.commands.jobs import whole_groups
 from wcl_client.errors import (
     ConflictError,
     DeniedError,
@@ -549,6 +550,8 @@ def test_the_seeds_of_a_group_share_a_line_of_the_folded_list() -> None:
     assert re.split(" {2,}", shared.strip())[:3] == ["000000000000", "ours (3 seeds)", "1 running 2 succeeded"]
     assert "alone, seed 1" in other
     assert len(lines(folded=False)) == 4
+    cut = [job["id"][0] for job in whole_groups([jobs[0], alone, *jobs[1:], alone | {"group_id": "third"}], 2)]  # type: ignore[list-item]
+    assert cut == ["0", "a", "1", "2"], "a group that the limit cuts has all its seeds"
 
 
 def test_a_running_evaluation_names_its_part() -> None:

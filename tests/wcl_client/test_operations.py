@@ -212,7 +212,7 @@ def test_the_error_for_an_absent_object_names_it_and_the_expected_form(server: S
     absent = str(uuid4())
     for arguments, expected in (
         (("submit", "--preset", "digits-cpu", "--after", "nothing"), "no job matches nothing; expected a name"),
-        (("download", absent), f"there is no checkpoint {absent}"),
+        (("download", absent), f"there is no checkpoint {absent!r}"),
         (("show", absent[:8]), "four or more characters"),
     ):
         with pytest.raises(NotFoundError, match=expected):

@@ -44,6 +44,7 @@ def test_every_recipe_is_a_spec_that_can_learn_and_gives_its_reasons(
     assert len(advice(spec, images.count, None)) == (recipe.further_epochs > 0)
     assert recipe.seconds <= 1.05 * 60 * (minutes or 60) or spec.epochs == 1, "the budget is kept"
     assert spec.data.image_size <= min((*(images.median or ()), images.largest or 512))
+    assert recipe.spec["method"] == "wcl", "a file of the spec says it"
     assert (spec.data.name, recipe.steps) == ("photos", images.count // spec.images_per_step * spec.epochs)
     assert all(choice.reason for choice in recipe.choices)
     assert recipe.seconds > 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Final, Literal, cast
 
 import typer
 
@@ -41,6 +42,7 @@ from wcl_core.files import refuse_device, write_bytes
 from wcl_core.text import counted
 
 app = typer.Typer()
+MOST_SEEDS: Final = 32  # of a group, as the server takes them
 
 
 @app.command(rich_help_panel=LOOK)
@@ -94,11 +96,19 @@ def jobs(
             starred=starred,
             by=by,
             folded=folded,
-            limit=limit,
+            limit=limit + MOST_SEEDS if folded else limit,
         )
+    if folded:
+        rows = whole_groups(rows, limit)
     print_json(rows) if as_json else out.show(output.jobs_table(rows, folded=folded))
     if folded and out.is_terminal:
         out.say("without evaluations and trials of sweeps, seeds in one line; all jobs: wcl jobs --all")
+
+
+def whole_groups(rows: Sequence[Job], limit: int) -> list[Job]:
+    """Return the first rows, up to a limit, and beyond it the other jobs of their seed groups."""
+    groups = {row.get("group_id") for row in rows[:limit]} - {None}
+    return [*rows[:limit], *(row for row in rows[limit:] if row.get("group_id") in groups)]
 
 
 @app.command(rich_help_panel=LOOK)

@@ -186,8 +186,8 @@ def describe_submitted(
         if first["kind"] == "pretrain":
             options: JobOptions = {"preset": first.get("preset"), "pool": first["pool"], "gpus": first["gpus"]}
             plan = client.plan("pretrain", first["spec"], **options)
-            own = [each["id"][-12:] for each in jobs]  # the plan comes later, and would name one of them as repeated
-            plan["notes"] = [note for note in plan.get("notes", ()) if not any(each in note for each in own)]
+            if (plan.get("repeats") or {}).get("id") in {each["id"] for each in jobs}:
+                plan["repeats"] = None  # the plan comes later, and names one of these jobs
         lines += plan_lines(plan | {"warnings": dict.fromkeys([*warnings, *plan["warnings"]])})
         lines += [f"  {text}" for text in (twin_texts(client, first) if len(jobs) == 1 else ())]
         say_submitted(client.url, first, lines, jobs)

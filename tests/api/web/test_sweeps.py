@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from jobs import sweeps
+from tests.api.served import Served
 from tests.api.web.conftest import Visitor
 from tests.api.web.served import Site
 from tests.api.web.test_accessibility import violations
@@ -82,6 +83,12 @@ def test_the_list_is_filtered_by_state(visitor: Visitor, site: Site, ended: str)
     expect(page.locator("#sweeps")).to_contain_text("No sweep is failed.")
     page.get_by_role("link", name="Show all").click()
     expect(page.locator(f"#sweep-{ended}")).to_be_visible()
+
+
+def test_a_list_without_any_sweep_has_no_filters(small: Served) -> None:
+    page = small.browser().get("/sweeps?status=failed").text
+    assert "No sweeps yet" in page
+    assert 'aria-label="State"' not in page
 
 
 def test_order_rung_and_trial_are_in_the_address(visitor: Visitor, ended: str) -> None:
