@@ -162,11 +162,7 @@ def test_a_comparison_leads_to_the_evaluation_of_a_run_that_has_none(visitor: Vi
     expect(page.get_by_role("link", name="Evaluate has numbers…")).to_have_count(0)
     page.get_by_role("link", name="Evaluate has none…").click()
     page.wait_for_url(f"**/jobs/{without}#evaluations")
-    page.locator("#measure > summary").click()
-    page.get_by_role("button", name="Evaluate", exact=True).click()
-    expect(page.locator("#toast, #without-numbers, .notice").filter(has_text="valuat").first).to_be_visible()
-    while (claimed := site.try_claim()) is not None:
-        claimed.end("cancelled")
+    expect(page.locator("#measure > summary")).to_have_text("Evaluate…")
 
 
 def test_a_comparison_draws_no_chart_of_its_reference_alone(visitor: Visitor, site: Site) -> None:
