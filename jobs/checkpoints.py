@@ -194,7 +194,7 @@ def delete(session: Session, checkpoint_id: str) -> Checkpoint:
     """
     checkpoint = session.get(Checkpoint, checkpoint_id, with_for_update=True)  # a new job that needs it locks it, too
     if checkpoint is None or checkpoint.deleted_at is not None:
-        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+        raise NotFound(f"there is no checkpoint {checkpoint_id!r}")
     _check_owner(session, checkpoint)
     if checkpoint.pinned:
         raise Conflict("the checkpoint is pinned; unpin it first")

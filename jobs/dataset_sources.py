@@ -236,7 +236,7 @@ def _changeable(session: Session, name: str) -> DatasetSource:
             "these change it"
         )
     if row is None:
-        raise NotFound(f"there is no dataset {name}")
+        raise NotFound(f"there is no dataset {name!r}")
     _check_unused(session, name)
     return row
 

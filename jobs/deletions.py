@@ -127,7 +127,7 @@ def restore(session: Session, job_id: str, by: Principal) -> list[str]:
     of_job = or_(Deletion.root_id == job_id, Deletion.job_id == job_id)
     records = session.execute(select(Deletion).where(is_open, of_job).with_for_update()).scalars().all()
     if not records:
-        raise NotFound(f"there is no deleted job {job_id} that can be restored")
+        raise NotFound(f"there is no deleted job {job_id!r} that can be restored")
     if (root := next((each.root_id for each in records if each.root_id != job_id), None)) is not None:
         raise Conflict(f"job {job_id} was deleted with job {root}; restore that one")
     if any(each.purge_began_at is not None for each in records):

@@ -248,7 +248,7 @@ def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
     """
     checkpoint = session.get(Checkpoint, checkpoint_id)
     if checkpoint is None or checkpoint.deleted_at is not None:
-        raise NotFound(f"there is no checkpoint {checkpoint_id}")
+        raise NotFound(f"there is no checkpoint {checkpoint_id!r}")
     return checkpoint
 
 

@@ -96,7 +96,7 @@ def members(session: Session, group_id: str) -> list[Job]:
     """
     jobs = list(session.execute(select(Job).where(Job.group_id == group_id).order_by(Job.id)).scalars())
     if not jobs:
-        raise NotFound(f"there is no group {group_id}")
+        raise NotFound(f"there is no group {group_id!r}")
     return jobs
 
 

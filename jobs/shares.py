@@ -146,7 +146,7 @@ def revoke(session: Session, share_id: str, by: Principal) -> None:
     """
     managed = select(Share.id).where(Share.id == share_id, _is_managed(by))
     if session.execute(managed).first() is None:
-        raise NotFound(f"there is no link {share_id}")
+        raise NotFound(f"there is no link {share_id!r}")
     is_first = update(Share).where(Share.id == share_id, Share.revoked_at.is_(None))
     changed = session.execute(is_first.values(revoked_at=now_ms(), revoked_by_name=by.name).returning(Share.id))
     if changed.first() is None:

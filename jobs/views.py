@@ -69,7 +69,7 @@ def remove(session: Session, by: Principal, view_id: str) -> None:
     """
     row = session.get(SavedView, view_id)
     if row is None or not (row.is_shared or by.may_change(row.created_by)):
-        raise NotFound(f"there is no view {view_id}")
+        raise NotFound(f"there is no view {view_id!r}")
     access.check_owner(session, row.created_by, f"view {row.name}")
     session.delete(row)
     activity.note(session, "view.remove", row.id, row.name, by=by)

@@ -150,7 +150,7 @@ def cancel(session: Session, sweep_id: str) -> None:
     if not _end(session, sweep_id, Status.CANCELLED):
         status = session.execute(select(Sweep.status).where(Sweep.id == sweep_id)).scalar_one_or_none()
         if status is None:
-            raise NotFound(f"there is no sweep {sweep_id}")
+            raise NotFound(f"there is no sweep {sweep_id!r}")
         raise Conflict(f"cannot cancel a sweep that is {status}")
     name = session.execute(select(Sweep.name).where(Sweep.id == sweep_id)).scalar_one()
     activity.note(session, "sweep.cancel", sweep_id, name)

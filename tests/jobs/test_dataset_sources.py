@@ -201,7 +201,7 @@ def test_a_dataset_of_the_settings_stays_while_a_worker_has_it(database: Databas
     announced(database)
     refused(database, lambda session: dataset_sources.remove(session, "photos"), Conflict, "settings of a worker")
     refused(database, lambda session: dataset_sources.rename(session, "photos", "x"), Conflict, "settings of a worker")
-    refused(database, lambda session: dataset_sources.remove(session, "none"), NotFound, "there is no dataset none")
+    refused(database, lambda session: dataset_sources.remove(session, "none"), NotFound, "there is no dataset 'none'")
     database.write(lambda session: workers.stop(session, WORKER.id))
     database.write(lambda session: dataset_sources.remove(session, "photos"))
     assert names(database) == ([], [])
