@@ -113,9 +113,9 @@ def serve(settings: Settings, *, waits: bool = True) -> None:
         if not _prepare(settings, database, storage, waits=waits and not settings.is_sqlite):
             return
     except ForeignStorage as error:
-        raise Misconfigured(f"{storage.name}: {error}") from error
+        raise Misconfigured(str(error)) from error
     except StorageUnavailable as error:
-        raise StartError(f"{storage.name}: {error}") from error
+        raise StartError(str(error)) from error
     listener = _listener(settings)
     url = hosts.url_of(listener)
     is_first = _is_first(settings.data_dir)

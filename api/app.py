@@ -52,6 +52,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
     app.state.broker_watch = broker_watch(settings)
     app.state.request_metrics = RequestMetrics()
     app.state.flaw_counts = FlawCounts()
+    app.state.metric_faults = {}
     place = None
     with suppress(FileNotFoundError):  # before the first migration
         place = database.place()

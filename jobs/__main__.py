@@ -23,7 +23,7 @@ from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.settings_help import settings_in_use
 from jobs.storage import LocalStorage, StorageUnavailable
 from wcl_core.files import PRIVATE_UMASK
-from wcl_core.text import Arguments, file_size, write_error, write_line
+from wcl_core.text import Arguments, counted, file_size, write_error, write_line
 from wcl_core.version import VERSION
 
 _READERS = ("audit", "backup", "check")  # of a database that is there; the other commands may make one
@@ -119,8 +119,8 @@ def _backup(database: Database, storage: LocalStorage, options: argparse.Namespa
     manifest = backup.manifest
     size, copied = file_size(manifest.database.size), file_size(backup.copied_bytes)
     write_line(
-        f"{Path(options.folder) / manifest.name}: {manifest.counts['jobs']:,} jobs; database {size}; "
-        f"{len(manifest.files):,} files, {backup.num_copied:,} of them copied now ({copied})"
+        f"{Path(options.folder) / manifest.name}: {counted(manifest.counts['jobs'], 'job')}; database {size}; "
+        f"{counted(len(manifest.files), 'file')}, {backup.num_copied:,} of them copied now ({copied})"
     )
     try:
         total = manifest.database.size + sum(manifest.files.values())
@@ -128,7 +128,7 @@ def _backup(database: Database, storage: LocalStorage, options: argparse.Namespa
     except DBAPIError as error:  # the backup is whole; a read-only database can be backed up, too
         write_line(f"the backup is not in the activity log: {describe(error)}", sys.stderr)
     if marked := len(manifest.flaws) - len(backup.new_flaws):
-        write_line(f"{marked:,} files are not in it: they are marked as damaged or missing", sys.stderr)
+        write_line(f"not in it, as marked as damaged or missing: {counted(marked, 'file')}", sys.stderr)
     for flaw in backup.new_flaws:
         write_line(f"not in it: {flaw.storage_key}: {flaw.reason}", sys.stderr)
     return 1 if backup.new_flaws else 0
@@ -149,7 +149,7 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
     if restored.aside is not None:
         write_line(f"the former database is kept as {restored.aside}")
     copied = file_size(restored.copied_bytes)
-    write_line(f"{restored.num_copied:,} files restored ({copied}), {restored.num_present:,} were there")
+    write_line(f"{counted(restored.num_copied, 'file')} restored ({copied}), {restored.num_present:,} present before")
     for key in restored.missing:
         write_line(f"missing or damaged: {key}", sys.stderr)
     if not options.files:
@@ -163,14 +163,14 @@ def _check_backup(folder: backups.BackupFolder, manifest: backups.Manifest) -> i
     flaws = list(folder.flaws(manifest))
     for flaw in flaws:
         write_line(flaw, sys.stderr)
-    counts = ", ".join(f"{number:,} {name}" for name, number in manifest.counts.items())
+    counts = ", ".join(counted(number, name.removesuffix("s")) for name, number in manifest.counts.items())
     write_line(
         f"{manifest.name}: version {manifest.version}, schema {manifest.revision}, "
-        f"{manifest.database.made_with}; {counts}; {len(manifest.files):,} files read, "
+        f"{manifest.database.made_with}; {counts}; {counted(len(manifest.files), 'file')} read, "
         f"{len(flaws):,} of them damaged or missing"
     )
     if manifest.flaws:
-        write_line(f"{len(manifest.flaws):,} files were damaged or missing when it was made", sys.stderr)
+        write_line(f"damaged or missing when it was made: {counted(len(manifest.flaws), 'file')}", sys.stderr)
     return 1 if flaws else 0
 
 
@@ -192,8 +192,9 @@ def _audit(database: Database, storage: LocalStorage) -> int:
     report = audit(database, storage)
     for finding in report.findings:
         write_line(f"{finding.job_id} {finding.rule}: {finding.message}")
-    counts = f"{report.jobs} jobs, {report.attempts} attempts, {report.events} events, {report.deletions} deletions"
-    write_line(f"{counts}: {len(report.findings)} findings", sys.stderr)
+    numbers = (report.jobs, "job"), (report.attempts, "attempt"), (report.events, "event")
+    counts = ", ".join(counted(*each) for each in (*numbers, (report.deletions, "deletion")))
+    write_line(f"{counts}: {counted(len(report.findings), 'finding')}", sys.stderr)
     return 1 if report.findings else 0
 
 

@@ -14,11 +14,29 @@ from sqlalchemy.orm import Session
 
 from jobs.access import Principal, principal_of
 from jobs.database import Database, new_id, now_ms
-from jobs.models import Activity
+from jobs.errors import FieldError, Invalid
+from jobs.models import Activity, Key
 
 OPERATOR: Final = Principal("", "an operator's command", frozenset())  # of `python -m jobs`
 SERVER: Final = Principal("", "the server at its start", frozenset())
 _MOST_FACTS = 1_000  # characters of one value
+_JOBS: Final = ("cancel", "pause", "resume", "archive", "unarchive")
+ACTIONS: Final = {  # every action, by the kind of its object
+    "job": ("submit", "change", *_JOBS, "reference", "unreference", "clean", "delete", "restore", "purge"),
+    "jobs": _JOBS,  # of many jobs at once; each has its own entry, too
+    "sweep": ("submit", "cancel"),
+    "checkpoint": ("pin", "unpin", "delete"),
+    "weights": ("import", "remove"),
+    "dataset": ("add", "read", "rename", "remove"),
+    "worker": ("drain", "cordon", "uncordon", "invite", "join"),
+    "share": ("create", "revoke"),
+    "view": ("save", "remove"),
+    "webhook": ("create", "change", "test", "redeliver", "remove"),
+    "project": ("create", "change", "rename", "remove"),
+    "key": ("create", "change", "rotate", "revoke", "link"),
+    "session": ("begin", "end"),
+    "backup": ("create", "restore"),
+}
 
 
 def note(
@@ -78,6 +96,7 @@ _TITLES: Final = {
     "worker.invite": "Invited a worker",
     "worker.join": "Let a worker join",
     "backup.create": "Made a backup",
+    "backup.restore": "Restored files of a backup",
 }
 
 
@@ -174,6 +193,9 @@ def entries(
         since, until: milliseconds since 1970; `until` is exclusive.
         before: the id of an entry; only older ones.
         limit: the most entries.
+
+    Raises:
+        Invalid: no entry matches, and there is no such action or actor.
     """
     statement = select(Activity).order_by(Activity.id.desc()).limit(limit)
     if actor:
@@ -189,7 +211,28 @@ def entries(
         statement = statement.where(Activity.at < until)
     if before is not None:
         statement = statement.where(Activity.id < before)
-    return session.execute(statement).scalars().all()
+    if not (rows := session.execute(statement).scalars().all()):
+        _check_action(action)
+        _check_actor(session, actor)
+    return rows
+
+
+def _check_action(action: str | None) -> None:
+    kind, _, verb = (action or "").partition(".")
+    if not action or (kind in ACTIONS and (not verb or verb in ACTIONS[kind])):
+        return
+    expected = [f"{kind}.{each}" for each in ACTIONS[kind]] if kind in ACTIONS else [*ACTIONS, "job.cancel"]
+    raise Invalid([FieldError("action", f"no action is called {action!r}; expected one such as {', '.join(expected)}")])
+
+
+def _check_actor(session: Session, actor: str | None) -> None:
+    if not actor:
+        return
+    in_log = select(Activity.id).where(or_(Activity.actor == actor, Activity.actor_id == actor)).limit(1)
+    of_key = select(Key.id).where(or_(Key.name == actor, Key.id == actor)).limit(1)
+    if session.execute(in_log).first() is None and session.execute(of_key).first() is None:
+        advice = "`wcl keys list --all` lists the keys"
+        raise Invalid([FieldError("actor", f"neither the log nor a key has the name or id {actor!r}; {advice}")])
 
 
 def expire(database: Database, days: float) -> None:

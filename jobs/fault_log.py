@@ -21,6 +21,11 @@ class FaultLog:
         self._log, self._activity = log, activity
         self._cause: tuple[object, ...] | None = None
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last try failed."""
+        return self._cause is not None
+
     def failed(self, error: BaseException, reason: str | None = None) -> None:
         """Log a failure, unless the last one had the same cause; only an unexpected error gets a traceback.
 

@@ -20,7 +20,6 @@ from jobs.database import Database, now_ms, project_of
 from jobs.eligibility import is_due
 from jobs.models import Activity, Attempt, Checkpoint, Job, Worker
 from jobs.status import HELD, TERMINAL, Reason, Status
-from jobs.webhooks import subscriptions
 
 HOUR_MS = 3_600_000
 _BACKUP, _BACKUPS = "backup.create", "backups"  # action and object in the activity log
@@ -28,42 +27,25 @@ _KEPT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The numbers at one moment; each has an entry for every state or reason, 0 where there is none.
+class Queue:
+    """Numbers of jobs; each has an entry for every state or reason, 0 where there is none.
 
     Attributes:
         jobs: jobs that have not ended, by status.
         paused: paused jobs by reason.
         oldest_due_seconds: by pool, the seconds for which the oldest job that could start has waited.
-        jobs_ended: jobs that ended in the last hour, by status and reason; the reason of success is empty.
-        attempts_started: claims of the last hour.
-        attempts_ended: attempts that ended in the last hour, by reason, which is `succeeded` for a good end.
-        workers: those that run.
-        workers_lost: in the last hour.
-        deliveries: messages of webhooks, by state.
-        backup_age_seconds: of the newest backup; infinite where none was made.
-        administrator_seconds: until the last key with `admin` in all projects expires; infinite if one does not.
+        ended: jobs that ended in the last hour, by status and reason; the reason of success is empty.
     """
 
     jobs: Mapping[str, int]
     paused: Mapping[str, int]
     oldest_due_seconds: Mapping[str, float]
-    jobs_ended: Mapping[tuple[str, str], int]
-    attempts_started: int
-    attempts_ended: Mapping[str, int]
-    workers: list[Worker]
-    workers_lost: int
-    deliveries: Mapping[str, int]
-    backup_age_seconds: float
-    administrator_seconds: float
+    ended: Mapping[tuple[str, str], int]
 
 
-def snapshot(session: Session) -> Snapshot:
-    """Read the numbers; each statement reads a range of an index."""
-    now = session.execute(select(now_ms())).scalar_one()
-    since = now - HOUR_MS
-    count = func.count()
-
+def queue(session: Session) -> Queue:
+    """Read the numbers of jobs; each statement reads a range of an index."""
+    now, count = _now(session), func.count()
     jobs = Counter({str(status): 0 for status in Status if status not in TERMINAL})
     jobs.update(queries.counts_by_status(session))
     paused = Counter({str(reason): 0 for reason in (Reason.USER, *sorted(HELD))})
@@ -71,31 +53,46 @@ def snapshot(session: Session) -> Snapshot:
     paused.update(_counts(session, select(Job.status_reason, count).where(is_paused).group_by(Job.status_reason)))
     waiting = select(Job.pool, func.min(Job.updated_at)).where(is_due()).group_by(Job.pool)
 
-    jobs_ended = Counter({("succeeded", ""): 0, ("cancelled", Reason.USER.value): 0})
-    jobs_ended.update({("failed", str(reason)): 0 for reason in Reason})
-    ends = select(Job.status, Job.status_reason, count).where(Job.ended_at > since)
+    ended = Counter({("succeeded", ""): 0, ("cancelled", Reason.USER.value): 0})
+    ended.update({("failed", str(reason)): 0 for reason in Reason})
+    ends = select(Job.status, Job.status_reason, count).where(Job.ended_at > now - HOUR_MS)
     for status, reason, number in session.execute(ends.group_by(Job.status, Job.status_reason)):
-        jobs_ended[status, reason or ""] += number
+        ended[status, reason or ""] += number
+    oldest = {pool: max(0, now - at) / 1000 for pool, at in session.execute(waiting)}
+    return Queue(jobs, paused, oldest, ended)
 
-    attempts_ended = Counter({str(reason): 0 for reason in (Status.SUCCEEDED, *Reason)})
-    ended = select(Attempt.end_reason, count).where(Attempt.ended_at > since)
-    attempts_ended.update(_counts(session, ended.group_by(Attempt.end_reason)))
+
+def attempts_of_hour(session: Session) -> tuple[int, Mapping[str, int]]:
+    """Return the claims of the last hour, and the ends by reason, which is `succeeded` for a good one."""
+    since = _now(session) - HOUR_MS
+    ends = Counter({str(reason): 0 for reason in (Status.SUCCEEDED, *Reason)})
+    ended = select(Attempt.end_reason, func.count()).where(Attempt.ended_at > since)
+    ends.update(_counts(session, ended.group_by(Attempt.end_reason)))
     is_recent = or_(Attempt.ended_at.is_(None), Attempt.ended_at > since)
-    started = select(count).select_from(Attempt).where(is_recent, Attempt.started_at > since)
-    lost = select(count).select_from(Worker).where(Worker.state == "lost", Worker.seen_at > since)
-    return Snapshot(
-        jobs=jobs,
-        paused=paused,
-        oldest_due_seconds={pool: max(0, now - at) / 1000 for pool, at in session.execute(waiting)},
-        jobs_ended=jobs_ended,
-        attempts_started=session.execute(started).scalar_one(),
-        attempts_ended=attempts_ended,
-        workers=queries.workers(session, alive_only=True),
-        workers_lost=session.execute(lost).scalar_one(),
-        deliveries=subscriptions.counts_by_state(session),
-        backup_age_seconds=_backup_age_seconds(session, now),
-        administrator_seconds=max(0.0, keys.administrators_end(session) - now) / 1000,
-    )
+    started = select(func.count()).select_from(Attempt).where(is_recent, Attempt.started_at > since)
+    return session.execute(started).scalar_one(), ends
+
+
+def workers_lost(session: Session) -> int:
+    """Return the number of workers that were lost in the last hour."""
+    is_lost = (Worker.state == "lost", Worker.seen_at > _now(session) - HOUR_MS)
+    return session.execute(select(func.count()).select_from(Worker).where(*is_lost)).scalar_one()
+
+
+def administrator_seconds(session: Session) -> float:
+    """Return the time until the last key with `admin` in all projects expires; infinite if one does not."""
+    return max(0.0, keys.administrators_end(session) - _now(session)) / 1000
+
+
+def backup_age_seconds(session: Session) -> float:
+    """Return the age of the newest backup; infinite where none was made."""
+    newest = select(Activity.at).where(Activity.object_id == _BACKUPS, Activity.action == _BACKUP)
+    at = session.execute(newest.order_by(Activity.id.desc()).limit(1)).scalar_one_or_none()
+    return math.inf if at is None else max(0, _now(session) - at) / 1000
+
+
+def _now(session: Session) -> int:
+    return session.execute(select(now_ms())).scalar_one()
 
 
 def note_backup(database: Database, name: str, size: int) -> None:
@@ -106,12 +103,6 @@ def note_backup(database: Database, name: str, size: int) -> None:
     """
     facts = {"backup": name, "size": size}
     database.write(lambda session: activity.note(session, _BACKUP, _BACKUPS, **facts, by=activity.OPERATOR))
-
-
-def _backup_age_seconds(session: Session, now: int) -> float:
-    newest = select(Activity.at).where(Activity.object_id == _BACKUPS, Activity.action == _BACKUP)
-    at = session.execute(newest.order_by(Activity.id.desc()).limit(1)).scalar_one_or_none()
-    return math.inf if at is None else max(0, now - at) / 1000
 
 
 class FlawCounts:

@@ -174,7 +174,7 @@ class LocalStorage:
     def check(self) -> None:
         if self.id is None or (marker := self.marker()) == self.id:
             return
-        where = "the storage folder (checkpoints in WCL_DATA_DIR)"
+        where = f"the storage folder {self.name}"
         if marker is None:
             raise ForeignStorage(f"{where} has no file {MARKER}, so it is not the storage; check its mount")
         raise ForeignStorage(

@@ -110,7 +110,7 @@ def _refuse_without_files(session: Session, storage: Storage) -> None:
     newest = list(session.execute(registered.order_by(models.Checkpoint.job_id.desc()).limit(_SAMPLE)).scalars())
     if newest and not any(next(storage.keys(job_id), None) for job_id in newest):
         raise ForeignStorage(
-            "the database has registered files, but the storage folder (checkpoints in WCL_DATA_DIR) has none of them; "
+            f"the database has registered files, but the storage folder {storage.name} has none of them; "
             "mount the folder that holds them, or copy its files; only if they are lost, add --without-files"
         )
 
@@ -130,8 +130,8 @@ def _check_owner(database: Database, storage: Storage) -> None:
     if owner is not None and _is_there(owner):
         storage.id = ""  # no folder is accepted
         raise ForeignStorage(
-            f"the storage folder (checkpoints in WCL_DATA_DIR) belongs to the database {owner.partition(' ')[2]}, and "
-            "this database is a copy of it; give the copy a copy of the folder; "
+            f"the storage folder {storage.name} belongs to the database {owner.partition(' ')[2]}, and this "
+            "database is a copy of it; give the copy a copy of the folder; "
             "if the copy replaces the original, run `python -m jobs adopt-storage`"
         )
     with suppress(OSError):  # such as a full disk; noted by a later call
@@ -169,15 +169,15 @@ def _refuse_strangers(session: Session, storage: Storage, marker: str | None) ->
         registered = select(models.Checkpoint.id).where(models.Checkpoint.deleted_at.is_(None)).limit(1)
         if session.execute(registered).first() is not None:
             raise ForeignStorage(
-                "the database has registered files, but the storage folder (checkpoints in WCL_DATA_DIR) is absent or "
-                "empty; check WCL_DATA_DIR and its mount"
+                f"the database has registered files, but the storage folder {storage.name} is absent or empty; check "
+                "WCL_DATA_DIR and its mount"
             )
         return
     are_known = session.execute(select(models.Job.id).where(models.Job.id.in_(job_ids)).limit(1)).first() is not None
     if marker is not None or not are_known:
         raise ForeignStorage(
-            "the storage folder (checkpoints in WCL_DATA_DIR) holds files of another database; set WCL_DATABASE_URL to "
-            f"that database, or WCL_DATA_DIR to another folder; {_ADOPT}"
+            f"the storage folder {storage.name} holds files of another database; set WCL_DATABASE_URL to that "
+            f"database, or WCL_DATA_DIR to another folder; {_ADOPT}"
         )
 
 

@@ -46,6 +46,11 @@ def _when(moment: str | None) -> str | None:
     return moment and f"{moment[:19].replace('T', ' ')} UTC, {age(moment)} ago"
 
 
+def _minute(moment: str) -> str:
+    """Return a moment of a response in the time zone of this machine, to the minute."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
 def phase_text(job: Job) -> str | None:
     """Return the present work of a run; None while it trains or saves."""
     progress = job.get("progress")
@@ -667,10 +672,10 @@ def deletions_table(deletions: Sequence[Json]) -> Rows:
 
 def activity_table(entries: Sequence[Activity]) -> Rows:
     """Return a table with a row for each entry of the activity log."""
-    table = Rows("by", "action", "object", "id", "details", "age", cut=("by", "object", "details"))
+    table = Rows("time", "by", "action", "object", "id", "details", "age", cut=("by", "object", "details"))
     for each in entries:
-        short = each["object_id"][-12:]
-        table.add(each["actor"], each["action"], each["object_name"], short, each.get("text", ""), age(each["at"]))
+        short, at = each["object_id"][-12:], _minute(each["at"])
+        table.add(at, each["actor"], each["action"], each["object_name"], short, each.get("text", ""), age(each["at"]))
     return table
 
 

@@ -8,7 +8,7 @@ request (`protocol.REQUEST_LETTERS`).  The end of the pipe means that the worker
     pipe ends ──► as for a drain; a few seconds later the process ends in any case
 
 Every failure becomes an `end` record with a reason.  A process that ends without an `end` record was killed, or its
-disk has no room for the record: then its exit code is `DISK_FULL_EXIT`.
+disk does not take the record: then its exit code is `DISK_FULL_EXIT` or `STORAGE_FAULT_EXIT`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from wcl_core.protocol import (
     PEER_LOST_EXIT,
     REQUEST_LETTERS,
     SPOOL_FILE,
+    STORAGE_FAULT_EXIT,
     DeviceFault,
     Failure,
     FailureReason,
@@ -68,6 +69,7 @@ _OF_CUDA: dict[CudaReason, str] = {
     "device_assert": "a check in a GPU kernel failed, a fault of the code; with device: cpu the error names the line",
     "device_error": "CUDA reported an error, of the code or of the GPU; the log has the traceback",
 }
+_EXIT_OF: dict[FailureReason, int] = {"disk_full": DISK_FULL_EXIT, "storage_unavailable": STORAGE_FAULT_EXIT}
 _REQUEST_OF: dict[bytes, Request] = {letter: request for request, letter in REQUEST_LETTERS.items()}
 
 
@@ -78,16 +80,16 @@ def run_attempt(folder: Path, control_fd: int | None) -> int:
         0 when the spool ends with an `end` record, also one of failure.  Under several ranks the first one writes the
         spool.  Another rank that fails leaves a failure file and exits with 1.  A rank that only lost the others exits
         with `PEER_LOST_EXIT`; the file that it leaves counts if no rank knows the cause.  `DISK_FULL_EXIT` when the
-        disk has no room for the report of the end.
+        disk has no room for the report of the end, and `STORAGE_FAULT_EXIT` when it refuses it otherwise.
     """
     try:
         return _run_attempt(folder, control_fd)
     except OSError as error:  # of the report itself; every other one is in it
-        if classify(error) != "disk_full":
+        if (code := _EXIT_OF.get(classify(error))) is None:
             raise
         if "RANK" in os.environ:
-            _exit(DISK_FULL_EXIT)
-        return DISK_FULL_EXIT
+            _exit(code)
+        return code
 
 
 def _run_attempt(folder: Path, control_fd: int | None) -> int:
@@ -240,7 +242,7 @@ def classify(error: Exception) -> FailureReason:
             return "missing_checkpoint"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return "disk_full"
-        case OSError(errno=errno.EROFS | errno.ESTALE):
+        case OSError(errno=errno.EROFS | errno.ESTALE | errno.EIO):
             return "storage_unavailable"
         case OSError(errno=errno.EMFILE | errno.ENFILE | errno.EADDRINUSE | errno.EADDRNOTAVAIL):
             return "no_resources"

@@ -63,6 +63,7 @@ OUTCOME_OF: dict[Request, Outcome] = {"cancel": "cancelled", "drain": "drained",
 ORPHANED_EXIT: Final = 70  # the run lost its worker
 PEER_LOST_EXIT: Final = 71  # a rank lost the others; their exit codes give the cause
 DISK_FULL_EXIT: Final = 72  # the disk had no room for the run's last report
+STORAGE_FAULT_EXIT: Final = 73  # the disk refused it otherwise: it is read-only, away or broken
 
 # --- files of an attempt's folder ----------------------------------------------------------------------------------
 

@@ -262,7 +262,6 @@ class SpoolReporter(Reporter):
                 os._exit(exit_code)
 
     def _append(self, record: Record) -> None:
-        self._has_ended = isinstance(record, EndRecord)
         line = json.dumps({"seq": self._seq + 1, **to_json(record)}, separators=(",", ":"), allow_nan=False) + "\n"
         self._seq += 1
         self._unwritten += line.encode()
@@ -274,6 +273,7 @@ class SpoolReporter(Reporter):
                 raise
             self._reserve.close()
             self._write()
+        self._has_ended = isinstance(record, EndRecord)
         if isinstance(record, CheckpointRecord | EndRecord):
             failpoint("spool.fsync")
             os.fsync(self._descriptor)

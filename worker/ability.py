@@ -82,5 +82,5 @@ class StorageCheck:
                 storage_id.connect(self._database, self._storage)
                 self._next_comparison = time.monotonic() + _COMPARE_SECONDS
         except StorageUnavailable as error:
-            return Unable(Reason.STORAGE_UNAVAILABLE, f"{self._storage.name}: {error}")
+            return Unable(Reason.STORAGE_UNAVAILABLE, str(error))
         return None

@@ -31,6 +31,7 @@ from wcl_core.protocol import (
     FAILURE_FILES,
     LOST_PEER_FILES,
     PEER_LOST_EXIT,
+    STORAGE_FAULT_EXIT,
     Failure,
     Outcome,
     RunFile,
@@ -65,6 +66,9 @@ def exit_reason(code: int, folder: Path, is_oom_kill: Callable[[], bool] | None,
     """
     if was_full or code == DISK_FULL_EXIT or is_disk_full(folder):
         return AttemptEnd("failed", Reason.DISK_FULL, "the disk of the worker is full")
+    if code == STORAGE_FAULT_EXIT:
+        message = "the disk of the worker does not take the run's report: it is read-only, away or broken"
+        return AttemptEnd("failed", Reason.STORAGE_UNAVAILABLE, message)
     if code < 0:
         return _killed(-code, is_oom_kill, folder)
     if (failure := read_failure(folder)) is not None:

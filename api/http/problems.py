@@ -33,6 +33,7 @@ from starlette.exceptions import HTTPException
 from api.http import field_errors
 from jobs.errors import FieldError, Invalid, JobsError, OverLimit
 from jobs.faults import describe, detail_of, fault_of
+from wcl_core.text import without_paths
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,9 @@ class TooMany(JobsError):  # noqa: N818
 class Unready(JobsError):  # noqa: N818
     status_code = 503
     title = "Not ready"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(without_paths(detail))
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from api.http.auth import Reader
 from api.http.dependencies import TheDatabase
 from api.http.problems import Unready
 from api.rest.responses import Response
-from jobs import devices, monitoring, schema, search
+from jobs import devices, monitoring, queries, schema, search
 from jobs.database import Database
-from jobs.models import LIVE_STATES, Worker
-from jobs.monitoring import Snapshot
+from jobs.fault_log import FaultLog
+from jobs.models import LIVE_STATES
 from jobs.status import HELD
+from jobs.webhooks import subscriptions
+from wcl_core.text import without_paths
 from wcl_core.version import VERSION
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["service"])
 
 
@@ -61,20 +67,26 @@ def readyz(request: Request, database: TheDatabase) -> Readiness:
 
 def _problems(request: Request, database: Database) -> Iterator[str]:
     storage, broker = request.app.state.storage_watch, request.app.state.broker_watch
-    yield from filter(None, (storage.problem or storage.shortage, broker.problem, search.problem(database)))
+    problem = storage.problem or storage.shortage
+    yield from filter(None, (problem and without_paths(problem), broker.problem, search.problem(database)))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(request: Request, principal: Reader, database: TheDatabase) -> PlainTextResponse:
     """Return the metrics of the service and of this process in the text format of Prometheus."""
-    with database.read() as session:
-        snapshot, flaws = monitoring.snapshot(session), request.app.state.flaw_counts.read(session)
-    families = (
-        *_of_process(request),
-        *_of_queue(snapshot),
-        *_of_upkeep(snapshot, flaws),
-        *_of_workers(snapshot.workers),
-    )
+    families, failed = list(_of_process(request)), {}
+    for part, read in _PARTS.items():
+        faults = request.app.state.metric_faults.setdefault(part, FaultLog(log, f"the reading of metrics of {part}"))
+        try:
+            with database.read() as session:
+                families += read(session, request)
+        except DBAPIError as error:  # of this part alone
+            faults.failed(error)
+        else:
+            faults.succeeded()
+        failed[part] = int(faults.is_failing)
+    meaning = "1 if the database refuses what a part of these metrics reads; the part is then absent."
+    families.append(_gauge("metrics_failed", meaning, _by(failed), ["part"]))
     text = generate_latest(_Families(families)) + generate_latest(request.app.state.request_metrics.registry)
     return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 
@@ -109,32 +121,46 @@ def _of_process(request: Request) -> Iterator[GaugeMetricFamily]:
     yield _gauge("streams", "Open event streams of this process.", {(): state.streams.count})
 
 
-def _of_queue(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
-    yield _gauge("jobs", "Jobs that have not ended, by status.", _by(snapshot.jobs), ["status"])
-    yield _gauge("jobs_paused", "Paused jobs, by reason.", _by(snapshot.paused), ["reason"])
-    waiting = snapshot.oldest_due_seconds
+def _of_queue(session: Session, _request: Request) -> Iterator[GaugeMetricFamily]:
+    queue = monitoring.queue(session)
+    yield _gauge("jobs", "Jobs that have not ended, by status.", _by(queue.jobs), ["status"])
+    yield _gauge("jobs_paused", "Paused jobs, by reason.", _by(queue.paused), ["reason"])
+    waiting = queue.oldest_due_seconds
     yield _gauge("oldest_due_seconds", "Waiting time of the oldest job that could start.", _by(waiting), ["pool"])
-    ended = "Jobs that ended in the last hour, by status and reason."
-    yield _gauge("jobs_ended_last_hour", ended, snapshot.jobs_ended, ["status", "reason"])
-    started = "Attempts that began in the last hour."
-    yield _gauge("attempts_started_last_hour", started, {(): snapshot.attempts_started})
-    ended = "Attempts that ended in the last hour, by reason."
-    yield _gauge("attempts_ended_last_hour", ended, _by(snapshot.attempts_ended), ["reason"])
-    meaning = "Messages of webhooks in the log, by state."
-    yield _gauge("webhook_deliveries", meaning, _by(snapshot.deliveries), ["state"])
-    yield _gauge("workers_lost_last_hour", "Workers lost in the last hour.", {(): snapshot.workers_lost})
+    meaning = "Jobs that ended in the last hour, by status and reason."
+    yield _gauge("jobs_ended_last_hour", meaning, queue.ended, ["status", "reason"])
 
 
-def _of_upkeep(snapshot: Snapshot, flaws: Mapping[str, int]) -> Iterator[GaugeMetricFamily]:
+def _of_attempts(session: Session, _request: Request) -> Iterator[GaugeMetricFamily]:
+    started, ended = monitoring.attempts_of_hour(session)
+    yield _gauge("attempts_started_last_hour", "Attempts that began in the last hour.", {(): started})
+    meaning = "Attempts that ended in the last hour, by reason."
+    yield _gauge("attempts_ended_last_hour", meaning, _by(ended), ["reason"])
+
+
+def _of_webhooks(session: Session, _request: Request) -> Iterator[GaugeMetricFamily]:
+    deliveries = subscriptions.counts_by_state(session)
+    yield _gauge("webhook_deliveries", "Messages of webhooks in the log, by state.", _by(deliveries), ["state"])
+
+
+def _of_backups(session: Session, _request: Request) -> Iterator[GaugeMetricFamily]:
     meaning = "Age of the newest backup; +Inf without any."
-    yield _gauge("backup_age_seconds", meaning, {(): snapshot.backup_age_seconds})
+    yield _gauge("backup_age_seconds", meaning, {(): monitoring.backup_age_seconds(session)})
+
+
+def _of_keys(session: Session, _request: Request) -> Iterator[GaugeMetricFamily]:
     meaning = "Time until the last key with the scope admin expires; +Inf if one does not, 0 without any."
-    yield _gauge("administrator_key_seconds_left", meaning, {(): snapshot.administrator_seconds})
+    yield _gauge("administrator_key_seconds_left", meaning, {(): monitoring.administrator_seconds(session)})
+
+
+def _of_checkpoints(session: Session, request: Request) -> Iterator[GaugeMetricFamily]:
     meaning = "Checkpoints whose file is damaged or missing, as of the last minute."
-    yield _gauge("checkpoints_flawed", meaning, _by(flaws), ["state"])
+    yield _gauge("checkpoints_flawed", meaning, _by(request.app.state.flaw_counts.read(session)), ["state"])
 
 
-def _of_workers(workers: Sequence[Worker]) -> Iterator[GaugeMetricFamily]:
+def _of_workers(session: Session, _request: Request) -> Iterator[GaugeMetricFamily]:
+    workers = queries.workers(session, alive_only=True)
+    yield _gauge("workers_lost_last_hour", "Workers lost in the last hour.", {(): monitoring.workers_lost(session)})
     states = {state: sum(worker.state == state for worker in workers) for state in LIVE_STATES}
     unable = Counter({str(reason): 0 for reason in HELD})
     unable.update(worker.unable for worker in workers if worker.unable)
@@ -166,3 +192,14 @@ def _of_workers(workers: Sequence[Worker]) -> Iterator[GaugeMetricFamily]:
 
 def _by(values: Mapping[str, float]) -> dict[tuple[str, ...], float | None]:
     return {(label,): value for label, value in values.items()}
+
+
+_PARTS: Final[Mapping[str, Callable[[Session, Request], Iterator[GaugeMetricFamily]]]] = {
+    "jobs": _of_queue,
+    "attempts": _of_attempts,
+    "webhooks": _of_webhooks,
+    "backups": _of_backups,
+    "keys": _of_keys,
+    "checkpoints": _of_checkpoints,
+    "workers": _of_workers,
+}

@@ -15,6 +15,7 @@ from jobs.checked_files import BadFile
 from jobs.database import Database
 from jobs.models import Artifact, Checkpoint
 from jobs.storage import Storage, StorageUnavailable
+from wcl_core.text import without_paths
 
 log = logging.getLogger(__name__)
 
@@ -67,5 +68,5 @@ def _report(database: Database, storage: Storage, row: Checkpoint, flaw: BadFile
     try:
         damage.report(database, storage, row, flaw)
     except StorageUnavailable as lost:
-        return str(lost)
+        return without_paths(str(lost))
     return "it is marked, and no job uses it until the file is as registered again"

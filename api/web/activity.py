@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -13,27 +14,20 @@ from api.http.dependencies import TheDatabase
 from api.web.render import page
 from jobs import activity
 from jobs.database import database_time
+from jobs.errors import FieldError, Invalid
 from jobs.models import Activity
 
 router = APIRouter(include_in_schema=False)
 
 _MOST = 100  # entries of a page
-_KINDS: Final = {
-    "job": "jobs",
+_TITLES: Final = {
     "jobs": "many jobs at once",
-    "sweep": "sweeps",
-    "checkpoint": "checkpoints",
     "weights": "imported weights",
-    "dataset": "datasets",
-    "worker": "workers",
     "share": "shared links",
     "view": "saved views",
-    "webhook": "webhooks",
-    "project": "projects",
-    "key": "keys",
     "session": "sign-ins",
-    "backup": "backups",
 }
+_KINDS: Final = {kind: _TITLES.get(kind, f"{kind}s") for kind in activity.ACTIONS}
 _Text = Annotated[str, Query(max_length=200)]
 
 
@@ -50,14 +44,20 @@ def activity_page(
     """Return the entries of the log, newest first."""
     actor, action, target = actor.strip(), action.strip(), target.strip()
     filters = {"actor": actor, "action": action, "target": target}
+    rows: Sequence[Activity] = ()
+    problems: Sequence[FieldError] = ()
     with database.read() as session:
-        rows = activity.entries(
-            session, actor=actor, action=action, target=target, before=cursor or None, limit=_MOST + 1
-        )
         now = database_time(session)
+        try:
+            rows = activity.entries(
+                session, actor=actor, action=action, target=target, before=cursor or None, limit=_MOST + 1
+            )
+        except Invalid as error:
+            problems = error.errors
     older = rows[_MOST - 1].id if len(rows) > _MOST else None
     lines = [(row, _address(row), activity.title(row.action), activity.facts_of(row.details)) for row in rows[:_MOST]]
     facts: dict[str, Any] = {"lines": lines, "filters": filters, "older": older, "is_first": not cursor, "now": now}
+    facts["problems"] = [problem.detail for problem in problems]
     return page(request, "activity.html", kinds=_KINDS, **facts)
 
 

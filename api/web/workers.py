@@ -93,8 +93,15 @@ class Pool:
 
 @dataclass(frozen=True)
 class WorkerList:
+    """The workers of the page.
+
+    Attributes:
+        newest: ids of the workers that no other one of their name has followed; a cordon of theirs holds for the next.
+    """
+
     running: list[WorkerView]
     gone: list[Worker]
+    newest: frozenset[str]
     pools: list[Pool]
     now: int
 
@@ -107,9 +114,14 @@ def worker_list(session: Session) -> WorkerList:
     return WorkerList(
         running=sorted(views, key=lambda view: (view.worker.pool, view.view is None, view.worker.name)),
         gone=[worker for worker in workers if not worker.is_live],
+        newest=frozenset({worker.name: worker.id for worker in sorted(workers, key=_age)}.values()),
         pools=_pools(session, views),
         now=database_time(session),
     )
+
+
+def _age(worker: Worker) -> tuple[int, str]:
+    return worker.started_at, worker.id
 
 
 def _views(session: Session, workers: Sequence[Worker]) -> list[WorkerView]:

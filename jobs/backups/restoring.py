@@ -24,7 +24,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from jobs import damage, schema, storage_id, transitions, workers
+from jobs import activity, damage, schema, storage_id, transitions, workers
 from jobs.attempts import AttemptRef
 from jobs.backups import dumps
 from jobs.backups.backup_folder import BackupError, BackupFolder, Manifest, check_bytes, copy_checked
@@ -123,7 +123,11 @@ def restore_files(settings: Settings, backups: BackupFolder) -> Restored:
             raise ForeignStorage(f"{storage.root} is the storage of another database; check WCL_DATA_DIR")
         result = _bring_files(database, storage, backups)
         storage_id.adopt(database, storage)
-    return Restored(*result)
+        restored = Restored(*result)
+        facts = {"folder": str(backups.root), "files": restored.num_copied, "size": restored.copied_bytes}
+        by = activity.OPERATOR
+        database.write(lambda session: activity.note(session, "backup.restore", "backups", by=by, **facts))
+    return restored
 
 
 # --- the target ------------------------------------------------------------------------------------------------------

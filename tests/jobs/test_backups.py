@@ -18,7 +18,7 @@ from jobs.audit import audit
 from jobs.backups import BackupError, BackupFolder, dumps, making
 from jobs.database import Database
 from jobs.errors import RecordsMissing, Superseded
-from jobs.models import Attempt, AttemptDevice, Checkpoint, Job, Webhook, WebhookDelivery, Worker
+from jobs.models import Activity, Attempt, AttemptDevice, Checkpoint, Job, Webhook, WebhookDelivery, Worker
 from jobs.settings import Settings
 from jobs.storage import MARKER, ForeignStorage, KeptFiles, LocalStorage
 from tests import servers
@@ -424,6 +424,8 @@ def test_todays_dump_with_last_nights_files(service: Service, folder: BackupFold
 
     result = backups.restore_files(service.settings, folder)
 
+    (entry,) = (each for each in every(service.database, Activity) if each.action == "backup.restore")
+    assert (entry.actor, (entry.details or {})["files"]) == ("an operator's command", 2)
     assert (result.num_copied, len(result.missing)) == (2, 1)
     storage_id.connect(service.database, service.storage)
     flaws = {row.step: row.flaw for row in every(service.database, Checkpoint)}
@@ -514,10 +516,10 @@ def test_the_commands_say_what_they_did(
         environment.delenv("WCL_DATABASE_URL", raising=False)
         environment.setenv("WCL_DATA_DIR", str(tmp_path))
         assert main(["backup", str(folder.root), "--keep", "3"]) == 0
-        assert "1 jobs" in (printed := capsys.readouterr().out)
-        assert "1 files, 1 of them copied now" in printed
+        assert "1 job;" in (printed := capsys.readouterr().out)
+        assert "1 file, 1 of them copied now" in printed
         assert main(["restore", str(folder.root), "--check"]) == 0
-        assert "1 files read, 0 of them damaged or missing" in capsys.readouterr().out
+        assert "1 file read, 0 of them damaged or missing" in capsys.readouterr().out
         assert main(["restore", str(folder.root)]) == 1
         assert "add --replace" in capsys.readouterr().err
         environment.setenv("WCL_DATA_DIR", str(tmp_path / "copy"))

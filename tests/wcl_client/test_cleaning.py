@@ -18,7 +18,9 @@ def test_deleted_jobs_are_removed_at_once_after_a_question(server: Served) -> No
     assert "1 deleted job, 0 B, would be removed" in wcl("purge", jobs[0], "--dry-run").stdout
     assert "nothing is removed" in wcl("purge", jobs[0]).stderr, "it asks first"
     assert "1 deleted job, 0 B, removed" in wcl("purge", jobs[0], "--yes").stdout
-    assert "2 deleted jobs, 0 B, removed" in wcl("purge", "--by", "anna", "--yes").stdout
+    purged = wcl("purge", "--by", "anna", "--yes")
+    assert "2 deleted jobs, 0 B, removed" in purged.stdout
+    assert "the access log" in purged.stderr, "what stays"
     assert "expected either jobs or --by" in wcl("purge").output
     assert wcl("storage", "--remove").stdout.startswith("there is no removable checkpoint; `wcl delete`")
     assert "need --remove" in wcl("storage", "--yes").output

@@ -429,7 +429,7 @@ def findings(*arguments: str) -> dict[str, tuple[bool, str]]:
 
 def test_the_audit_exits_with_1_when_events_and_rows_differ(server: Served) -> None:
     job_id = submit()
-    assert wcl("audit").stdout == "1 jobs, 0 attempts, 1 events: 0 findings\n"
+    assert wcl("audit").stdout == "1 job, 0 attempts, 1 event: 0 findings\n"
     server.database.write(lambda session: session.execute(update(Job).values(attempt=1)))
 
     done = wcl("audit")

@@ -29,10 +29,11 @@ from wcl_core import attempt, checkpoint, data
 from wcl_core.attempt import classify, describe, run_attempt
 from wcl_core.checkpoint import CheckpointError
 from wcl_core.evaluation.knn import ProtocolError
-from wcl_core.protocol import DISK_FULL_EXIT, ORPHANED_EXIT, RUN_FILE, SPOOL_FILE, RunFile
+from wcl_core.protocol import DISK_FULL_EXIT, ORPHANED_EXIT, RUN_FILE, SPOOL_FILE, STORAGE_FAULT_EXIT, RunFile
 from wcl_core.reporter import NullReporter, SpoolReporter
 from wcl_core.training.collapse import NonFiniteLossError
 from wcl_core.training.pretrain import pretrain
+from worker.exit_reason import exit_reason
 
 torch.set_num_threads(1)
 
@@ -520,6 +521,18 @@ def test_a_run_without_room_for_its_report_ends_with_an_exit_code_of_its_own(sma
     assert (small_disk / "a" / "output.log").read_bytes() == b""
 
 
+def test_a_run_whose_disk_is_read_only_ends_with_an_exit_code_of_its_own(small_disk: Path, tmp_path: Path) -> None:
+    write_run(small_disk / "a")
+    Disk(small_disk).make_read_only()
+    command = [parallel.python(), "-m", "wcl_core", "attempt", str(small_disk / "a")]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == STORAGE_FAULT_EXIT, done.stderr
+    end = exit_reason(done.returncode, tmp_path, None)
+    assert (end.reason, "read-only" in (end.message or "")) == ("storage_unavailable", True)
+
+
 @pytest.mark.parametrize("content", [None, "", "{", '{"kind": "pretrain"}', '{"kind": "magic", "spec": {}}'])
 def test_an_invalid_run_file_fails_the_attempt(tmp_path: Path, content: str | None) -> None:
     if content is not None:
@@ -550,7 +563,7 @@ def test_an_invalid_spec_names_its_field(tmp_path: Path) -> None:
         (CheckpointError("gone"), "missing_checkpoint"),
         (OSError(errno.ENOSPC, "No space left"), "disk_full"),
         (OSError(errno.EDQUOT, "Quota exceeded"), "disk_full"),
-        (OSError(errno.EIO, "broken"), "internal_error"),
+        (OSError(errno.EIO, "broken"), "storage_unavailable"),
         (ValueError("other"), "internal_error"),
     ],
 )

@@ -246,6 +246,23 @@ def test_the_end_is_written_on_a_disk_that_stays_full(small_disk: Path) -> None:
     assert lines[-1]["reason"] == "disk_full"
 
 
+def test_an_end_that_the_disk_refuses_is_still_owed(
+    spool: SpoolReporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(0)
+    monkeypatch.setattr(os, "write", disk)
+    with pytest.raises(OSError, match="No space"):
+        spool.end("failed", "disk_full")
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+
+    disk.room = 10_000
+    spool.abandon("drained", 7)
+
+    assert codes == [7], "a request ends the run, and its end is written"
+    assert spooled(tmp_path / "report.jsonl")[0]["reason"] == "disk_full", "the first end counts"
+
+
 @pytest.mark.process
 def test_reported_records_survive_kill_9(tmp_path: Path) -> None:
     code = (

@@ -43,9 +43,10 @@ def test_a_worker_with_another_folder_takes_nothing_and_says_so(
 
         assert (row.unable, row.state) == ("storage_unavailable", "idle")
         assert "storage-id" in (row.unable_message or "")
+        assert f"the storage folder {tmp_path / 'other' / 'checkpoints'} has no file" in wrong.log()
         assert reason is not None
         assert reason.cause == "workers_unable"
-        assert f"far: {tmp_path / 'other' / 'checkpoints'}: the storage folder" in reason.message
+        assert "far: the storage folder checkpoints has no file" in reason.message
         assert jobs.get(newest.job_id).status == "queued"
 
         back = right.start()  # it takes the job at once, so it may never be seen idle

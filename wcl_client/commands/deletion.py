@@ -159,6 +159,8 @@ def purge(
     out.say(f"{_purged(result)} {'would be removed' if dry_run else 'removed'}")
     if result["num_left"]:
         err.say(f"{counted(result['num_left'], 'job')} not removed yet; a server repeats it within ten minutes")
+    if by and not dry_run:
+        err.say("the name stays in usage, the activity log, records of deletions, the access log and earlier backups")
 
 
 def _purged(result: Json) -> str:

@@ -22,7 +22,7 @@ from wcl_client.errors import WclError
 from wcl_client.registration import list_datasets
 from wcl_client.terminal import Styled, bold, err, out, print_json
 from wcl_client.up import UpOptions, free_port, run
-from wcl_core.text import time_of
+from wcl_core.text import counted, time_of
 
 app = typer.Typer()
 service = typer.Typer(help="Let systemd run `wcl up`: install, remove.", no_args_is_help=True)
@@ -241,7 +241,8 @@ def audit(as_json: AsJson = False) -> None:
     else:
         for finding in report["findings"]:
             err.say(f"{finding['job_id']} ", Styled(finding["rule"], "red"), f" {finding['message']}")
-        counts = f"{report['jobs']:,} jobs, {report['attempts']:,} attempts, {report['events']:,} events"
-        out.say(f"{counts}: {len(report['findings'])} findings")
+        numbers = (report["jobs"], "job"), (report["attempts"], "attempt"), (report["events"], "event")
+        counts = ", ".join(counted(*each) for each in numbers)
+        out.say(f"{counts}: {counted(len(report['findings']), 'finding')}")
     if report["findings"]:
         raise typer.Exit(1)

@@ -82,6 +82,25 @@ def test_metrics_of_backups_keys_and_checkpoints(served: Served) -> None:
     assert metrics["wcl_checkpoints_flawed"] == {("damaged",): 2, ("missing",): 0}
 
 
+def test_metrics_whose_table_is_refused_are_absent_alone(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    def rename(old: str, new: str) -> None:
+        served.database.write(lambda session: session.execute(text(f"ALTER TABLE {old} RENAME TO {new}")))
+
+    rename("activities", "away")
+    try:
+        during = [scrape(served) for _ in range(2)][-1]
+    finally:
+        rename("away", "activities")
+    after = scrape(served)
+
+    assert "wcl_backup_age_seconds" not in during
+    assert during["wcl_jobs"] == after["wcl_jobs"]
+    assert (during["wcl_metrics_failed"]["backups",], during["wcl_metrics_failed"]["jobs",]) == (1, 0)
+    assert set(after["wcl_metrics_failed"].values()) == {0}
+    assert after["wcl_backup_age_seconds"] == {(): math.inf}
+    assert len([each for each in caplog.messages if "metrics of backups" in each and "fails" in each]) == 1
+
+
 def test_counts_of_flawed_checkpoints_are_read_once_a_minute_for_each_project(sqlite_database: Database) -> None:
     now = [0.0]
     counts = monitoring.FlawCounts(lambda: now[0])

@@ -76,6 +76,23 @@ def test_an_unable_worker_says_why_everywhere(served: Served) -> None:
     assert client.get("/v1/workers").json()["items"][0]["unable"] is None
 
 
+def test_the_page_uncordons_a_worker_that_has_ended(served: Served) -> None:
+    earlier, ended = (replace(rows.WORKER, id=new_id()) for _ in range(2))
+    for facts in (earlier, ended):
+        served.database.write(lambda session, facts=facts: workers.register(session, facts, 1, []))  # type: ignore[misc]
+        served.database.write(lambda session, facts=facts: workers.cordon(session, facts.id, True))  # type: ignore[misc]
+        served.database.write(lambda session, facts=facts: workers.stop(session, facts.id))  # type: ignore[misc]
+    browser = served.browser("read", "admin")
+
+    page = browser.get("/workers").text
+
+    assert f'action="/workers/{ended.id}/uncordon"' in page
+    assert f'action="/workers/{earlier.id}/uncordon"' not in page, "the later worker of its name counts"
+    assert "/uncordon" not in served.browser("read").get("/workers").text
+    browser.post(f"/workers/{ended.id}/uncordon", headers={"Origin": served.url})
+    assert "/uncordon" not in browser.get("/workers").text
+
+
 def test_a_stream_has_the_cause_of_waiting_too(small: Served) -> None:
     client = small.client()
     job_id = client.post("/v1/jobs", json=JOB).json()["id"]
