@@ -16,19 +16,19 @@ import hashlib
 import math
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import ColumnElement, Select, delete, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs import activity, projects
 from jobs.access import Principal as Principal
 from jobs.database import DEFAULT_PROJECT, Database, database_time, new_id, now_ms, project_of, within
-from jobs.errors import Conflict, FieldError, Forbidden, Invalid, existing
+from jobs.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, existing
 from jobs.models import Key, SignInToken
 from jobs.settings import ScopeName
 from wcl_core.files import write_bytes
@@ -44,6 +44,7 @@ Days = int | Literal["keep"] | None  # None: the key does not expire
 _DAY_MS: Final = 86_400_000
 LINK_MINUTES = 15
 INVITATION_MINUTES = 60
+_INVITATION = 12  # characters of the hash of its token, which name an invitation
 SESSION_DAYS = 30
 PREFIX = "wcl_"
 
@@ -420,8 +421,40 @@ def redeem(session: Session, token: str) -> str | None:
 def new_invitation(session: Session, key_id: str) -> str:
     """Create an invitation of a machine and return its token, which works once within an hour (jobs.joining)."""
     token = _new_token(session, "worker", key_id, INVITATION_MINUTES * 60_000)
-    activity.note(session, "worker.invite", _hash(token)[:12])
+    activity.note(session, "worker.invite", _hash(token)[:_INVITATION])
     return token
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """An open invitation of a machine; its id is a part of the hash of its token."""
+
+    id: str
+    by: str
+    created_at: int
+    expires_at: int
+
+
+def invitations(session: Session) -> list[Invitation]:
+    """Return the invitations that still work, newest first."""
+    is_open = (SignInToken.kind == "worker", SignInToken.expires_at > now_ms(), *is_active())
+    columns = (SignInToken.hash, Key.name, SignInToken.created_at, SignInToken.expires_at)
+    statement = select(*columns).join(Key, Key.id == SignInToken.key_id).where(*is_open)
+    rows = session.execute(statement.order_by(SignInToken.created_at.desc(), SignInToken.hash))
+    return [Invitation(digest[:_INVITATION], by, created, expires) for digest, by, created, expires in rows]
+
+
+def revoke_invitation(session: Session, invitation_id: str) -> None:
+    """End an invitation.
+
+    Raises:
+        NotFound: there is none of this id that still works.
+    """
+    if not any(each.id == invitation_id for each in invitations(session)):
+        raise NotFound(f"there is no open invitation {invitation_id[:100]!r}")
+    is_it = func.substr(SignInToken.hash, 1, _INVITATION) == invitation_id
+    session.execute(delete(SignInToken).where(SignInToken.kind == "worker", is_it))
+    activity.note(session, "worker.revoke", invitation_id)
 
 
 def is_invitation(session: Session, token: str) -> bool:
@@ -439,7 +472,7 @@ def accept_invitation(session: Session, token: str, host: str) -> bool:
     principal = None if key_id is None else _as_principal(session.get_one(Key, key_id))
     if principal is None or not principal.manages_service():
         return False
-    activity.note(session, "worker.join", _hash(token)[:12], host, by=principal)
+    activity.note(session, "worker.join", _hash(token)[:_INVITATION], host, by=principal)
     return True
 
 

@@ -25,6 +25,7 @@ from jobs.models import (
     JobEvaluation,
     Key,
     Log,
+    Project,
     Tag,
     Worker,
 )
@@ -33,6 +34,7 @@ from jobs.status import TERMINAL, Reason, Status
 
 T = TypeVar("T")
 Archived = Literal["", "only", "all"]
+_KINDS = ("pretrain", "evaluate")
 _MAX_INTEGER = 2**31 - 1  # PostgreSQL refuses to compare a column with a value outside its type
 
 _LISTED_MS = 7 * 86_400_000  # for which a worker that has ended is listed
@@ -63,6 +65,7 @@ class Filters:
         archived: whether archived jobs are left out, alone in the list (`only`), or in it (`all`).
         starred: only jobs with a star.
         by: only jobs of the key with this name or id.
+        project: only jobs of the project with this name or id.
     """
 
     status: tuple[str, ...] = ()
@@ -72,6 +75,7 @@ class Filters:
     archived: Archived = ""
     starred: bool = False
     by: str = ""
+    project: str = ""
 
     @property
     def are_set(self) -> bool:
@@ -98,6 +102,7 @@ def list_jobs(
     archived: Archived = "",
     starred: bool = False,
     by: str | None = None,
+    project: str | None = None,
     folded: bool = False,
     cursor: str | None = None,
     limit: int = 50,
@@ -110,7 +115,7 @@ def list_jobs(
         kind: only jobs of this kind.
         tag: only jobs with this tag.
         q: text that name, id or dataset must contain.
-        archived, starred, by: as `Filters`.
+        archived, starred, by, project: as `Filters`.
         folded: whether evaluations of a training and trials of a sweep are left out.
         cursor: the last id of the previous page.
         limit: jobs of a page.
@@ -122,7 +127,7 @@ def list_jobs(
         raise Invalid([FieldError("cursor", "expected a cursor from the previous page")])
 
     def newest(*states: str) -> Select[Any]:
-        filters = Filters(states, kind or "", tag or "", q or "", archived, starred, by or "")
+        filters = Filters(states, kind or "", tag or "", q or "", archived, starred, by or "", project or "")
         statement = matching(session, select(Job.id), filters)
         statement = statement.where(Job.id < cursor) if cursor else statement
         statement = statement.where(LISTED) if folded else statement
@@ -151,6 +156,9 @@ def matching(session: Session, statement: Select[Any], filters: Filters) -> Sele
         statement = statement.where(Job.id.in_(select(Tag.job_id).where(Tag.tag == filters.tag)))
     if filters.by:
         statement = statement.where(Job.created_by.in_(select(Key.id).where(_is_key(filters.by))))
+    if filters.project:
+        of_project = select(Project.id).where(_is_project(filters.project))
+        statement = statement.where(Job.project_id.in_(of_project))
     if filters.q:
         statement = statement.where(search.matches(session, filters.q))
     return statement
@@ -158,6 +166,10 @@ def matching(session: Session, statement: Select[Any], filters: Filters) -> Sele
 
 def _is_key(by: str) -> ColumnElement[bool]:
     return or_(Key.id == by, Key.name == by)
+
+
+def _is_project(name: str) -> ColumnElement[bool]:
+    return or_(Project.id == name, Project.name == name)
 
 
 def key_of(session: Session, by: str) -> str | None:
@@ -173,6 +185,36 @@ def check_owner_filter(session: Session, by: str | None, pointer: str) -> None:
     """
     if by and session.execute(select(Key.id).where(_is_key(by)).limit(1)).first() is None:
         raise Invalid([FieldError(pointer, f"no key has the name or id {by!r}; `wcl keys list --all` lists them")])
+
+
+def check_filters(session: Session, filters: Filters, at: str = "") -> None:
+    """Check that filters name what there can be, since an empty list would hide a slip.
+
+    Args:
+        session: a reading transaction.
+        filters: of a list of jobs.
+        at: the pointer of their object, up to the names of the fields.
+
+    Raises:
+        Invalid: a filter names a status, kind, key or project that there is not.
+    """
+    kinds = (filters.kind,) if filters.kind else ()
+    for field, values, allowed in (("status", filters.status, tuple(Status)), ("kind", kinds, _KINDS)):
+        if unknown := [each for each in values if each not in allowed]:
+            raise Invalid([FieldError(f"{at}{field}", f"{unknown[0]!r} is no {field}; expected {', '.join(allowed)}")])
+    check_owner_filter(session, filters.by, f"{at}by")
+    of_name = select(Project.id).where(_is_project(filters.project)).limit(1)
+    if filters.project and session.execute(of_name).first() is None:
+        problem = f"no project has the name or id {filters.project!r}; `wcl projects` lists them"
+        raise Invalid([FieldError(f"{at}project", problem)])
+
+
+def belongings(session: Session, job_ids: Sequence[str]) -> dict[str, tuple[str | None, str]]:
+    """Return the names of the key and of the project of jobs, by the id of the job."""
+    statement = select(Job.id, Key.name, Project.name).outerjoin(Key, Key.id == Job.created_by)
+    statement = statement.join(Project, Project.id == Job.project_id).where(Job.id.in_(job_ids))
+    with within(session, None):  # a key of all projects may have submitted them
+        return {job_id: (owner, project) for job_id, owner, project in session.execute(statement)}
 
 
 def tags(session: Session, job_ids: Sequence[str]) -> dict[str, list[str]]:

@@ -503,15 +503,18 @@ class AsyncWclClient(AsyncSweepClient):
         archived: Archived | None = None,
         starred: bool = False,
         by: str | None = None,
+        project: str | None = None,
         folded: bool = False,
         limit: int = 50,
     ) -> list[Job]:
-        """Return the newest jobs that match, at most `limit`; `q` is a part of the name, `by` a key's name or id.
+        """Return the newest jobs that match, at most `limit`.
+
+        `q` is a part of the name, `by` the name or id of a key, `project` that of a project.
 
         Archived jobs are left out, unless `archived` is `all`, or `only` for these alone. `folded` leaves out
         evaluations of a training and trials of a sweep.
         """
-        filters = {"kind": kind, "tag": tag, "q": q, "archived": archived, "by": by}
+        filters = {"kind": kind, "tag": tag, "q": q, "archived": archived, "by": by, "project": project}
         filters |= {"folded": "true" if folded else None}
         return await self._newest("/v1/jobs", limit, status=status, starred="true" if starred else None, **filters)
 
@@ -1117,6 +1120,15 @@ class AsyncWclClient(AsyncSweepClient):
     async def invite_worker(self) -> Json:
         """Return the `token` with which one machine joins as a worker; needs an administrator's key."""
         return await self._json(Json, "POST", "/v1/workers/invitations")
+
+    async def worker_invitations(self) -> list[Json]:
+        """Return the invitations of machines that still work, newest first; needs an administrator's key."""
+        items: list[Json] = (await self._json(Json, "GET", "/v1/workers/invitations"))["items"]
+        return items
+
+    async def revoke_invitation(self, invitation_id: str) -> None:
+        """Revoke an invitation of a machine; needs an administrator's key."""
+        await self._response("DELETE", f"/v1/workers/invitations/{part(invitation_id)}")
 
     async def join_worker(self, host: str, version: str) -> dict[str, str]:
         """Return the settings of a worker for a machine; the key of this client is the token of an invitation."""

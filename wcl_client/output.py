@@ -90,7 +90,9 @@ def jobs_table(jobs: Sequence[Job], *, folded: bool = False) -> Rows:
         jobs: newest first.
         folded: whether the jobs of a seed group share the row of the newest one.
     """
-    table = Rows("id", "name", "dataset", "status", "done", "age", cut=("name", "dataset"))
+    of_several = [each for each in ("owner", "project") if len({job.get(each) for job in jobs}) > 1]
+    titles = ["by" if each == "owner" else each for each in of_several]
+    table = Rows("id", "name", *titles, "dataset", "status", "done", "age", cut=("name", *titles, "dataset"))
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         groups.setdefault((folded and job.get("group_id")) or job["id"], []).append(job)
@@ -105,6 +107,7 @@ def jobs_table(jobs: Sequence[Job], *, folded: bool = False) -> Rows:
         table.add(
             job["id"][-12:],
             ("* " if job.get("starred_at") else "") + name,
+            *(str(job.get(each) or "") for each in of_several),
             str((job.get("dataset") or {}).get("name") or ""),
             status(state),
             done,
@@ -676,6 +679,14 @@ def activity_table(entries: Sequence[Activity]) -> Rows:
     for each in entries:
         short, at = each["object_id"][-12:], _minute(each["at"])
         table.add(at, each["actor"], each["action"], each["object_name"], short, each.get("text", ""), age(each["at"]))
+    return table
+
+
+def invitations_table(rows: Sequence[Json]) -> Rows:
+    """Return a table with a row for each open invitation of a machine."""
+    table = Rows("id", "by", "created", "expires", cut=("by",))
+    for each in rows:
+        table.add(each["id"], each["by"], _minute(each["created_at"]), _minute(each["expires_at"]))
     return table
 
 

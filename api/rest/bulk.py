@@ -77,7 +77,7 @@ def change_many(database: Database, verb: Verb, body: BulkBody, request: Submiss
     until, num_foreign = None, 0
     if body.filter is not None:  # before the entry: a refused request leaves none
         with database.read() as session:
-            queries.check_owner_filter(session, body.filter.by, "/filter/by")
+            queries.check_filters(session, body.filter.filters, "/filter/")
     if not body.dry_run:
 
         def note(session: Session) -> Activity:

@@ -42,14 +42,15 @@ def jobs_table(
     archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
     starred: Annotated[bool, Query(description="Only jobs with a star.")] = False,
     by: Annotated[str, Query(description="Name or id of the key that the jobs are of.", max_length=200)] = "",
+    project: Annotated[str, Query(description="Name or id of the project that the jobs are of.", max_length=200)] = "",
 ) -> StreamingResponse:
     """Return all jobs that match, each by itself, newest first.
 
     A text that a spreadsheet would take for a formula has an apostrophe before it.
     """
-    filters = Filters(tuple(status), kind, tag, q, archived, starred, by)
+    filters = Filters(tuple(status), kind, tag, q, archived, starred, by, project)
     with database.read() as session:
-        queries.check_owner_filter(session, by, "by")
+        queries.check_filters(session, filters)
     return StreamingResponse(_lines(database, filters), media_type=MEDIA_TYPE, headers=headers("jobs.csv"))
 
 

@@ -32,10 +32,17 @@ from jobs.verdicts import its_twin
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
+class ListedJob(JobSummary):
+    """A job in the list of all; `owner` and `project` are the names of its key and project."""
+
+    owner: str | None
+    project: str
+
+
 class JobPage(Response):
     """A part of the list, newest first; `cursor=next_cursor` requests the next part."""
 
-    items: list[JobSummary]
+    items: list[ListedJob]
     next_cursor: str | None
 
 
@@ -129,6 +136,9 @@ def list_jobs(
     archived: Annotated[Literal["", "only", "all"], Query(description="By default, archived jobs are left out.")] = "",
     starred: Annotated[bool, Query(description="Only jobs with a star.")] = False,
     by: Annotated[str | None, Query(description="Name or id of the key that the jobs are of.", max_length=200)] = None,
+    project: Annotated[
+        str | None, Query(description="Name or id of the project that the jobs are of.", max_length=200)
+    ] = None,
     folded: Annotated[
         bool, Query(description="Whether evaluations of a training and trials of a sweep are left out.")
     ] = False,
@@ -138,7 +148,8 @@ def list_jobs(
     """List jobs, newest first."""
     statuses = [part for part in (status or "").split(",") if part]
     with database.read() as session:
-        queries.check_owner_filter(session, by, "by")
+        named = queries.Filters(tuple(statuses), kind or "", by=by or "", project=project or "")
+        queries.check_filters(session, named)
         page = queries.list_jobs(
             session,
             status=statuses,
@@ -148,12 +159,18 @@ def list_jobs(
             archived=archived,
             starred=starred,
             by=by,
+            project=project,
             folded=folded,
             cursor=cursor,
             limit=limit,
         )
-        tags = queries.tags(session, [job.id for job in page.items])
-    items = [responses.job_summary(job, tags[job.id]) for job in page.items]
+        ids = [job.id for job in page.items]
+        tags, belongings = queries.tags(session, ids), queries.belongings(session, ids)
+    items = []
+    for job in page.items:
+        owner, of_project = belongings[job.id]
+        summary = responses.job_summary(job, tags[job.id])
+        items.append(ListedJob.model_construct(**summary.__dict__, owner=owner, project=of_project))
     return JobPage(items=items, next_cursor=page.next_cursor)
 
 

@@ -15,8 +15,10 @@ from api.rest.sweep_bodies import SweepBody, create_sweep, new_sweep
 from api.rest.sweep_responses import SweepPage, SweepResponse
 from jobs import sweeps
 from jobs.database import Database
+from jobs.errors import FieldError, Invalid
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
+_STATES = ("running", "succeeded", "failed", "cancelled")
 
 
 @router.post(
@@ -62,6 +64,8 @@ def list_sweeps(
 ) -> SweepPage:
     """List sweeps, newest first."""
     statuses = [part for part in (status or "").split(",") if part]
+    if unknown := [each for each in statuses if each not in _STATES]:
+        raise Invalid([FieldError("status", f"{unknown[0]!r} is no status; expected {', '.join(_STATES)}")])
     with database.read() as session:
         page = sweeps.list_sweeps(session, status=statuses, cursor=cursor, limit=limit)
         counts = sweeps.trial_counts(session, [sweep.id for sweep in page.items])

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from api.http.auth import Reader, ServiceAdmin
 from api.http.dependencies import TheDatabase, TheSettings
 from api.http.problems import Unauthenticated
-from api.rest.responses import Response, WorkerResponse
+from api.rest.responses import Response, Time, WorkerResponse
 from jobs import devices, joining, keys, queries, workers
 from jobs.models import Worker
 
@@ -34,6 +34,21 @@ class Invitation(Response):
 
     token: str
     expires_in_seconds: int
+
+
+class OpenInvitation(Response):
+    """An invitation that a machine may still use; `by` is the name of the key that made it."""
+
+    id: str
+    by: str
+    created_at: Time
+    expires_at: Time
+
+
+class OpenInvitations(Response):
+    """The invitations that still work, newest first."""
+
+    items: list[OpenInvitation]
 
 
 class Machine(BaseModel):
@@ -88,6 +103,19 @@ def invite(principal: ServiceAdmin, database: TheDatabase, settings: TheSettings
     joining.worker_settings(settings)  # a token without settings would be of no use
     token = database.write(lambda session: keys.new_invitation(session, principal.key_id))
     return Invitation(token=token, expires_in_seconds=keys.INVITATION_MINUTES * 60)
+
+
+@router.get("/invitations", tags=["operations"])
+def list_invitations(principal: ServiceAdmin, database: TheDatabase) -> OpenInvitations:
+    """List the invitations of machines that still work."""
+    with database.read() as session:
+        return OpenInvitations(items=[OpenInvitation.of(each) for each in keys.invitations(session)])
+
+
+@router.delete("/invitations/{invitation_id}", status_code=204, tags=["operations"])
+def revoke_invitation(invitation_id: str, principal: ServiceAdmin, database: TheDatabase) -> None:
+    """Revoke an invitation of a machine."""
+    database.write(lambda session: keys.revoke_invitation(session, invitation_id))
 
 
 @router.post("/join", tags=["operations"])

@@ -365,6 +365,15 @@ def _forms() -> Iterator[tuple[str, Case]]:
     yield "POST /submit", lambda world: _filled(world, f"/submit?source={world.job()}")
     yield "POST /sweeps/new", lambda world: _filled(world, "/sweeps/new")
     yield "POST /v1/workers/invitations", _invitation
+    yield "DELETE /v1/workers/invitations/{invitation_id}", _open_invitation
+
+
+def _open_invitation(world: World) -> Request:
+    admin = Member.of(world.served, f"inviter {next(_NUMBERS)}", *keys.ADMINISTRATOR)
+    world.served.database.write(lambda session: keys.new_invitation(session, admin.key_id))
+    with world.served.database.read() as session:
+        newest = keys.invitations(session)[0].id
+    return Request("DELETE", f"/v1/workers/invitations/{newest}", {})
 
 
 def _evaluate_form(world: World) -> Request:

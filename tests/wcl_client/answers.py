@@ -41,6 +41,8 @@ def answer(path: str, text: Callable[[], str]) -> Any:
         return comparison(text)
     if path == "/v1/workers":
         return {"items": [worker(text)]}
+    if path == "/v1/workers/invitations":
+        return {"items": [{"id": text(), "by": text(), "created_at": TIME, "expires_at": TIME}], "token": text()}
     if path.endswith("/drain"):
         return worker(text)
     if path == "/v1/datasets":

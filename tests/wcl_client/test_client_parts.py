@@ -554,6 +554,23 @@ def test_the_seeds_of_a_group_share_a_line_of_the_folded_list() -> None:
     assert cut == ["0", "a", "1", "2"], "a group that the limit cuts has all its seeds"
 
 
+def test_jobs_of_several_keys_or_projects_show_theirs() -> None:
+    job = {"kind": "pretrain", "created_at": "2026-01-01T00:00:00Z", "progress": None, "status": "queued", "name": "x"}
+
+    def header(*belongings: tuple[str | None, str]) -> list[str]:
+        jobs = [
+            job | {"id": f"{number}" * 12, "owner": owner, "project": project}
+            for number, (owner, project) in enumerate(belongings)
+        ]
+        piped = Console(file=io.StringIO(), width=1_000)
+        Terminal(piped).show(output.jobs_table(jobs))  # type: ignore[arg-type]
+        return piped.file.getvalue().splitlines()[0].split()  # type: ignore[attr-defined]
+
+    assert header(("anna", "alpha"), ("anna", "alpha"))[:3] == ["id", "name", "dataset"]
+    assert header(("anna", "alpha"), ("ben", "alpha"))[:4] == ["id", "name", "by", "dataset"]
+    assert header(("anna", "alpha"), (None, "beta"))[:5] == ["id", "name", "by", "project", "dataset"]
+
+
 def test_a_running_evaluation_names_its_part() -> None:
     view = JobView({"id": "x", "kind": "evaluate", "status": "running"})
     report = Progress(

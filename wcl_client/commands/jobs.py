@@ -63,6 +63,7 @@ def jobs(
     by: Annotated[
         str | None, typer.Option("--by", metavar="KEY", help="Only jobs of the key with this name or id.")
     ] = None,
+    project: Annotated[str | None, typer.Option(help="Only jobs of the project with this name or id.")] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Every job: evaluations, trials of a sweep, and each seed.")
     ] = False,
@@ -73,16 +74,17 @@ def jobs(
     """List jobs, newest first.
 
     As on the page, evaluations of a training and trials of a sweep are left out, and jobs that differ in their seed
-    only share a line, unless an option filters the jobs, or the output is JSON or CSV.
+    only share a line, unless an option filters the jobs, or the output is JSON or CSV.  Jobs of several keys or
+    projects show theirs.
     """
     refuse_both(as_json, as_csv)
-    folded = not (every or as_json or any((status, kind, tag, query, archived, starred, by)))
+    folded = not (every or as_json or any((status, kind, tag, query, archived, starred, by, project)))
     archives: Literal["only"] | None = "only" if archived else None
     if as_csv:
         with WclClient.connect() as client:
             statuses = [part for part in (status or "").split(",") if part] or None
             stars = True if starred else None
-            filters = {"kind": kind, "tag": tag, "q": query, "archived": archives, "by": by}
+            filters = {"kind": kind, "tag": tag, "q": query, "archived": archives, "by": by, "project": project}
             table = client.jobs_csv(status=statuses, starred=stars, **filters)
         print_csv(table)
         return
@@ -95,6 +97,7 @@ def jobs(
             archived=archives,
             starred=starred,
             by=by,
+            project=project,
             folded=folded,
             limit=limit + MOST_SEEDS if folded else limit,
         )

@@ -118,6 +118,23 @@ def invite(as_json: AsJson = False) -> None:
     err.say(f"it works once, within an hour. On the machine: wcl worker join {url}")
 
 
+@worker.command()
+def invitations(
+    revoke: Annotated[str | None, typer.Option(metavar="ID", help="Revoke this invitation.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the invitations of machines that still work, or revoke one.
+
+    This needs an administrator's key.
+    """
+    with WclClient.connect() as client:
+        if revoke is not None:
+            client.revoke_invitation(revoke)
+            err.say(f"invitation {revoke} is revoked")
+        rows = client.worker_invitations()
+    print_json(rows) if as_json else out.show(output.invitations_table(rows))
+
+
 _MOST_BYTES = 100_000  # of a file of settings
 _NOT_WORKERS = ("WCL_URL", "WCL_KEY")  # variables of the command line
 

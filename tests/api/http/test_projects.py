@@ -450,3 +450,24 @@ def test_the_list_of_workers_names_jobs_of_its_project_with_two_statements(small
         assert len(about_workers) == 2, about_workers  # the workers with their jobs, and the jobs without devices
         for page in ("/", "/workers"):
             assert (job_id in client.get(page).text) is (expected is not None), page
+
+
+def test_the_list_of_jobs_has_a_filter_and_the_names_of_projects(small: Served) -> None:
+    for name in ("alpha", "beta"):
+        small.database.write(lambda session, name=name: projects.create(session, name))  # type: ignore[misc]
+    anna, ben = (Member.of(small, who, project=project) for who, project in (("anna", "alpha"), ("ben", "beta")))
+    ids = [member.client.post("/v1/jobs", json=JOB).json()["id"] for member in (anna, ben)]
+    everywhere = Member.of(small, "prometheus", "read", project="*").client
+
+    items = everywhere.get("/v1/jobs?project=alpha").json()["items"]
+
+    assert [(each["id"], each["owner"], each["project"]) for each in items] == [(ids[0], "anna", "alpha")]
+    table = everywhere.get("/v1/jobs.csv?project=beta").text
+    assert ids[1] in table
+    assert ids[0] not in table
+    for address in ("/v1/jobs", "/v1/jobs.csv"):
+        refused = assert_problem(anna.client.get(f"{address}?project=beta"), 422)
+        assert refused["errors"][0]["detail"].startswith("no project has the name or id 'beta'"), "as if it were absent"
+        for name in ("status", "kind"):
+            refused = assert_problem(everywhere.get(f"{address}?{name}=halted"), 422)
+            assert (refused["errors"][0]["pointer"], "'halted'" in refused["errors"][0]["detail"]) == (name, True)

@@ -49,6 +49,8 @@ def test_jobs_of_a_filter_are_cancelled_paused_and_resumed(small: Served) -> Non
     assert len(admin.get("/v1/jobs", params={"by": "anna"}).json()["items"]) == 4
     assert_problem(admin.get("/v1/jobs", params={"by": "absent"}), 422, "by")
     assert_problem(admin.post("/v1/jobs/cancel", json={"filter": {"by": "absent"}}), 422, "/filter/by")
+    assert_problem(admin.post("/v1/jobs/cancel", json={"filter": {"status": ["halted"]}}), 422, "/filter/status")
+    assert_problem(admin.get("/v1/sweeps?status=halted"), 422, "status")
     assert_problem(admin.post("/v1/jobs/cancel", json={"filter": {}}), 422)
     entries = admin.get("/v1/activity", params={"action": "jobs.cancel"}).json()["items"]
     details = [entry["details"] for entry in entries]

@@ -70,6 +70,26 @@ def test_a_token_gives_the_settings_once(served: Served) -> None:
 
 
 @pytest.mark.postgres
+def test_an_invitation_is_listed_and_revoked_alone(served: Served) -> None:
+    admin = served.client()
+    first, second = invited(served, admin), invited(served, admin)
+    path = "/v1/workers/invitations"
+
+    newest, oldest = admin.get(path).json()["items"]
+    assert newest["by"] == oldest["by"] == "test"
+    assert first not in str(newest) + str(oldest)
+    assert admin.delete(f"{path}/{oldest['id']}").status_code == 204
+
+    assert [each["id"] for each in admin.get(path).json()["items"]] == [newest["id"]]
+    assert_problem(admin.delete(f"{path}/{oldest['id']}"), 404)
+    statuses = sorted(join(served, token).status_code for token in (first, second))
+    assert statuses == [200, 401]
+    assert admin.get(path).json()["items"] == []
+    entries = admin.get("/v1/activity?action=worker.revoke").json()["items"]
+    assert [each["object_id"] for each in entries] == [oldest["id"]]
+
+
+@pytest.mark.postgres
 def test_of_machines_that_join_at_once_with_one_token_one_gets_the_settings(served: Served) -> None:
     token = invited(served)
 
