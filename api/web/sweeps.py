@@ -47,7 +47,7 @@ def sweep_list(session: Session, status: str, cursor: str) -> SweepList:
     states = [status] if status else []
     part = sweeps.list_sweeps(session, status=states, cursor=cursor or None, limit=PAGE_SIZE)
     counts = sweeps.trial_counts(session, [sweep.id for sweep in part.items])
-    has_any = bool(part.items or sweeps.list_sweeps(session, limit=1).items)
+    has_any = bool(part.items or ((status or cursor) and sweeps.list_sweeps(session, limit=1).items))
     return SweepList(part, counts, status, not cursor, has_any, database_time(session))
 
 
