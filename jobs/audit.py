@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import weights
+from jobs import point_blocks, weights
 from jobs.database import Database
 from jobs.models import (
     SEES_HIDDEN,
@@ -142,14 +142,13 @@ def _read(session: Session, after: str) -> list[_Ledger]:
     checkpoints = _by_job(session.execute(registered, execution_options=SEES_HIDDEN).scalars())
     devices = _by_job(session.execute(select(AttemptDevice).where(AttemptDevice.job_id.in_(ids))).scalars())
     nodes = _by_job(session.execute(select(AttemptNode).where(AttemptNode.job_id.in_(ids))).scalars())
-    points = _last_by_attempt(
-        session.execute(
-            select(Series.job_id, Point.attempt, func.max(Point.seq))
-            .join(Point, Point.series_id == Series.id)
-            .where(Series.job_id.in_(ids))
-            .group_by(Series.job_id, Point.attempt)
-        )
+    of_points = (
+        select(Series.job_id, Point.attempt, func.max(Point.seq))
+        .join(Point, Point.series_id == Series.id)
+        .where(Series.job_id.in_(ids))
+        .group_by(Series.job_id, Point.attempt)
     )
+    points = _last_by_attempt([*session.execute(of_points), *point_blocks.last_records(session, ids)])
     logs = _last_by_attempt(
         session.execute(
             select(Log.job_id, Log.attempt, func.max(Log.seq))
@@ -182,7 +181,7 @@ def _by_job(rows: Iterable[Any]) -> dict[str, list[Any]]:
 def _last_by_attempt(rows: Iterable[Any]) -> dict[str, dict[int, int]]:
     by_job: dict[str, dict[int, int]] = defaultdict(dict)
     for job_id, attempt, last in rows:
-        by_job[job_id][attempt] = last
+        by_job[job_id][attempt] = max(last, by_job[job_id].get(attempt, last))
     return by_job
 
 

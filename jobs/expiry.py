@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
 from sqlalchemy import ColumnElement, Update, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
+from jobs import point_blocks
 from jobs.database import Database, now_ms
 from jobs.ingest import ROLLUP_WIDTHS
 from jobs.models import Event, Job, Log, Point, Rollup, Series, Worker
@@ -76,16 +78,24 @@ def thin_curves(database: Database, days: float | None, stop: threading.Event) -
             if (job_id := session.execute(due).scalar_one_or_none()) is None:
                 break
             curves = _long_curves(session, job_id)
+            blocks = _long_blocks(session, job_id)
         for series, attempt, width in curves:
-            after: int | None = -1
-            while after is not None and not stop.is_set():
-                thin = partial(_thin, series=series, attempt=attempt, width=width, after=after)
-                after = database.write(thin)
+            _repeat(database, partial(_thin, series=series, attempt=attempt, width=width), stop)
+        for attempt, widths in blocks.items():
+            thin = partial(point_blocks.thin, job_id=job_id, attempt=attempt, widths=widths)
+            _repeat(database, thin, stop)
         if not stop.is_set():
             thinned = update(Job).where(Job.id == job_id).values(thinned_at=now_ms())
             database.write(partial(_execute, statement=thinned))
             count += 1
     return count
+
+
+def _repeat(database: Database, thin: Callable[..., int | None], stop: threading.Event) -> None:
+    """Repeat a transaction with what it has returned as `after`, until None or `stop`."""
+    after: int | None = -1
+    while after is not None and not stop.is_set():
+        after = database.write(partial(thin, after=after))
 
 
 def _long_curves(session: Session, job_id: str) -> list[tuple[str, int, int]]:
@@ -102,6 +112,16 @@ def _long_curves(session: Session, job_id: str) -> list[tuple[str, int, int]]:
         if points > MOST_POINTS and (buckets <= MOST_POINTS or level == max(ROLLUP_WIDTHS)):
             widths.setdefault((series, attempt), ROLLUP_WIDTHS[level])
     return [(*curve, width) for curve, width in widths.items()]
+
+
+def _long_blocks(session: Session, job_id: str) -> dict[int, dict[int, int]]:
+    """Return, by attempt and number of a series, the width as `_long_curves` does, of values in blocks."""
+    long: dict[int, dict[int, int]] = defaultdict(dict)
+    for (attempt, number), by_width in point_blocks.counts(session, job_id).items():
+        few = [width for width, (buckets, _) in by_width.items() if buckets <= MOST_POINTS]
+        if max(n for _, n in by_width.values()) > MOST_POINTS:
+            long[attempt][number] = min(few, default=max(by_width))
+    return long
 
 
 def _thin(session: Session, series: str, attempt: int, width: int, after: int) -> int | None:

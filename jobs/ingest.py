@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy import case, func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import checkpoints, events, planned_evaluations
+from jobs import checkpoints, events, planned_evaluations, point_blocks
 from jobs.database import Signal, insert, new_id, now_ms, signal
 from jobs.models import (
     TRAINING,
@@ -44,6 +45,7 @@ from wcl_core.protocol import (
 )
 
 ROLLUP_WIDTHS = {level: 8**level for level in (1, 2, 3, 4, 5)}  # steps per bucket
+_MEASURED: Final = "eval/"  # how names of measurements begin
 MAX_LOG_LINE = 4_000
 MAX_SERIES_NAME = 100
 MAX_SERIES = 2_000  # of a job: lists of jobs hold the latest value of each
@@ -184,21 +186,33 @@ def _is_size(name: str, reported: Mapping[str, Any]) -> bool:
 
 
 def _metrics(session: Session, job: Job, number: int, records: list[MetricsRecord]) -> None:
+    """Store values: measurements, which are read one by one, as rows, and all others in blocks."""
     if not records:
         return
     reported = [(record, _values(record)) for record in records]
     series = _series(session, job.id, number, {name for _, values in reported for name in values})
-    points = [
-        {"series_id": series[name], "attempt": number, "step": record.step, "seq": record.seq, "value": value}
-        for record, values in reported
-        for name, value in values.items()
-        if name in series
-    ]
-    if not points:
+    if not series:
         return
-    session.execute(insert(session, Point), points)
-    if rollups := _rollups(points):
-        _merge_rollups(session, rollups)
+    points: list[dict[str, Any]] = []
+    reports: list[point_blocks.Report] = []
+    for record, values in reported:
+        own: dict[int, float | None] = {}
+        for name, value in values.items():
+            if name not in series:
+                continue
+            if name.startswith(_MEASURED):
+                place = {"attempt": number, "step": record.step, "seq": record.seq}
+                points.append({"series_id": series[name].id, **place, "value": value})
+            else:
+                own[series[name].number] = value
+        if own:
+            reports.append(point_blocks.Report(record.seq, record.step, own))
+    if points:
+        session.execute(insert(session, Point), points)
+        if rollups := _rollups(points):
+            _merge_rollups(session, rollups)
+    if reports:
+        point_blocks.store(session, job.id, number, reports, stride=job.spec.get("log_every_steps") or 1)
     latest = dict(job.latest_metrics or {})
     for _, values in reported:
         latest |= {name: value for name, value in values.items() if name in series}
@@ -210,24 +224,41 @@ def _values(record: MetricsRecord) -> dict[str, float | None]:
     return {name[:MAX_SERIES_NAME]: value for name, value in record.values.items()}
 
 
-def _series(session: Session, job_id: str, number: int, names: set[str]) -> dict[str, str]:
-    """Return ids by name; missing series are added, up to `MAX_SERIES` of a job.
+class _Series(NamedTuple):
+    id: str
+    number: int
+
+
+def _series(session: Session, job_id: str, number: int, names: set[str]) -> dict[str, _Series]:
+    """Return series by name; missing ones are added, up to `MAX_SERIES` of a job.
 
     A job's attempts deliver one at a time, so there is no race.
     """
-    rows = session.execute(select(Series.name, Series.id).where(Series.job_id == job_id, Series.name.in_(names)))
-    existing: dict[str, str] = dict(rows.all())
-    missing = {name: new_id() for name in sorted(names - existing.keys())}
-    if missing:
-        count = session.execute(select(func.count()).where(Series.job_id == job_id)).scalar_one()
-        missing = dict(list(missing.items())[: MAX_SERIES - count])
-        if missing and count + len(missing) == MAX_SERIES:
+    statement = select(Series.name, Series.id, Series.number).where(Series.job_id == job_id, Series.name.in_(names))
+    existing = {name: (series_id, place) for name, series_id, place in session.execute(statement)}
+    missing = sorted(names - existing.keys())
+    without = [name for name, (_, place) in existing.items() if place is None]  # of an earlier version
+    if missing or without:
+        of_job = select(func.count(), func.max(Series.number)).where(Series.job_id == job_id)
+        count, last = session.execute(of_job).one()
+        following = itertools.count(0 if last is None else last + 1)
+        for name in without:
+            series_id, _ = existing[name]
+            existing[name] = series_id, next(following)
+            numbered = update(Series).where(Series.id == series_id).values(number=existing[name][1])
+            session.execute(numbered)
+        new = {name: (new_id(), next(following)) for name in missing[: MAX_SERIES - count]}
+        if new and count + len(new) == MAX_SERIES:
             message = f"the run has reported {MAX_SERIES} metrics, the most of a job; further names are not stored"
             data = {"attempt": number, "reason": "refused_metrics", "message": message}
             events.record(session, job_id, "warning", data)
-    if missing:
-        session.execute(insert(session, Series), [{"id": i, "job_id": job_id, "name": n} for n, i in missing.items()])
-    return existing | missing
+        if new:
+            rows = [
+                {"id": each, "job_id": job_id, "name": name, "number": place} for name, (each, place) in new.items()
+            ]
+            session.execute(insert(session, Series), rows)
+        existing |= new
+    return {name: _Series(series_id, place) for name, (series_id, place) in existing.items() if place is not None}
 
 
 def _rollups(points: list[dict[str, Any]]) -> list[dict[str, Any]]:

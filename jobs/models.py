@@ -37,6 +37,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -403,9 +404,12 @@ class Series(OfJob, Base):
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     name: Mapped[str] = mapped_column(_String(100))
+    number: Mapped[int | None] = mapped_column(Integer)  # among those of the job, for blocks; None before its first
 
 
 class Point(Base):
+    """A value of a measurement, or of any metric in jobs of before there were blocks."""
+
     __tablename__ = "points"
     __table_args__ = (Index("ix_points_seq", "series_id", "attempt", "seq"),)
     series_id: Mapped[str] = mapped_column(ForeignKey("series.id"), primary_key=True)
@@ -427,6 +431,36 @@ class Rollup(Base):
     max: Mapped[float]
     first: Mapped[float]
     last: Mapped[float]
+
+
+class PointBlock(OfJob, Base):
+    """Values of up to `point_blocks.CHUNK` series in the records of a delivery that have all of them."""
+
+    __tablename__ = "point_blocks"
+    __table_args__ = (Index("ix_point_blocks_step", "job_id", "attempt", "chunk", "first_step", "last_step"),)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)  # of the last record of the delivery
+    part: Mapped[int] = mapped_column(Integer, primary_key=True)  # among the blocks of the delivery
+    chunk: Mapped[int] = mapped_column(Integer)
+    first_step: Mapped[int]
+    last_step: Mapped[int]
+    columns: Mapped[bytes] = mapped_column(LargeBinary)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+    at: Mapped[int] = mapped_column(default=now_ms())
+
+
+class RollupBlock(OfJob, Base):
+    """Rollups of up to `point_blocks.CHUNK` series in the steps `bucket * width` to `(bucket + 1) * width - 1`."""
+
+    __tablename__ = "rollup_blocks"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    chunk: Mapped[int] = mapped_column(Integer, primary_key=True)
+    width: Mapped[int] = mapped_column(primary_key=True)
+    bucket: Mapped[int] = mapped_column(primary_key=True)
+    columns: Mapped[bytes] = mapped_column(LargeBinary)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class Log(OfJob, Base):

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, aliased
 
-from jobs.curves import LAST_STEP, Part, levels, parts
+from jobs import point_blocks
+from jobs.curves import LAST_STEP, Part, finest_width, level_of, parts
 from jobs.ingest import ROLLUP_WIDTHS
 from jobs.models import Point, Rollup, Series
 
@@ -31,14 +32,17 @@ def step_times(
 
 
 def _of_attempt(session: Session, job_id: str, part: Part, max_samples: int) -> list[StepTime]:
+    of_blocks = point_blocks.times(session, job_id, part.attempt, part.first, part.last, max_samples)
+    if of_blocks:
+        return [StepTime(step, at, part.attempt) for step, at in of_blocks]
     series = _longest(session, job_id, part.attempt)
     if series is None:
         return []
-    level = next(iter(levels(session, [series], part, max_samples))).level
+    width = finest_width(session, series, part, max_samples)
     inside = (Point.series_id == series, Point.attempt == part.attempt, Point.step.between(part.first, part.last))
     statement = select(Point.step, func.min(Point.at)).where(*inside).group_by(Point.step).order_by(Point.step)
-    if level:
-        statement = statement.where(Point.step.in_(_first_steps(series, part, level)))
+    if width:
+        statement = statement.where(Point.step.in_(_first_steps(series, part, width)))
     rows = session.execute(statement).all()
     return [StepTime(step, at, part.attempt) for step, at in rows[:: -(-len(rows) // max_samples) or 1]]
 
@@ -54,9 +58,9 @@ def _longest(session: Session, job_id: str, attempt: int) -> str | None:
     return session.execute(total.limit(1)).scalar_one_or_none()
 
 
-def _first_steps(series: str, part: Part, level: int) -> Select[int | None]:
+def _first_steps(series: str, part: Part, width: int) -> Select[int | None]:
     """Select the first step of each bucket, with one index lookup a bucket."""
-    width, inner = ROLLUP_WIDTHS[level], aliased(Point)
+    level, inner = level_of(width), aliased(Point)
     begin = Rollup.bucket * width
     own = (inner.series_id == series, inner.attempt == part.attempt, inner.step >= begin)
     return select(select(func.min(inner.step)).where(*own).correlate(Rollup).scalar_subquery()).where(

@@ -5,7 +5,7 @@ The images of the monitor batch are artifacts of the run: a picture, and its fac
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from typing import NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.models import Attempt, Grouping, Job, Point, Series
+from jobs import curves
+from jobs.models import Attempt, Grouping, Job, Series
 from wcl_core.protocol import COMPONENTS, LARGEST_SHARE, PAIR_PRECISION, PAIR_PRECISION_CHANCE, VIEW_AGREEMENT
 
 # Bounds of noisy weak labels [D], see docs/method.md.
@@ -75,18 +76,9 @@ def lasting_quality(session: Session, job: Job) -> Quality | None:
     if latest is None or latest.warning is None:
         return latest
     names = (LARGEST_SHARE, VIEW_AGREEMENT, PAIR_PRECISION, PAIR_PRECISION_CHANCE)
-    statement = (
-        select(Series.name, Point.step, Point.value)
-        .join(Series, Series.id == Point.series_id)
-        .where(Series.job_id == job.id, Series.name.in_(names), Point.attempt == job.attempt)
-        .order_by(Point.step.desc())
-        .limit(_REPORTS * len(names))
-    )
-    reports: dict[int, dict[str, float | None]] = defaultdict(dict)
-    for name, step, value in session.execute(statement):
-        reports[step][name] = value
-    newest = sorted(reports, reverse=True)[:_REPORTS]
-    return latest if all(_warning(reports[step]) for step in newest) else replace(latest, warning=None)
+    series = select(Series).where(Series.job_id == job.id, Series.name.in_(names))
+    reports = curves.newest(session, list(session.execute(series).scalars()), job.attempt, _REPORTS)
+    return latest if all(map(_warning, reports)) else replace(latest, warning=None)
 
 
 def _warning(latest: dict[str, float | None]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
@@ -18,6 +19,7 @@ from jobs.database import Database
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 COLUMNS = ("job_id", "metric", "step", "value", "attempt")
+_PAGE = 5_000  # rows of one part of the file
 _CSV: Final = described("Rows by job, metric and step; an empty value is missing.")
 
 
@@ -49,11 +51,9 @@ def _lines(database: Database, job_ids: Sequence[str]) -> Iterator[str]:
     yield written([COLUMNS])
     for job_id in job_ids:
         with database.read() as session:
-            names, parts = curves.series_of(session, job_id), curves.parts(session, job_id, 0, curves.LAST_STEP)
-        for series_id, name in names:
+            every, parts = curves.series_of(session, job_id), curves.parts(session, job_id, 0, curves.LAST_STEP)
+        for series in every:
             for part in parts:
-                after: tuple[int, int] | None = (part.first, -1)
-                while after is not None:
-                    with database.read() as session:
-                        points, after = curves.points_of(session, series_id, part, after)
-                    yield written([(job_id, name, step, value, part.attempt) for step, value in points])
+                points = curves.all_points(database, series, part)
+                while rows := [(job_id, series.name, *point, part.attempt) for point in islice(points, _PAGE)]:
+                    yield written(rows)

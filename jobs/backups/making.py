@@ -23,7 +23,7 @@ from jobs.storage import LocalStorage, OutsideStorage
 from wcl_core.failpoints import failpoint
 from wcl_core.version import VERSION
 
-_COUNTED = ("jobs", "attempts", "events", "checkpoints", "artifacts", "weights", "points")
+_COUNTED = ("jobs", "attempts", "events", "checkpoints", "artifacts", "weights", "points", "point_blocks")
 
 
 @dataclass(frozen=True)

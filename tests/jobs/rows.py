@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from jobs import submission, transitions
+from jobs import point_blocks, submission, transitions
 from jobs.attempts import AttemptRef
 from jobs.database import Database, new_id
 from jobs.devices import Device
 from jobs.eligibility import WorkerFacts
 from jobs.ingest import Delivered, StoredFile
-from jobs.models import Attempt, Base, Checkpoint, Dataset, Event, Job
+from jobs.models import Attempt, Base, Checkpoint, Dataset, Event, Job, Point, Series
 from jobs.status import Status
 from jobs.submission import NewJob
 from jobs.transitions import Claim, Requests
@@ -103,6 +103,20 @@ def started(start_step: int = 0) -> dict[str, Any]:
 
 def metrics(step: int, **values: float | None) -> dict[str, Any]:
     return {"type": "metrics", "step": step, "values": values}
+
+
+def points(database: Database) -> list[tuple[str, int, int, float | None]]:
+    """Return (metric, step, number of the record, value) of all stored points, by metric and step."""
+    row = select(Series.name, Point.step, Point.seq, Point.value).join(Series, Series.id == Point.series_id)
+    end = (2**31 - 1, 0)
+    with database.read() as session:
+        stored: list[tuple[str, int, int, float | None]] = [tuple(each) for each in session.execute(row)]
+        series = session.execute(select(Series)).scalars().all()
+        names = {(each.job_id, each.number): each.name for each in series}
+        for job_id in {each.job_id for each in series}:
+            reported, _ = point_blocks.reported_after(session, job_id, (0, 0), end, 2**62)
+            stored += [(names[job_id, each.series], each.step, each.seq, each.value) for each in reported]
+    return sorted(stored, key=lambda point: point[:3])
 
 
 def progress(step: int, **changes: Any) -> dict[str, Any]:

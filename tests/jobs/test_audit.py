@@ -13,7 +13,7 @@ from jobs import __main__ as command
 from jobs import audit, transitions
 from jobs.database import Database, new_id
 from jobs.events import record
-from jobs.models import Attempt, Checkpoint, Event, Job, Log, Point
+from jobs.models import Attempt, Checkpoint, Event, Job, Log, PointBlock
 from jobs.status import Status
 from tests.jobs import rows
 from tests.jobs.rows import Run, claim, running, submit
@@ -98,7 +98,7 @@ def a_checkpoint_of(number: int, step: int) -> Plant:
 
 def undelivered_point(session: Session, job_id: str) -> None:
     del job_id
-    session.execute(update(Point).where(Point.attempt == 2).values(seq=99))
+    session.execute(update(PointBlock).where(PointBlock.attempt == 2).values(seq=99))
 
 
 DEFECTS: dict[str, tuple[str, Plant]] = {

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from sqlalchemy.orm import Session
 
-from jobs import changes, curves
+from jobs import changes, curves, ingest
 from jobs.curves import CurvePoint
 from jobs.database import Database
 from tests.jobs import rows
@@ -17,6 +17,13 @@ from tests.jobs.rows import Run, claim, running
 @pytest.fixture(autouse=True)
 def _dataset(database: Database) -> None:
     rows.add_dataset(database)
+
+
+@pytest.fixture(autouse=True, params=["blocks", "rows"])
+def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store all values in blocks, or in rows as measurements are, and all values of earlier versions."""
+    if request.param == "rows":
+        monkeypatch.setattr(ingest, "_MEASURED", "")
 
 
 def curve(database: Database, job_id: str, max_points: int = 1000, name: str = "loss") -> list[CurvePoint]:

@@ -415,7 +415,7 @@ def test_500_deletions_beside_running_jobs_leave_their_records_only(
     for run in runs:
         run.end("succeeded")
     left = {table.name: count(database, table) for table in Base.metadata.sorted_tables}
-    assert (left["jobs"], left["deletions"], left["points"], left["share_jobs"]) == (3, 500, 3 * steps, 0)
+    assert (left["jobs"], left["deletions"], left["point_blocks"], left["share_jobs"]) == (3, 500, 3 * steps, 0)
     assert left["checkpoints"] == left["artifacts"] == left["logs"] == 0
     assert list(storage.job_ids()) == []
     report = audit.audit(database, storage)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
+from jobs import ingest, point_blocks
 from jobs.database import Database
 from jobs.ingest import MAX_LOG_LINE, MAX_SERIES_NAME, ROLLUP_WIDTHS
-from jobs.models import Checkpoint, Evaluation, Event, JobEvaluation, Log, Point, Rollup, Series
+from jobs.models import Checkpoint, Evaluation, Event, JobEvaluation, Log, Rollup, RollupBlock, Series
 from jobs.status import Status
 from tests.jobs import rows
 from tests.jobs.rows import Run, at_once, claim, job, running, submit
@@ -27,21 +29,37 @@ def run(database: Database) -> Run:
     return Run(database, running(database))
 
 
-def points(database: Database) -> list[tuple[str, int, int, float | None]]:
+@pytest.fixture(params=["blocks", "rows"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Store all values in blocks, or in rows as measurements are."""
+    if request.param == "rows":
+        monkeypatch.setattr(ingest, "_MEASURED", "")
+    return str(request.param)
+
+
+def summaries(database: Database, number: int = 0) -> dict[tuple[int, int, int], tuple[int, float, float, float]]:
+    """Return how many values, minimum, maximum and last value by attempt, width and bucket, of one series."""
     with database.read() as session:
-        statement = select(Series.name, Point.step, Point.seq, Point.value).join(Series, Series.id == Point.series_id)
-        ordered = statement.order_by(Series.name, Point.step, Point.seq)
-        return [(name, step, seq, value) for name, step, seq, value in session.execute(ordered)]
+        stored = {
+            (each.attempt, ROLLUP_WIDTHS[each.level], each.bucket): (each.n, each.min, each.max, each.last)
+            for each in session.execute(select(Rollup)).scalars()
+        }
+        for each in session.execute(select(RollupBlock)).scalars():
+            place = (each.job_id, each.attempt, [number], each.width, each.bucket, each.bucket)
+            for bucket, one in point_blocks.summaries(session, *place).get(number, ()):
+                stored[each.attempt, each.width, bucket] = (one.n, one.min, one.max, one.last)
+    return stored
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("form")
 def test_points_are_stored_as_reported(database: Database, run: Run) -> None:
     run.deliver(rows.metrics(1, loss=0.1, lr=1e-300), rows.metrics(2, loss=-1.7976931348623157e308))
     run.deliver(rows.metrics(3, loss=0.0, acc=1))
 
-    assert points(database) == [
+    assert rows.points(database) == [
         ("acc", 3, 3, 1.0),
         ("loss", 1, 1, 0.1),
         ("loss", 2, 2, -1.7976931348623157e308),
@@ -51,48 +69,52 @@ def test_points_are_stored_as_reported(database: Database, run: Run) -> None:
     assert job(database, run.job_id).latest_metrics == {"acc": 1.0, "loss": 0.0, "lr": 1e-300}
 
 
+@pytest.mark.usefixtures("form")
 def test_steps_beyond_32_bits_are_stored(database: Database, run: Run) -> None:
     run.deliver(rows.metrics(2**40, loss=1.0))
 
-    assert points(database) == [("loss", 2**40, 1, 1.0)]
+    assert rows.points(database) == [("loss", 2**40, 1, 1.0)]
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_stored_as_null(database: Database, run: Run, value: float | None) -> None:
     run.deliver(rows.metrics(1, loss=value), rows.metrics(2, loss=2.0))
 
-    assert [point[3] for point in points(database)] == [None, 2.0]
-    with database.read() as session:
-        assert {rollup.n for rollup in session.execute(select(Rollup)).scalars()} == {1}
+    assert [point[3] for point in rows.points(database)] == [None, 2.0]
+    assert {count for count, *_ in summaries(database).values()} == {1}
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("value", [2**63, -(2**70), True])
 def test_a_whole_number_is_a_value_too(database: Database, run: Run, value: int) -> None:
     run.deliver(rows.metrics(1, loss=value))
 
-    assert [point[3] for point in points(database)] == [float(value)]
+    assert [point[3] for point in rows.points(database)] == [float(value)]
 
 
+@pytest.mark.usefixtures("form")
 def test_a_record_without_values_stores_nothing(database: Database, run: Run) -> None:
     run.deliver(rows.metrics(1), rows.metrics(2, loss=1.0))
 
-    assert points(database) == [("loss", 2, 2, 1.0)]
+    assert rows.points(database) == [("loss", 2, 2, 1.0)]
 
 
+@pytest.mark.usefixtures("form")
 def test_long_names_that_begin_alike_become_one_series(database: Database, run: Run) -> None:
     long = "x" * MAX_SERIES_NAME
     run.deliver({"type": "metrics", "step": 1, "values": {long + "a": 1.0, long + "b": 2.0}})
 
-    assert points(database) == [(long, 1, 1, 2.0)]
+    assert rows.points(database) == [(long, 1, 1, 2.0)]
 
 
-def naive_rollups(reported: list[tuple[int, float | None]]) -> dict[tuple[int, int], tuple[Any, ...]]:
+def naive_rollups(reported: list[tuple[int, float | None]], widths: Collection[int]) -> dict[tuple[int, ...], Any]:
     result: dict[tuple[int, int], list[float]] = {}
-    for level, width in ROLLUP_WIDTHS.items():
+    for width in widths:
         for step, value in reported:
             if value is not None:
-                result.setdefault((level, step // width), []).append(value)
-    return {key: (len(v), min(v), max(v), v[0], v[-1]) for key, v in result.items()}
+                result.setdefault((width, step // width), []).append(value)
+    return {(1, *key): (len(v), min(v), max(v), v[-1]) for key, v in result.items()}
 
 
 def test_names_of_metrics_are_limited(database: Database, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,12 +126,13 @@ def test_names_of_metrics_are_limited(database: Database, run: Run, monkeypatch:
     names = {"train/loss", "new/1", "new/2"}
     with database.read() as session:
         assert set(session.execute(select(Series.name)).scalars()) == names
-        assert session.execute(select(func.count()).where(Point.step == 4)).scalar_one() == 1
         warnings = session.execute(select(Event.data).where(Event.type == "warning")).scalars().all()
+    assert [name for name, step, _, _ in rows.points(database) if step == 4] == ["train/loss"]
     assert set(job(database, run.job_id).latest_metrics or {}) == names
     assert [data["reason"] for data in warnings] == ["refused_metrics"]
 
 
+@pytest.mark.usefixtures("form")
 def test_rollups_equal_a_naive_computation_over_many_batches(database: Database, run: Run) -> None:
     chance = random.Random(0)
     steps = sorted(chance.choices(range(6000), k=400))
@@ -120,22 +143,23 @@ def test_rollups_equal_a_naive_computation_over_many_batches(database: Database,
         run.deliver(*rest[:size])
         rest = rest[size:]
 
-    with database.read() as session:
-        stored = {
-            (rollup.level, rollup.bucket): (rollup.n, rollup.min, rollup.max, rollup.first, rollup.last)
-            for rollup in session.execute(select(Rollup)).scalars()
-        }
-    assert stored == naive_rollups(reported)
+    stored = summaries(database)
+    widths = {width for _, width, _ in stored}
+    assert len(widths) == 5
+    assert stored == naive_rollups(reported, widths)
 
 
+@pytest.mark.usefixtures("form")
 def test_rollups_of_attempts_stay_apart(database: Database, run: Run) -> None:
     run.deliver(rows.started(), rows.metrics(1, loss=1.0))
     run.end("drained")
     Run(database, claim(database)).deliver(rows.started(), rows.metrics(1, loss=5.0))
 
+    assert {(number, *facts) for (number, _, _), facts in summaries(database).items()} == {
+        (1, 1, 1.0, 1.0, 1.0),
+        (2, 1, 5.0, 5.0, 5.0),
+    }
     with database.read() as session:
-        result = session.execute(select(Rollup.attempt, Rollup.n, Rollup.min, Rollup.max).where(Rollup.level == 1))
-        assert sorted(map(tuple, result)) == [(1, 1, 1.0, 1.0), (2, 1, 5.0, 5.0)]
         assert session.execute(select(func.count()).select_from(Series)).scalar_one() == 1
 
 
@@ -203,12 +227,12 @@ def test_no_text_of_a_run_blocks_its_delivery(database: Database, run: Run, text
 
     result = job(database, run.job_id)
     assert result.status == Status.FAILED
-    for stored in (result.status_message, logs(database)[0][2], points(database)[0][0]):
+    for stored in (result.status_message, logs(database)[0][2], rows.points(database)[0][0]):
         assert stored is not None
         assert stored.encode()
         assert "\0" not in stored
     if text.isprintable():
-        assert (result.status_message, points(database)[0][0]) == (text, text)
+        assert (result.status_message, rows.points(database)[0][0]) == (text, text)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
