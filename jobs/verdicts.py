@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 
 from jobs.baselines import Beside, beside, difference_of_one_seed, label
 from jobs.configurations import Configuration, Measure, measured
+from jobs.curves import metrics
 from jobs.models import Checkpoint, DatasetVersion, Evaluation, Job, JobEvaluation, Point, Series
 from jobs.planned_evaluations import BEST_ORIGIN
 from jobs.seed_groups import Result, training_settings
@@ -404,7 +405,9 @@ def _without_labels(session: Session, job: Job, judged: Verdict) -> Verdict:
     """Return a verdict by view accuracy with the other baseline, and how widely the features spread."""
     latest = job.latest_metrics or {}
     pixels = untrained_accuracies(session, [job.id], VIEW_TOP1_PIXELS).get(job.id)
-    before = {each: untrained_accuracies(session, [job.id], each).get(job.id) for each in _SPREADS}
+    first = _firsts(session, [job.id])[job.id]
+    curves = metrics(session, first, _SPREADS, first=0, last=0)
+    before = {name: curves[name][-1].value for name in _SPREADS if curves.get(name)}
     spread = [
         Spread(each, float(latest[each]), untrained)
         for each, untrained in before.items()

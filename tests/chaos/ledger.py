@@ -18,8 +18,9 @@ from sqlalchemy import select
 
 from jobs.audit import audit
 from jobs.database import Database
-from jobs.models import Attempt, Checkpoint, IdempotencyKey, Job, Point, Series
+from jobs.models import Attempt, Checkpoint, IdempotencyKey, Job
 from tests.chaos.body import STEPS_PER_EPOCH, value
+from tests.jobs import rows
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,11 @@ class Ledger:
     def __init__(self, database: Database, checkpoints_dir: Path, flipped: Collection[str] = ()) -> None:
         self._folder, self._flipped = checkpoints_dir, flipped
         self._findings = [f"{each.job_id}: {each.message}" for each in audit(database).findings]
+        self._points = _grouped(rows.stored_points(database))
         with database.read() as session:
             self.jobs: dict[str, Any] = {row.id: row for row in session.execute(select(Job)).scalars()}
             self._attempts = _grouped(session.execute(select(Attempt).order_by(Attempt.number)).scalars())
             self._checkpoints = _grouped(session.execute(select(Checkpoint)).scalars())
-            self._series: dict[str, list[str]] = defaultdict(list)
-            for series_id, job_id in session.execute(select(Series.id, Series.job_id)):
-                self._series[job_id].append(series_id)
-            self._points: dict[str, list[Any]] = defaultdict(list)
-            for point in session.execute(select(Point.series_id, Point.attempt, Point.step, Point.value)):
-                self._points[point.series_id].append(point)
             keys = session.execute(select(IdempotencyKey.key, IdempotencyKey.job_id)).all()
             self._keys: dict[str, str] = dict(keys)  # type: ignore[arg-type]
 
@@ -125,11 +121,10 @@ class Ledger:
         """Return the value of each step; an attempt counts up to the step where a later one started."""
         starts = [(row.number, row.start_step) for row in self._attempts[job_id] if row.start_step is not None]
         curve: dict[int, list[float]] = defaultdict(list)
-        for series_id in self._series[job_id]:
-            for point in self._points[series_id]:
-                later = [start for number, start in starts if number > point.attempt]
-                if point.step <= min(later, default=point.step):
-                    curve[point.step].append(point.value)
+        for point in self._points[job_id]:
+            later = [start for number, start in starts if number > point.attempt]
+            if point.step <= min(later, default=point.step):
+                curve[point.step].append(point.value)
         return curve
 
 

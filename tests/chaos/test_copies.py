@@ -19,12 +19,13 @@ from sqlalchemy import func, make_url, select
 
 from jobs import transitions
 from jobs.backups import BackupFolder, make_backup, restore
-from jobs.models import Attempt, Checkpoint, Point, Series
+from jobs.models import Attempt, Checkpoint
 from jobs.settings import Settings
 from jobs.storage import LocalStorage
 from tests.chaos.ledger import Accepted, Ledger
 from tests.chaos.processes import Node
 from tests.chaos.stage import Stage, Theatre, spec
+from tests.jobs import rows
 from tests.waiting import eventually
 from wcl_core.text import Secret
 
@@ -34,9 +35,7 @@ _LEASE = {"WCL_LEASE_SECONDS": "12"}  # long enough for a busy machine; the copi
 
 
 def num_points(stage: Stage, job_id: str) -> int:
-    with stage.database.read() as session:
-        points = select(func.count()).select_from(Point).join(Series, Series.id == Point.series_id)
-        return session.execute(points.where(Series.job_id == job_id)).scalar_one()
+    return sum(point.job_id == job_id for point in rows.stored_points(stage.database))
 
 
 def num_checkpoints(stage: Stage, job_id: str) -> int:

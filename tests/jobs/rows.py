@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Barrier
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
@@ -105,18 +105,36 @@ def metrics(step: int, **values: float | None) -> dict[str, Any]:
     return {"type": "metrics", "step": step, "values": values}
 
 
-def points(database: Database) -> list[tuple[str, int, int, float | None]]:
-    """Return (metric, step, number of the record, value) of all stored points, by metric and step."""
-    row = select(Series.name, Point.step, Point.seq, Point.value).join(Series, Series.id == Point.series_id)
-    end = (2**31 - 1, 0)
+class StoredPoint(NamedTuple):
+    """A stored value of a metric, with the number of its record."""
+
+    job_id: str
+    attempt: int
+    name: str
+    step: int
+    seq: int
+    value: float | None
+
+
+def stored_points(database: Database) -> list[StoredPoint]:
+    """Return all stored values, of rows and of blocks, by attempt, metric, step and record."""
+    row = select(Series.job_id, Point.attempt, Series.name, Point.step, Point.seq, Point.value)
     with database.read() as session:
-        stored: list[tuple[str, int, int, float | None]] = [tuple(each) for each in session.execute(row)]
+        stored = [StoredPoint(*each) for each in session.execute(row.join(Series, Series.id == Point.series_id))]
         series = session.execute(select(Series)).scalars().all()
         names = {(each.job_id, each.number): each.name for each in series}
         for job_id in {each.job_id for each in series}:
-            reported, _ = point_blocks.reported_after(session, job_id, (0, 0), end, 2**62)
-            stored += [(names[job_id, each.series], each.step, each.seq, each.value) for each in reported]
-    return sorted(stored, key=lambda point: point[:3])
+            reported, _ = point_blocks.reported_after(session, job_id, (0, 0), (2**31 - 1, 0), 2**62)
+            stored += [
+                StoredPoint(job_id, each.attempt, names[job_id, each.series], each.step, each.seq, each.value)
+                for each in reported
+            ]
+    return sorted(stored, key=lambda point: point[:5])
+
+
+def points(database: Database) -> list[tuple[str, int, int, float | None]]:
+    """Return (metric, step, number of the record, value) of all stored values, by metric and step."""
+    return sorted((point[2:] for point in stored_points(database)), key=lambda point: point[:3])
 
 
 def progress(step: int, **changes: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from jobs import audit, submission, transitions, workers
 from jobs.database import Database, new_id
 from jobs.errors import Conflict, Superseded
-from jobs.models import Attempt, Event, Job, Point
+from jobs.models import Attempt, Event, Job
 from jobs.status import INFRASTRUCTURE, TERMINAL, Reason, Status
 from jobs.transitions import outcomes
 from tests import servers
@@ -359,7 +359,6 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                 jobs = list(session.execute(select(Job)).scalars())
                 attempts = list(session.execute(select(Attempt)).scalars())
                 events = list(session.execute(select(Event).order_by(Event.seq)).scalars())
-                points = list(session.execute(select(Point)).scalars())
             assert {job.id for job in jobs} == set(self.models)
             for job in jobs:
                 model = self.models[job.id]
@@ -380,7 +379,7 @@ def machine(database: Database) -> type[RuleBasedStateMachine]:
                 assert not ends or story[-1] is ends[0]
                 assert story[-1].data.get("status", job.status) == job.status
                 assert (job.ended_at is not None) == (model.status in TERMINAL)
-            assert len(points) == sum(model.points for model in self.models.values())
+            assert len(rows.stored_points(database)) == sum(model.points for model in self.models.values())
 
         def teardown(self) -> None:
             """Check the events; they are never removed, so a finding in the middle remains until the end."""

@@ -17,7 +17,7 @@ from jobs.database import Database, new_id
 from jobs.datasets import DatasetFacts
 from jobs.eligibility import WorkerFacts
 from jobs.errors import Superseded
-from jobs.models import Attempt, Checkpoint, Log, Point, Rollup
+from jobs.models import Attempt, Checkpoint, Log, PointBlock, RollupBlock
 from jobs.settings import Settings
 from jobs.storage import KEEPING, LocalStorage
 from tests.waiting import eventually, patch_clock
@@ -132,15 +132,23 @@ def test_the_lag_is_the_time_since_when_a_record_waits(spool: Spool, monkeypatch
 
 def test_a_backup_that_was_restored_within_an_attempt_is_completed_from_the_spool(spool: Spool) -> None:
     """The attempt is the same one, and the database lacks some of its records."""
-    spool.write_metrics(6)
+    spool.write_metrics(3)
+    delivery = spool.delivery()
+    deliver_all(delivery)
+    for step in (3, 4, 5):
+        spool.write(type="metrics", step=step, values={"train/loss": float(step)})
     spool.write_checkpoint(5, b"weights")
     (spool.folder / "output.log").write_text("one\ntwo\n")
-    delivery = spool.delivery()
     deliver_all(delivery)
 
     def go_back(session: Session) -> None:
         session.execute(update(Attempt).values(delivered_seq=4, output_lines=1))
-        for later in (delete(Point).where(Point.seq > 4), delete(Rollup), delete(Checkpoint), delete(Log)):
+        for later in (
+            delete(PointBlock).where(PointBlock.seq > 4),
+            delete(RollupBlock),
+            delete(Checkpoint),
+            delete(Log),
+        ):
             session.execute(later)
 
     spool.database.write(go_back)

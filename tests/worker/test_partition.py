@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import func, select
 from sqlalchemy.engine import make_url
 
 from jobs import transitions
 from jobs.database import Database
-from jobs.models import Point
 from tests.chaos.proxy import Proxy
+from tests.jobs import rows
 from tests.waiting import eventually
 from tests.worker.conftest import StartWorker
 from tests.worker.running import ENDLESS, Jobs
@@ -18,8 +17,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def num_points(database: Database, attempt: int) -> int:
-    with database.read() as session:
-        return session.execute(select(func.count()).where(Point.attempt == attempt)).scalar_one()
+    return sum(point.attempt == attempt for point in rows.stored_points(database))
 
 
 def test_a_worker_that_alone_is_cut_off_loses_its_job_and_stops_its_run(

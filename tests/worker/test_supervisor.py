@@ -14,13 +14,13 @@ import psutil
 import psycopg
 import pytest
 from PIL import Image
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.engine import make_url
 
 from jobs import checkpoints, queries, transitions
 from jobs.database import Database
 from jobs.errors import Invalid, Superseded
-from jobs.models import Checkpoint, Job, Point, Series
+from jobs.models import Checkpoint, Job
 from jobs.settings import Settings
 from jobs.status import INFRASTRUCTURE, Reason
 from jobs.transitions import Requests
@@ -415,9 +415,7 @@ def test_a_run_loses_nothing_in_an_outage_of_the_database(
     assert (jobs.get(job_id).attempt, jobs.get(job_id).failures) == (1, 0)
     postgres_database.write(lambda session: transitions.cancel(session, job_id))
     jobs.wait_for(job_id, "cancelled")
-    with postgres_database.read() as session:
-        losses = select(Point.step).join(Series, Series.id == Point.series_id).where(Series.name == "train/loss")
-        steps = list(session.execute(losses.order_by(Point.step)).scalars())
+    steps = [point.step for point in rows.stored_points(postgres_database) if point.name == "train/loss"]
     assert steps == list(range(1, len(steps) + 1)), "a report was lost or came twice"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -24,7 +24,7 @@ from api.streams import feeds, responses, watcher
 from jobs import changes, keys, queries, sweeps, transitions
 from jobs.changes import Cursor
 from jobs.database import Database
-from jobs.models import Log, Point, Series, SignInToken
+from jobs.models import Log, SignInToken
 from tests.api.served import Served, assert_problem, listening, messages
 from tests.jobs import rows, sweeping
 from tests.waiting import eventually
@@ -42,9 +42,8 @@ def progress(step: int) -> dict[str, Any]:
 
 
 def stored_points(database: Database, job_id: str) -> list[tuple[int, str, int, float | None]]:
-    where = select(Point.attempt, Series.name, Point.step, Point.value).join(Series, Series.id == Point.series_id)
-    with database.read() as session:
-        return sorted(tuple(row) for row in session.execute(where.where(Series.job_id == job_id)))
+    own = [point for point in rows.stored_points(database) if point.job_id == job_id]
+    return sorted((point.attempt, point.name, point.step, point.value) for point in own)
 
 
 def points_of(received: list[Message]) -> list[tuple[int, str, int, float | None]]:
