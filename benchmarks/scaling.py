@@ -27,7 +27,7 @@ from tests.jobs import rows
 from tests.servers import postgres_server
 
 SERIES, STEPS = 20, 10
-_TABLES = ("jobs", "attempts", "events", "tags", "checkpoints", "points", "rollups", "series")
+_TABLES = ("jobs", "attempts", "events", "tags", "checkpoints", "point_blocks", "rollup_blocks", "series")
 
 
 def main() -> None:
@@ -88,15 +88,19 @@ def _measure(database: Database, count: int) -> tuple[dict[str, tuple[float, flo
         f"a delivery of {STEPS} records of {SERIES} metrics",
         lambda number: runs[number].deliver(*(rows.metrics(step, **values) for step in range(STEPS))),
     )
+    measured(
+        f"a delivery of a record of {SERIES} metrics",
+        lambda number: runs[number].deliver(rows.metrics(STEPS, **values)),
+    )
     measured("a renewal without records", lambda number: runs[number].deliver())
-    measured("a checkpoint", lambda number: runs[number].deliver(rows.checkpoint(STEPS, f"{number:064x}")))
+    measured("a checkpoint", lambda number: runs[number].deliver(rows.checkpoint(STEPS + 1, f"{number:064x}")))
     measured("the end of a job", lambda number: runs[number].end("succeeded"))
     sizes = {name: _bytes(database, name) for name in _TABLES}
-    points = count * STEPS * SERIES
+    points = count * (STEPS + 1) * SERIES
     return costs, {
         "a job with its attempt, events and one checkpoint": sum(sizes[n] for n in _TABLES[:5]) / count,
-        "a point of a metric": sizes["points"] / points,
-        "its rollups, in short curves": sizes["rollups"] / points,
+        "a point of a metric": sizes["point_blocks"] / points,
+        "its rollups, in short curves": sizes["rollup_blocks"] / points,
     }
 
 

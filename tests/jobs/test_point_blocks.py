@@ -63,6 +63,7 @@ def streamed(database: Database, job_id: str, limit: int) -> Iterator[tuple[str,
         yield from ((name, step, value) for _, name, step, value in page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["blocks", "mixed"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_reader_returns_what_was_reported(
@@ -113,6 +114,16 @@ def test_buckets_begin_with_the_distance_of_the_reports(database: Database, run:
     with database.read() as session:
         by_width = dict(session.execute(select(RollupBlock.width, func.count()).group_by(RollupBlock.width)).all())
     assert by_width == {80: 13, 640: 2, 5_120: 1, 40_960: 1, 327_680: 1}
+
+
+def test_all_buckets_of_an_attempt_have_the_widths_of_its_first_delivery(database: Database, run: Run) -> None:
+    run.deliver(rows.metrics(5, loss=1.0), rows.metrics(10, loss=1.0))  # closer than the spec says
+    run.deliver(rows.metrics(20, loss=1.0))
+    run.deliver(rows.metrics(21, loss=1.0), rows.metrics(22, loss=1.0))
+
+    with database.read() as session:
+        widths = set(session.execute(select(RollupBlock.width)).scalars())
+    assert widths == {40, 320, 2_560, 20_480, 163_840}
 
 
 def test_a_series_of_an_earlier_version_gets_a_number(database: Database, run: Run) -> None:

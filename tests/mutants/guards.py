@@ -2335,6 +2335,29 @@ GUARDS = (
         ("tests/worker/test_recovery.py::test_a_record_of_another_kind_of_job_is_refused[sqlite]",),
     ),
     Guard(
+        "a stream sends a value of a block once",
+        "jobs/point_blocks.py",
+        "if (attempt, each.seq) > after",
+        "if True",
+        ("tests/jobs/test_curves.py::test_pages_return_every_point_exactly_once[sqlite-blocks]",),
+    ),
+    Guard(
+        "an export yields no value of a block before an earlier one",
+        "jobs/point_blocks.py",
+        "begin = rows[-1].first_step",
+        "begin = last + 1",
+        ("tests/jobs/test_point_blocks.py::test_every_reader_returns_what_was_reported[sqlite-1-blocks]",),
+    ),
+    Guard(
+        "all deliveries of an attempt have buckets of the same widths",
+        "jobs/point_blocks.py",
+        "levels = widths(session, job_id, attempt) or _new_widths(reports, stride)",
+        "levels = _new_widths(reports, stride)",
+        (
+            "tests/jobs/test_point_blocks.py::test_all_buckets_of_an_attempt_have_the_widths_of_its_first_delivery[sqlite]",
+        ),
+    ),
+    Guard(
         "names of metrics are limited",
         "jobs/ingest.py",
         "for name in missing[: MAX_SERIES - count]}",
