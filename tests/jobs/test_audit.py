@@ -156,7 +156,7 @@ def test_the_operators_command_prints_its_findings(
     monkeypatch.setenv("WCL_DATABASE_URL", database.engine.url.render_as_string(hide_password=False))
     job_id = rich_job(database)
     assert command.main(["audit"]) == 0
-    assert "1 jobs, 3 attempts" in capsys.readouterr().err
+    assert "1 job, 3 attempts" in capsys.readouterr().err
 
     database.write(lambda session: DEFECTS["another status"][1](session, job_id))
 
