@@ -363,6 +363,7 @@ class Month:
             ("WclServerErrors", self._broken_table),
             ("WclRequestsSlow", self._slow_requests),
             ("WclWebhooksFail", self._failed_messages),
+            ("WclMetricsFail", self._refused_metrics),
             ("WclNoBackup", self._old_backup),
             ("WclAdministratorKeyExpires", self._expiring_key),
             ("WclCheckpointsFlawed", self._damaged_file),
@@ -514,7 +515,7 @@ class Month:
         return stop, threads
 
     def _broken_table(self) -> Callable[[], None]:
-        """Take away a table that only one request reads; without the database there are no metrics either."""
+        """Take away a table that only one request reads."""
         stop, _ = self._requests("/v1/views")
         self._execute("ALTER TABLE saved_views RENAME TO views_away")
 
@@ -523,6 +524,11 @@ class Month:
             stop.set()
 
         return undo
+
+    def _refused_metrics(self) -> Callable[[], None]:
+        """Take away a table that some of the metrics read."""
+        self._execute("ALTER TABLE webhook_deliveries RENAME TO deliveries_away")
+        return lambda: self._execute("ALTER TABLE deliveries_away RENAME TO webhook_deliveries")
 
     def _execute(self, statement: str) -> None:
         self.stage.database.write(lambda session: session.execute(text(statement)))

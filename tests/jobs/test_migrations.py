@@ -394,6 +394,18 @@ def test_an_upgrade_by_one_migration_says_so(empty_url: str) -> None:
 
 
 @pytest.mark.slow
+def test_an_upgrade_says_when_processes_of_the_former_version_must_restart(tmp_path: Path) -> None:
+    lines: list[str] = []
+    for revision in ("0051_project_limits", "0052_use_by_project"):
+        database = Database(f"sqlite:///{tmp_path / revision}")
+        migrate_to(database, revision)
+        database.migrate(lines.append)
+        database.dispose()
+
+    assert ["restart servers" in line for line in lines] == [False, False, False, False, True]
+
+
+@pytest.mark.slow
 def test_an_upgrade_of_a_file_says_what_it_does_and_keeps_a_copy(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'wcl.sqlite3'}")
     migrate_to(database, "0028_kept_devices")
