@@ -295,6 +295,24 @@ def test_selected_jobs_are_compared_or_cancelled(visitor: Visitor, site: Site, s
     site.claim().end()
 
 
+def test_a_view_is_saved_from_the_head_of_the_list(visitor: Visitor) -> None:
+    page = visitor.window("/?status=failed")
+    name = page.locator("#views").get_by_label("Name")
+    expect(name).to_be_hidden()
+    page.locator("#views > summary").press("Enter")
+    name.fill("failures")
+    page.keyboard.press("Escape")
+    expect(name).to_be_hidden()
+    expect(page.locator("#views > summary")).to_be_focused()
+    page.locator("#views > summary").press("Enter")
+    page.get_by_role("button", name="Save view").click()
+    saved = page.locator("#views").get_by_role("link", name="failures", exact=True)
+    expect(saved).to_have_attribute("href", "/?status=failed")
+    page.locator("#views > summary").click()
+    page.get_by_role("button", name="Remove failures").click()
+    expect(saved).to_have_count(0)
+
+
 def test_the_newest_checkpoint_of_each_job_is_listed_with_older_ones_folded(visitor: Visitor, site: Site) -> None:
     run = site.running("has checkpoints")
     run.start()
