@@ -36,7 +36,7 @@ from jobs.faults import describe, fault_of, refused_login
 from jobs.logs import log_error, log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
-from jobs.storage import ForeignStorage, LocalStorage, StorageUnavailable
+from jobs.storage import ForeignStorage, Storage, StorageUnavailable, open_storage
 from jobs.wake_up import WakeUpSender
 from jobs.webhooks.sender import Sender
 from wcl_core import failpoints
@@ -106,7 +106,7 @@ def serve(settings: Settings, *, waits: bool = True) -> None:
         raise Misconfigured(f"FAILPOINTS is set, and {settings.host} is reachable from other machines")
     descriptors.raise_limit()
     database = Database(settings.resolved_database_url, settings.database_connections)
-    storage = LocalStorage(settings.checkpoints_dir)
+    storage = open_storage(settings)
     _ensure_folder(settings.data_dir)
     try:
         storage_id.refuse_new_database(settings)
@@ -198,7 +198,7 @@ def _unusable(data_dir: Path, error: OSError) -> StartError:
     return StartError(f"the data folder {data_dir} cannot be used: {error.strerror or error} (WCL_DATA_DIR)")
 
 
-def _prepare(settings: Settings, database: Database, storage: LocalStorage, *, waits: bool) -> bool:
+def _prepare(settings: Settings, database: Database, storage: Storage, *, waits: bool) -> bool:
     """Bring the database to this version's state; return False if a signal ends the server first.
 
     Raises:

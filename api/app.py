@@ -27,13 +27,13 @@ from jobs.database import Database
 from jobs.errors import JobsError
 from jobs.monitoring import FlawCounts
 from jobs.settings import InvalidSettings, Settings
-from jobs.storage import LocalStorage, Storage
+from jobs.storage import Storage, open_storage
 
 _STATIC = Path(__file__).parent / "web" / "static"
 
 
 def create_app(settings: Settings, database: Database, storage: Storage | None = None) -> FastAPI:
-    """Return the web process's application; its storage is the settings' folder by default.
+    """Return the web process's application; its storage is that of the settings by default.
 
     `app.state` holds `settings`, `database`, `storage`, `navigation` (of the pages), and `stopping`, an event that ends
     the open `streams`.
@@ -47,7 +47,7 @@ def create_app(settings: Settings, database: Database, storage: Storage | None =
     app = FastAPI(title="WCL service", version="1", openapi_url=None, docs_url=None, redoc_url=None, routes=routes)
     app.state.settings = settings
     app.state.database = database
-    app.state.storage = storage or LocalStorage(settings.checkpoints_dir)
+    app.state.storage = storage or open_storage(settings)
     app.state.storage_watch = StorageWatch(database, app.state.storage)
     app.state.broker_watch = broker_watch(settings)
     app.state.request_metrics = RequestMetrics()

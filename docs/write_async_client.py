@@ -27,9 +27,10 @@ _ATTRIBUTES: Final = {
     ("response", "read"): "aread",
     ("response", "iter_lines"): "aiter_lines",
     ("response", "iter_raw"): "aiter_raw",
+    ("response", "close"): "aclose",
     ("_http", "close"): "aclose",
 }
-_WAITING: Final = {("time", "sleep"), ("response", "read")} | {
+_WAITING: Final = {("time", "sleep"), ("response", "read"), ("response", "close")} | {
     (client, verb) for client in ("http", "_http") for verb in ("send", "put", "get", "head", "close")
 }
 _THREADED: Final = {"_verify"}  # it hashes a whole file, so it runs beside the event loop

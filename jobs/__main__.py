@@ -1,6 +1,7 @@
 """Commands for operators that work on the database directly.
 
-python -m jobs migrate | create-key NAME | audit | check | adopt-storage | settings | backup DIR | restore DIR
+python -m jobs migrate | create-key NAME | audit | check | adopt-storage | move-storage PLACE | settings | backup DIR |
+               restore DIR
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from jobs import activity, backups, keys, monitoring, schema, search, storage_id, workers
+from jobs import activity, backups, keys, monitoring, moving, schema, search, storage_id, workers
 from jobs.audit import audit
 from jobs.database import Database, is_outage
 from jobs.errors import JobsError
 from jobs.faults import describe
 from jobs.settings import InvalidSettings, Settings, read_settings
 from jobs.settings_help import settings_in_use
-from jobs.storage import LocalStorage, StorageUnavailable
+from jobs.storage import Storage, StorageUnavailable, open_storage
 from wcl_core.files import PRIVATE_UMASK
 from wcl_core.text import Arguments, counted, file_size, write_error, write_line
 from wcl_core.version import VERSION
 
-_READERS = ("audit", "backup", "check")  # of a database that is there; the other commands may make one
+_READERS = ("audit", "backup", "check", "move-storage")  # of a database that is there; the other commands may make one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,9 +74,11 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
     if options.command == "check":
         return _check(database, settings.worker_name if options.worker == "" else options.worker)
     if options.command == "backup":
-        return _backup(database, LocalStorage(settings.checkpoints_dir), options)
+        return _backup(database, open_storage(settings), options)
+    if options.command == "move-storage":
+        return _move(database, settings, options.place)
     if options.command == "audit":
-        return _audit(database, LocalStorage(settings.checkpoints_dir))
+        return _audit(database, open_storage(settings))
     if options.command == "migrate":
         database.migrate(write_line)
         search.build(database)
@@ -93,7 +97,7 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
             for notice in filter(None, (keys.namesakes(session, key), keys.notice(session))):
                 write_line(notice, sys.stderr)
     if options.command == "adopt-storage":
-        storage = LocalStorage(settings.checkpoints_dir)
+        storage = open_storage(settings)
         write_line(storage_id.adopt(database, storage, without_files=options.without_files))
     return 0
 
@@ -113,7 +117,7 @@ def _print_settings(settings: Settings, as_json: bool) -> int:
     return 0
 
 
-def _backup(database: Database, storage: LocalStorage, options: argparse.Namespace) -> int:
+def _backup(database: Database, storage: Storage, options: argparse.Namespace) -> int:
     """Make a backup and print what it holds; return 1 if a file is damaged or missing that no row is marked for."""
     backup = backups.make_backup(database, storage, Path(options.folder), options.keep)
     manifest = backup.manifest
@@ -185,7 +189,35 @@ def _check(database: Database, worker_name: str | None) -> int:
     return 0 if problem is None else 1
 
 
-def _audit(database: Database, storage: LocalStorage) -> int:
+def _move(database: Database, settings: Settings, place: str) -> int:
+    """Move all registered files; return 1 if it has not ended, or a file is damaged or missing."""
+    if (problem := schema.awaited(database)) is not None:
+        raise schema.Unusable(problem)
+    try:
+        url = None if place == "folder" else Settings(storage_url=place).storage_url
+    except ValidationError as error:
+        raise JobsError(f"{place[:100]!r} is no place; expected s3://BUCKET/PREFIX, or folder") from error
+    if url == settings.storage_url:
+        raise JobsError("the files are there already, by these settings; name another place")
+    moved = moving.move(
+        database, open_storage(settings), open_storage(settings.model_copy(update={"storage_url": url}))
+    )
+    copied = file_size(moved.copied_bytes)
+    write_line(f"{moved.num_copied:,} files copied ({copied}), {moved.num_present:,} were there")
+    for key in moved.bad:
+        write_line(f"missing or damaged: {key}", sys.stderr)
+    if moved.workers:
+        names = ", ".join(moved.workers)
+        write_line(f"not moved yet: stop all servers and workers ({names}), and repeat the command", sys.stderr)
+        return 1
+    what = "leave out WCL_STORAGE_URL" if url is None else f"set WCL_STORAGE_URL={url}"
+    write_line(
+        f"moved: {what} for all servers and workers, and start them; the former files stay until you remove them"
+    )
+    return 1 if moved.bad else 0
+
+
+def _audit(database: Database, storage: Storage) -> int:
     """Print the findings of the audit; return 1 if there are any."""
     if (problem := schema.awaited(database)) is not None:
         raise schema.Unusable(problem)
@@ -228,6 +260,8 @@ def _parser() -> argparse.ArgumentParser:
         "backup",
     )
     adopted.add_argument("--without-files", action="store_true", help="also if it holds none of them: they are lost")
+    moved = commands.add_parser("move-storage", help="move all registered files to another storage; can be repeated")
+    moved.add_argument("place", metavar="PLACE", help="s3://BUCKET/PREFIX, or `folder`: the one in WCL_DATA_DIR")
     listed = commands.add_parser("settings", help="print every setting, its value, where it comes from and its meaning")
     listed.add_argument("--json", action="store_true", help="print JSON")
     backup = commands.add_parser("backup", help="write a backup of database and files while jobs run")

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from wcl_core.files import write_whole
+
+_CHUNK_BYTES = 1 << 20
 _MAX_STAMPS = 10_000
 _REST_NS = 3_000_000_000  # more than the coarsest clock of a file system, two seconds
 
@@ -82,3 +85,50 @@ def compare_size(actual: int, size: int) -> None:
     """Raise Damaged unless a file has the size that is registered."""
     if actual != size:
         raise Damaged(f"its file is damaged: {actual} bytes instead of {size}")
+
+
+def check_bytes(path: Path, sha256: str, size: int) -> None:
+    """Return if a file has these bytes.
+
+    Raises:
+        BadFile: it has others, or is absent.
+    """
+    try:
+        with path.open("rb") as file:
+            compare_size(path.stat().st_size, size)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != sha256:
+                raise Damaged("its file is damaged: the digest differs")
+    except FileNotFoundError as error:
+        raise Missing("its file is missing") from error
+    except OSError as error:
+        raise Damaged(f"its file cannot be read: {error.strerror or error}") from error
+
+
+def copy_checked(source: BinaryIO, target: Path, sha256: str, size: int) -> None:
+    """Copy an open file whole; a copy with other bytes than these does not get its name.
+
+    Raises:
+        Damaged: the source has other bytes.
+    """
+    compare_size(source.seek(0, os.SEEK_END), size)
+    source.seek(0)
+
+    def write(written: BinaryIO) -> None:
+        digest = hashlib.sha256()
+        while chunk := _read(source):
+            digest.update(chunk)
+            written.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise Damaged("its file is damaged: the digest differs")
+
+    write_whole(target, write)
+
+
+def _read(file: BinaryIO) -> bytes:
+    try:
+        return file.read(_CHUNK_BYTES)
+    except OSError as error:
+        if error.errno is None:  # of a storage that cannot be reached
+            raise
+        raise Damaged(f"its file cannot be read: {error.strerror or error}") from error

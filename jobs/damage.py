@@ -11,7 +11,7 @@ held: it is tried again after a pause, while the worker takes other jobs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
@@ -23,7 +23,7 @@ from jobs.checkpoints import CheckpointRef
 from jobs.database import Database, now_ms
 from jobs.events import record
 from jobs.models import Checkpoint
-from jobs.storage import Storage, StorageUnavailable, verified
+from jobs.storage import Storage, StorageUnavailable
 
 
 class LostFiles(StorageUnavailable):
@@ -42,14 +42,14 @@ class LostFiles(StorageUnavailable):
 
 
 def verify(
-    database: Database, storage: Storage, checkpoint_id: str, digest_of: Callable[[Path], str] | None = None
+    database: Database, storage: Storage, checkpoint_id: str, digest_of: Callable[[BinaryIO], str] | None = None
 ) -> BadFile | None:
     """Read a checkpoint's file as a whole, and set or take back its mark; return its flaw, or None.
 
     Args:
         database, storage: the service.
         checkpoint_id: a registered checkpoint; nothing is done for a deleted one.
-        digest_of: as `storage.verified`.
+        digest_of: as `Storage.verify`.
 
     Raises:
         StorageUnavailable: the storage is absent or another one, or none of the job's files is there.
@@ -60,7 +60,7 @@ def verify(
         return None
     flaw: BadFile | None = None
     try:
-        verified(storage, row.storage_key, row.sha256, row.size, digest_of)
+        storage.verify(row.storage_key, row.sha256, row.size, digest_of)
     except BadFile as error:
         flaw = error
     report(database, storage, row, flaw)
@@ -104,7 +104,7 @@ def loss(storage: Storage, job_id: str, keys: Sequence[str]) -> str | None:
     """Return a sentence if a job has registered files and none is in the storage; None otherwise."""
     for key in keys:
         try:
-            storage.path(key)
+            storage.require(key)
         except (FileNotFoundError, ValueError):
             continue
         return None
@@ -112,7 +112,7 @@ def loss(storage: Storage, job_id: str, keys: Sequence[str]) -> str | None:
         return None
     num = "its only one" if len(keys) == 1 else f"all {len(keys)}"
     return (
-        f"the storage folder has no registered file of job {job_id} ({num} missing), so it may be incomplete; "
+        f"{storage.kind} has no registered file of job {job_id} ({num} missing), so it may be incomplete; "
         "bring the files back, or cancel the job"
     )
 

@@ -55,6 +55,11 @@ class Settings(BaseSettings):
         ge=1,
         le=10_000,
     )
+    storage_url: str | None = Field(
+        default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?$"
+    )
+    storage_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+/?$")
+    storage_downloads: Literal["stream", "redirect"] = Field(default="stream")
     broker_url: Secret = Field(default=Secret("memory://localhost"))
     broker_password: Secret | None = Field(default=None)
     host: str = Field(default="127.0.0.1", min_length=1, max_length=255)

@@ -43,6 +43,15 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "5",
         "most connections to PostgreSQL that a process opens; a request waits up to 10 s for one",
     ),
+    "storage_url": (
+        "the folder `checkpoints` in the data folder",
+        "`s3://BUCKET/PREFIX`: the bucket for registered files; credentials come from `AWS_*`, as of other programs",
+    ),
+    "storage_endpoint": ("AWS", "address of another S3-compatible service, such as `https://minio.example.org:9000`"),
+    "storage_downloads": (
+        "`stream`",
+        "`stream`: the server sends checkpoints of a bucket; `redirect`: it sends clients to a signed address there",
+    ),
     "broker_url": ("`memory://localhost`", "`redis://…` for many machines, `rediss://…` with TLS"),
     "broker_password": ("none", "password for `WCL_BROKER_URL`, as it is"),
     "host": ("`127.0.0.1`", "address of the server"),

@@ -1,9 +1,9 @@
-"""The storage of registered files.  The service makes a key from ids and numbers, never from a user's text.
+"""The storage of registered files, and a folder as one.  A key is made from ids and numbers, never from a user's text.
 
 A storage has an id, in its file `storage-id`.  `jobs.storage_id` compares it with the database's, and each operation of
 a storage compares it again, so that nothing is read from, written to or removed from another folder.
 
-Registered bytes leave by two functions: `verified` reads the whole file each time, `Storage.open` only when the file
+Registered bytes leave by three methods: `verify` and `fetch` read the whole file each time, `open` only when the file
 was touched since it was last read as a whole.
 """
 
@@ -15,12 +15,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from jobs.attempts import AttemptRef
-from jobs.checked_files import CheckedFiles, Damaged, Missing, compare_size
+from jobs.checked_files import BadFile, CheckedFiles, Damaged, Missing, check_bytes, compare_size, copy_checked
+from jobs.settings import Settings
 from wcl_core.failpoints import failpoint
 from wcl_core.files import free_bytes, sync_folder, write_bytes, write_whole
 
@@ -55,16 +56,22 @@ class Storage(Protocol):
     """Files by key; each file is whole or absent.
 
     Attributes:
-        id: the id that the storage must have; None before `storage_id.connect`, when any folder is accepted.
+        id: the id that the storage must have; None before `storage_id.connect`, when any storage is accepted.
+        kind: what it is, for messages of jobs.
+        setting: the variable that names it.
+        is_folder: whether it is a folder of this machine; others are reached from anywhere.
 
     All methods but `marker`, `mark` and `check` raise StorageUnavailable when the storage has another id.
     """
 
     id: str | None
+    kind: str
+    setting: str
+    is_folder: bool
 
     @property
-    def name(self) -> str:
-        """Where the storage is, for operators."""
+    def where(self) -> str:
+        """What and where the storage is, for operators."""
 
     def marker(self) -> str | None:
         """Return the id that the storage has; None without one.
@@ -76,8 +83,11 @@ class Storage(Protocol):
     def mark(self, storage_id: str) -> None:
         """Give the storage an id."""
 
+    def unmark(self) -> None:
+        """Take the id away, so that no process uses the storage."""
+
     def check(self) -> None:
-        """Return if this is the storage with the id.
+        """Return if this is the storage with the id, and this process may use it.
 
         Raises:
             StorageUnavailable: it is absent, or another one.
@@ -95,14 +105,63 @@ class Storage(Protocol):
     def put(self, source: Path, key: str) -> None:
         """Move a file into the storage; may be repeated after an interruption."""
 
+    def bring(self, opens: Callable[[], BinaryIO], key: str, sha256: str, size: int) -> bool:
+        """Copy a file, which is opened for it, unless the key has its bytes; return whether it was copied.
+
+        Args:
+            opens: opens the source.
+            key: of the file.
+            sha256, size: as registered.
+
+        Raises:
+            BadFile: the key has other bytes or none, and neither has the source these.
+        """
+
     def write(self, source: BinaryIO, key: str) -> None:
         """Copy an open file, from where it stands, into the storage; a file of the key is replaced."""
 
-    def path(self, key: str) -> Path:
-        """Return a local file with the content.
+    def require(self, key: str) -> None:
+        """Return if there is a file with this key.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is none.
+        """
+
+    def confirm(self, key: str, sha256: str, size: int) -> None:
+        """Return if the file that `put` has just stored has these bytes.
+
+        Raises:
+            BadFile: it has others.
+        """
+
+    def read(self, key: str) -> BinaryIO:
+        """Open a file as it is, whatever its bytes are.
+
+        Raises:
+            BadFile: it is absent, or cannot be read.
+        """
+
+    def verify(self, key: str, sha256: str, size: int, digest_of: Callable[[BinaryIO], str] | None = None) -> None:
+        """Read a whole file, and return if it has these bytes.
+
+        Args:
+            key: of the file.
+            sha256, size: as registered; the size is compared first, as this is cheap.
+            digest_of: reads an open file; `digest_of_open` by default.
+
+        Raises:
+            BadFile: it has others, or is absent.
+        """
+
+    def fetch(self, key: str, sha256: str, size: int, folder: Path) -> Path:
+        """Return a local file after reading it as a whole, and comparing its bytes with the registered ones.
+
+        Args:
+            key, sha256, size: as registered.
+            folder: for a copy, where the storage itself is not local; the caller removes it.
+
+        Raises:
+            BadFile: they are others, or there is no such file.
         """
 
     def open(self, key: str, sha256: str, size: int) -> BinaryIO:
@@ -111,6 +170,17 @@ class Storage(Protocol):
         Raises:
             BadFile: they are not.
         """
+
+    def link(self, key: str, file_name: str) -> str | None:
+        """Return an address from which a client gets the file without the server; None where there is none.
+
+        Args:
+            key: of a file that was opened just now.
+            file_name: under which a browser saves it.
+        """
+
+    def keeps_files(self) -> AbstractContextManager[None]:
+        """Keep all files: no process removes one meanwhile."""
 
     def delete(self, key: str) -> None:
         """Remove a file; an absent file is no error.  While a backup needs it, it stays, as garbage for later."""
@@ -136,14 +206,17 @@ class LocalStorage:
         root: the folder; created if needed.
     """
 
+    kind, setting = "the storage folder", "WCL_DATA_DIR"
+    is_folder = True
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.id: str | None = None
         self._checked = CheckedFiles()
 
     @property
-    def name(self) -> str:
-        return str(self.root)
+    def where(self) -> str:
+        return f"the storage folder {self.root}"
 
     def marker(self) -> str | None:
         try:
@@ -155,6 +228,9 @@ class LocalStorage:
 
     def mark(self, storage_id: str) -> None:
         write_bytes(self.root / MARKER, f"{storage_id}\n".encode("ascii"))
+
+    def unmark(self) -> None:
+        (self.root / MARKER).unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:
         with suppress(OSError):
@@ -174,11 +250,10 @@ class LocalStorage:
     def check(self) -> None:
         if self.id is None or (marker := self.marker()) == self.id:
             return
-        where = f"the storage folder {self.name}"
         if marker is None:
-            raise ForeignStorage(f"{where} has no file {MARKER}, so it is not the storage; check its mount")
+            raise ForeignStorage(f"{self.where} has no file {MARKER}, so it is not the storage; check its mount")
         raise ForeignStorage(
-            f"{where} is another storage: its id is {marker}, expected {self.id or 'the one of the database'}; "
+            f"{self.where} is another storage: its id is {marker}, expected {self.id or 'the one of the database'}; "
             "check WCL_DATA_DIR and its mount"
         )
 
@@ -200,11 +275,30 @@ class LocalStorage:
         for folder in (target.parent, target.parent.parent, self.root):  # the folders above may be new too
             sync_folder(folder)
 
+    def bring(self, opens: Callable[[], BinaryIO], key: str, sha256: str, size: int) -> bool:
+        self.check()
+        place = self.place(key)
+        try:
+            check_bytes(place, sha256, size)
+        except BadFile as flaw:
+            try:
+                with opens() as source:
+                    copy_checked(source, place, sha256, size)
+            except (BadFile, FileNotFoundError):
+                raise flaw from None
+            return True
+        return False
+
     def write(self, source: BinaryIO, key: str) -> None:
         self.check()
         write_whole(self.place(key), lambda written: shutil.copyfileobj(source, written, _CHUNK_BYTES))
 
     def path(self, key: str) -> Path:
+        """Return the file with a key.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
         self.check()
         place = self.place(key)
         if place.is_file():
@@ -213,9 +307,32 @@ class LocalStorage:
             raise StorageUnavailable(f"the storage folder is absent or empty, so {key} cannot be read; check its mount")
         raise FileNotFoundError(f"the file of {key} is missing from the storage folder")
 
+    def require(self, key: str) -> None:
+        self.path(key)
+
+    def confirm(self, key: str, sha256: str, size: int) -> None:
+        self.verify(key, sha256, size)
+
+    def read(self, key: str) -> BinaryIO:
+        with _as_bad_file():
+            return self.path(key).open("rb")
+
+    def verify(self, key: str, sha256: str, size: int, digest_of: Callable[[BinaryIO], str] | None = None) -> None:
+        with _as_bad_file(), self.path(key).open("rb") as file:
+            compare_size(os.fstat(file.fileno()).st_size, size)
+            if (digest_of or digest_of_open)(file) != sha256:
+                raise Damaged("its file is damaged: the digest differs")
+
+    def fetch(self, key: str, sha256: str, size: int, folder: Path) -> Path:  # noqa: ARG002 (no copy is made)
+        self.verify(key, sha256, size)
+        return self.place(key)
+
     def open(self, key: str, sha256: str, size: int) -> BinaryIO:
         with _as_bad_file():
             return self._checked.open(self.path(key), sha256, size)
+
+    def link(self, key: str, file_name: str) -> str | None:  # noqa: ARG002
+        return None
 
     def delete(self, key: str) -> None:
         self.check()
@@ -282,6 +399,15 @@ class LocalStorage:
         return place
 
 
+def open_storage(settings: Settings) -> Storage:
+    """Return the storage of the settings: a bucket, or else the folder in the data folder."""
+    if settings.storage_url is None:
+        return LocalStorage(settings.checkpoints_dir)
+    from jobs.bucket import BucketStorage  # here: it builds upon this module
+
+    return BucketStorage(settings.storage_url, settings.storage_endpoint)
+
+
 def file_key(attempt: AttemptRef, file_name: str) -> str:
     """Return the key of an attempt's file; each attempt has a folder, so it never touches another one's files."""
     return f"{attempt.folder}/{file_name}"
@@ -290,29 +416,12 @@ def file_key(attempt: AttemptRef, file_name: str) -> str:
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of_open(file)
 
 
-def verified(
-    storage: Storage, key: str, sha256: str, size: int, digest_of: Callable[[Path], str] | None = None
-) -> Path:
-    """Return the local file of a key after reading it and comparing its bytes with the registered digest.
-
-    Args:
-        storage, key: the storage and the key of the file.
-        sha256, size: as registered; the size is compared first, as this is cheap.
-        digest_of: reads the file; `sha256_of` by default.
-
-    Raises:
-        Damaged, Missing: the file has other bytes, or is absent.
-        StorageUnavailable: the storage itself cannot be reached.
-    """
-    with _as_bad_file():
-        path = storage.path(key)
-        compare_size(path.stat().st_size, size)
-        if (digest_of or sha256_of)(path) != sha256:
-            raise Damaged("its file is damaged: the digest differs")
-    return path
+def digest_of_open(file: BinaryIO) -> str:
+    """Return the sha256 of the bytes of an open file, from where it stands."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 @contextmanager

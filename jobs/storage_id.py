@@ -19,7 +19,7 @@ from jobs import models
 from jobs.attempts import AttemptRef
 from jobs.database import Database, insert, new_id
 from jobs.settings import Settings
-from jobs.storage import ForeignStorage, LocalStorage, Storage, StorageUnavailable
+from jobs.storage import ForeignStorage, Storage, StorageUnavailable, open_storage
 
 _NAME = "checkpoints"  # of the only storage
 _SAMPLE = 200  # jobs with files that are looked up in the database
@@ -41,11 +41,11 @@ def connect(database: Database, storage: Storage) -> None:
     except StorageUnavailable:
         raise
     except OSError as error:
-        raise StorageUnavailable(f"the storage folder cannot be used: {error.strerror or error}") from error
+        raise StorageUnavailable(f"{storage.kind} cannot be used: {error.strerror or error}") from error
 
 
 def _compare(database: Database, storage: Storage) -> None:
-    expected = database.read_once(_id_of)
+    expected = database.read_once(id_of)
     if expected is None:
         storage.id = None  # the files of any folder may be listed
         try:
@@ -69,10 +69,10 @@ def refuse_new_database(settings: Settings) -> None:
     file = settings.sqlite_file
     if file is None or (file.exists() and file.stat().st_size):
         return
-    storage = LocalStorage(settings.checkpoints_dir)
+    storage, place = open_storage(settings), settings.storage_url or settings.checkpoints_dir
     if next(_jobs_with_files(storage), None) is not None:
         raise ForeignStorage(
-            f"the database {file} is absent or empty, but {settings.checkpoints_dir} holds files of another database; "
+            f"the database {file} is absent or empty, but {place} holds files of another database; "
             "set WCL_DATABASE_URL to that database or restore it; "
             "to keep the files beside a new database, run `python -m jobs adopt-storage`"
         )
@@ -92,7 +92,7 @@ def adopt(database: Database, storage: Storage, *, without_files: bool = False) 
     def change(session: Session) -> str:
         if not without_files:
             _refuse_without_files(session, storage)
-        storage_id = storage.marker() or _id_of(session) or new_id()
+        storage_id = storage.marker() or id_of(session) or new_id()
         session.execute(insert(session, models.Storage).values(_row(storage_id)).on_conflict_do_nothing())
         session.execute(update(models.Storage).values(storage_id=storage_id))
         storage.mark(storage_id)
@@ -110,8 +110,8 @@ def _refuse_without_files(session: Session, storage: Storage) -> None:
     newest = list(session.execute(registered.order_by(models.Checkpoint.job_id.desc()).limit(_SAMPLE)).scalars())
     if newest and not any(next(storage.keys(job_id), None) for job_id in newest):
         raise ForeignStorage(
-            f"the database has registered files, but the storage folder {storage.name} has none of them; "
-            "mount the folder that holds them, or copy its files; only if they are lost, add --without-files"
+            f"the database has registered files, but {storage.where} has none of them; "
+            "bring back the storage that holds them, or copy its files; only if they are lost, add --without-files"
         )
 
 
@@ -130,8 +130,8 @@ def _check_owner(database: Database, storage: Storage) -> None:
     if owner is not None and _is_there(owner):
         storage.id = ""  # no folder is accepted
         raise ForeignStorage(
-            f"the storage folder {storage.name} belongs to the database {owner.partition(' ')[2]}, and this "
-            "database is a copy of it; give the copy a copy of the folder; "
+            f"{storage.where} belongs to the database {owner.partition(' ')[2]}, and "
+            f"this database is a copy of it; give the copy a copy of the files ({storage.setting}); "
             "if the copy replaces the original, run `python -m jobs adopt-storage`"
         )
     with suppress(OSError):  # such as a full disk; noted by a later call
@@ -158,26 +158,27 @@ def _introduce(session: Session, storage: Storage) -> str:
         _refuse_strangers(session, storage, marker)
         if marker is None:
             storage.mark(storage_id)
-    expected = _id_of(session)
+    expected = id_of(session)
     assert expected is not None
     return expected
 
 
 def _refuse_strangers(session: Session, storage: Storage, marker: str | None) -> None:
+    if marker is not None and not storage.is_folder:
+        raise ForeignStorage(f"{storage.where} is another service's storage; name another prefix; {_ADOPT}")
     job_ids = list(islice(_jobs_with_files(storage), _SAMPLE))
     if not job_ids:
         registered = select(models.Checkpoint.id).where(models.Checkpoint.deleted_at.is_(None)).limit(1)
         if session.execute(registered).first() is not None:
             raise ForeignStorage(
-                f"the database has registered files, but the storage folder {storage.name} is absent or empty; check "
-                "WCL_DATA_DIR and its mount"
+                f"the database has registered files, but {storage.where} is absent or empty; check {storage.setting}"
             )
         return
     are_known = session.execute(select(models.Job.id).where(models.Job.id.in_(job_ids)).limit(1)).first() is not None
     if marker is not None or not are_known:
         raise ForeignStorage(
-            f"the storage folder {storage.name} holds files of another database; set WCL_DATABASE_URL to that "
-            f"database, or WCL_DATA_DIR to another folder; {_ADOPT}"
+            f"{storage.where} holds files of another database; set WCL_DATABASE_URL to that database, or "
+            f"{storage.setting} to another place; {_ADOPT}"
         )
 
 
@@ -190,7 +191,8 @@ def _jobs_with_files(storage: Storage) -> Iterator[str]:
     )
 
 
-def _id_of(session: Session) -> str | None:
+def id_of(session: Session) -> str | None:
+    """Return the id of the database's storage; None before `connect`."""
     statement = select(models.Storage.storage_id).where(models.Storage.name == _NAME)
     return session.execute(statement).scalar_one_or_none()
 

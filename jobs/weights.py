@@ -31,7 +31,7 @@ from jobs.database import Database, within
 from jobs.errors import Conflict, FieldError, Invalid, existing
 from jobs.models import Checkpoint, Job, Weights
 from jobs.status import Reason, Status
-from jobs.storage import Storage, verified
+from jobs.storage import Storage
 from wcl_core.config import DATASET_NAME, is_transformer
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def _register(session: Session, storage: Storage, fields: dict[str, Any]) -> tup
     if row is None:
         row = add(session, Weights(**fields))
         activity.note(session, "weights.import", row.sha256, row.name)
-    storage.path(storage_key(row.sha256))
+    storage.require(storage_key(row.sha256))
     _resume_waiting(session, row.sha256)
     return row, is_new
 
@@ -259,7 +259,7 @@ def flaw(storage: Storage, row: Weights) -> BadFile | None:
         StorageUnavailable: the storage itself cannot be reached.
     """
     try:
-        verified(storage, storage_key(row.sha256), row.sha256, row.size)
+        storage.verify(storage_key(row.sha256), row.sha256, row.size)
     except BadFile as error:
         return error
     return None

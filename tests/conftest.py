@@ -11,6 +11,7 @@ import atexit
 import gc
 import inspect
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ _NUMBERS = count(1)
 _STARTED_BY_FIXTURE = {
     "postgres_server": "postgres",
     "redis_url": "redis",
+    "bucket_server": "server",
     "browser": "browser",
     "served": "server",
     "small": "server",
@@ -175,6 +177,21 @@ def redis_url() -> Iterator[str]:
     """Yield the URL of a real Redis on a free port, without persistence."""
     with servers.redis_server() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[str]:
+    """Yield the address of a real S3 server with a bucket `wcl`, on a free port."""
+    with servers.bucket_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(bucket_server: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the settings of an own prefix of a bucket; the credentials are in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "writes")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-bucket")
+    return {"WCL_STORAGE_URL": f"s3://wcl/{secrets.token_hex(8)}/files", "WCL_STORAGE_ENDPOINT": bucket_server}
 
 
 @pytest.fixture(scope="session")

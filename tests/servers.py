@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from random import SystemRandom
 
+import httpx
 import psycopg
 import pytest
 import redis
@@ -363,3 +364,30 @@ def _end_with_parent() -> None:
     """Let Linux send SIGINT, PostgreSQL's fast shutdown, when the parent ends, also after SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@contextmanager
+def bucket_server() -> Iterator[str]:
+    """Start an S3 server with a bucket `wcl`, whose objects are in its memory; yield its address."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 3 * _START_SECONDS  # it imports for seconds
+            while not _listens(port):
+                assert process.poll() is None, "the S3 server does not start"
+                assert time.monotonic() < deadline, "the S3 server does not listen"
+                time.sleep(0.1)
+            httpx.put(f"{url}/wcl", timeout=_START_SECONDS).raise_for_status()
+            yield url
+        finally:
+            process.kill()
+            process.wait()

@@ -388,18 +388,40 @@ async def _append(
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": etag.removeprefix("W/")}
     async with http.stream("GET", url, headers=headers) as response:
-        if response.is_error:
-            await response.aread()
-        check(response)
-        # Status 200 for a Range request: the file changed or the server ignores ranges. The bytes start at 0.
-        have = start if response.status_code == 206 else 0
-        with path.open("ab" if have else "wb") as file:
-            # Without a chunk size: httpx buffers an incomplete chunk and loses it if the connection breaks.
-            async for chunk in response.aiter_raw():
-                file.write(chunk)
-                have += len(chunk)
-                if on_bytes:
-                    on_bytes(have, size)
+        if (onward := response.next_request) is None:
+            await _receive(response, path, start, size, check, on_bytes)
+            return
+    # To the storage of the server: without the key, and without an ETag that is not the storage's.
+    request = http.build_request("GET", onward.url, headers=headers)
+    for name in ("Authorization", "If-Range"):
+        request.headers.pop(name, None)
+    response = await http.send(request, stream=True)
+    try:
+        await _receive(response, path, start, size, check, on_bytes)
+    finally:
+        await response.aclose()
+
+
+async def _receive(
+    response: httpx.Response,
+    path: Path,
+    start: int,
+    size: int,
+    check: Callable[[httpx.Response], None],
+    on_bytes: Callable[[int, int], None] | None,
+) -> None:
+    if response.is_error:
+        await response.aread()
+    check(response)
+    # Status 200 for a Range request: the file changed or the server ignores ranges. The bytes start at 0.
+    have = start if response.status_code == 206 else 0
+    with path.open("ab" if have else "wb") as file:
+        # Without a chunk size: httpx buffers an incomplete chunk and loses it if the connection breaks.
+        async for chunk in response.aiter_raw():
+            file.write(chunk)
+            have += len(chunk)
+            if on_bytes:
+                on_bytes(have, size)
 
 
 class AsyncWclClient(AsyncSweepClient):

@@ -33,7 +33,7 @@ from jobs.faults import describe, refused_login
 from jobs.logs import log_error, log_to_stderr
 from jobs.reconciler import Reconciler
 from jobs.settings import InvalidSettings, Settings, read_settings
-from jobs.storage import LocalStorage, StorageUnavailable
+from jobs.storage import StorageUnavailable, open_storage
 from jobs.wake_up import WakeUpSender
 from wcl_core import addresses, orphans
 from wcl_core.config import SPEC_VERSIONS
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(database: Database, settings: Settings, options: argparse.Namespace) -> int:
     """Run one worker until its requested stop, and return its exit code."""
-    storage = LocalStorage(settings.checkpoints_dir)
+    storage = open_storage(settings)
     try:
         storage_id.refuse_new_database(settings)
     except StorageUnavailable as error:
@@ -210,13 +210,14 @@ def _run(database: Database, settings: Settings, options: argparse.Namespace) ->
 def _check(database: Database, settings: Settings) -> int:
     """Print what keeps a worker from running here, by setting, or `ok`; return 1 if anything does."""
     problems: list[str] = []
+    storage = open_storage(settings)
     try:
         if (reason := schema.absence(settings) or schema.awaited(database)) is not None:
             problems.append(f"WCL_DATABASE_URL: {reason}")
         elif (lacking := database.read_once(joining.rights_problem)) is not None:
             problems.append(f"WCL_DATABASE_URL: {lacking}")
-        elif (unable := StorageCheck(database, LocalStorage(settings.checkpoints_dir))()) is not None:
-            problems.append(f"WCL_DATA_DIR: {unable.message}")
+        elif (unable := StorageCheck(database, storage)()) is not None:
+            problems.append(f"{storage.setting}: {unable.message}")
     except schema.Unusable as error:
         problems.append(f"WCL_DATABASE_URL: {error}")
     except DBAPIError as error:

@@ -63,4 +63,4 @@ def check_not_stalled(work: BackgroundWork[Any], settings: Settings) -> None:
         StorageUnavailable: the limit `stall_seconds` is over.
     """
     if work.seconds() > settings.stall_seconds:
-        raise StorageUnavailable(f"a file has waited {work.seconds():.0f} s for the storage folder")
+        raise StorageUnavailable(f"a file has waited {work.seconds():.0f} s for the storage")

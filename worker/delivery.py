@@ -23,7 +23,7 @@ from jobs.errors import RecordsMissing
 from jobs.ingest import Delivered, StoredFile
 from jobs.models import Attempt
 from jobs.settings import Settings
-from jobs.storage import Storage, StorageUnavailable, file_key, verified
+from jobs.storage import Storage, StorageUnavailable, file_key
 from jobs.transitions import Requests
 from wcl_core.failpoints import failpoint
 from wcl_core.protocol import (
@@ -254,7 +254,7 @@ class Delivery:
             return self._warning(record, f"refused_{record.type}", f"{_name_of(record)} was not kept: {problem}")
         try:
             self._storage.put(source, storage_key)
-            verified(self._storage, storage_key, record.sha256, record.size)
+            self._storage.confirm(storage_key, record.sha256, record.size)
         except (FileNotFoundError, BadFile):
             message = f"{_name_of(record)} is missing or damaged on the disk and was not registered"
             if record.seq <= self._database.read_once(self._stored_seq):  # registered, and removed since

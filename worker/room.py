@@ -37,7 +37,8 @@ class RoomCheck:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folders = (settings.attempts_dir, settings.checkpoints_dir)
+        storage = (settings.checkpoints_dir,) if settings.storage_url is None else ()
+        self._folders = (settings.attempts_dir, *storage)
         self._clock = clock
         self.free: int | None = None
         self._num_faults = 0  # ends in a row

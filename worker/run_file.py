@@ -13,7 +13,7 @@ from jobs.checked_files import BadFile, Missing
 from jobs.checkpoints import CheckpointRef
 from jobs.database import Database
 from jobs.models import Checkpoint
-from jobs.storage import Storage, StorageUnavailable, verified
+from jobs.storage import Storage, StorageUnavailable
 from jobs.transitions import Claim
 from wcl_core.failpoints import failpoint
 from wcl_core.protocol import CacheFolder, RunFile
@@ -62,7 +62,7 @@ def run_file(
     Args:
         database, storage: the service.
         source: the job's dataset on this worker.
-        folder: the attempt's folder.
+        folder: the attempt's folder; a storage that is not local puts copies there.
         cache: of decoded images; None decodes a folder at each start.
         gpus: number of GPUs that the run holds; None if the worker does not decide which ones it sees.
         rendezvous: of a further node of several, which resumes from the checkpoint that the first one has chosen.
@@ -72,9 +72,9 @@ def run_file(
     """
     failpoint("supervisor.run_file")
     if rendezvous is not None:
-        resume = chosen_file(database, storage, rendezvous)
+        resume = chosen_file(database, storage, rendezvous, folder)
     else:
-        resume = resume_file(database, storage, claim) if claim.kind == "pretrain" else None
+        resume = resume_file(database, storage, claim, folder) if claim.kind == "pretrain" else None
     run = RunFile.model_validate(
         {
             "job_id": claim.job_id,
@@ -94,8 +94,8 @@ def run_file(
                 "has_labels": source.has_labels,
             },
             "resume": resume.file if resume else None,
-            "weights": None if resume else weights_file(database, storage, claim),
-            "evaluated": evaluated_file(database, storage, claim),
+            "weights": None if resume else weights_file(database, storage, claim, folder),
+            "evaluated": evaluated_file(database, storage, claim, folder),
             "sha256": resume.checkpoint.sha256 if resume else _start_digest(claim),
             "gpus": gpus,
             "request_id": claim.request_id,
@@ -108,7 +108,7 @@ def _start_digest(claim: Claim) -> str | None:
     return claim.evaluated.sha256 if claim.evaluated else claim.spec.get("weights")
 
 
-def chosen_file(database: Database, storage: Storage, rendezvous: gangs.Rendezvous) -> Resume | None:
+def chosen_file(database: Database, storage: Storage, rendezvous: gangs.Rendezvous, folder: Path) -> Resume | None:
     """Return the checkpoint that the first node has chosen for all.
 
     Raises:
@@ -119,12 +119,12 @@ def chosen_file(database: Database, storage: Storage, rendezvous: gangs.Rendezvo
     with database.read() as session:
         chosen = CheckpointRef.of(session.get_one(Checkpoint, rendezvous.checkpoint_id))
     try:
-        return Resume(chosen, verified(storage, chosen.storage_key, chosen.sha256, chosen.size))
+        return Resume(chosen, storage.fetch(chosen.storage_key, chosen.sha256, chosen.size, folder))
     except BadFile as flaw:
         raise StorageUnavailable(f"another node of the job has read {chosen.describe()}, but here {flaw}") from flaw
 
 
-def resume_file(database: Database, storage: Storage, claim: Claim) -> Resume | None:
+def resume_file(database: Database, storage: Storage, claim: Claim, folder: Path) -> Resume | None:
     """Return the newest good checkpoint to continue from; None for a run that starts from scratch.
 
     Each candidate is read once.  One with a flaw is marked and reported, and the next older one is tried.  A newer one
@@ -136,12 +136,12 @@ def resume_file(database: Database, storage: Storage, claim: Claim) -> Resume | 
         Superseded: the attempt has ended.
         StorageUnavailable: the whole storage is unavailable, or none of the job's files is there; they may be good.
     """
-    if (returned := _returned_file(database, storage, claim)) is not None:
+    if (returned := _returned_file(database, storage, claim, folder)) is not None:
         return returned
     candidate, message = claim.resume, "the checkpoint to continue from is deleted or damaged"
     while candidate is not None:
         try:
-            return Resume(candidate, verified(storage, candidate.storage_key, candidate.sha256, candidate.size))
+            return Resume(candidate, storage.fetch(candidate.storage_key, candidate.sha256, candidate.size, folder))
         except BadFile as flaw:
             message = f"{candidate.describe()}: {flaw}"
             log.error("job %s: %s", claim.job_id, message)
@@ -159,7 +159,7 @@ def _next(
     return database.write(lambda session: damage.skip(session, claim.attempt, bad, flaw))
 
 
-def _returned_file(database: Database, storage: Storage, claim: Claim) -> Resume | None:
+def _returned_file(database: Database, storage: Storage, claim: Claim, folder: Path) -> Resume | None:
     """Return the best one whose file was missing, is there again, and is better than the one to resume from."""
     if claim.number == 1 and claim.resume is None and not claim.must_resume:
         return None  # the job has no checkpoint yet
@@ -173,7 +173,7 @@ def _returned_file(database: Database, storage: Storage, claim: Claim) -> Resume
         if claim.resume is not None and rank(candidate) <= rank(claim.resume):
             break
         try:
-            path = verified(storage, candidate.storage_key, candidate.sha256, candidate.size)
+            path = storage.fetch(candidate.storage_key, candidate.sha256, candidate.size, folder)
         except BadFile:
             continue
         database.write(partial(damage.mark, attempt=claim.attempt, checkpoint_id=candidate.id, flaw=None))
@@ -181,7 +181,7 @@ def _returned_file(database: Database, storage: Storage, claim: Claim) -> Resume
     return None
 
 
-def weights_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
+def weights_file(database: Database, storage: Storage, claim: Claim, folder: Path) -> Path | None:
     """Return the file of the weights that the spec starts from; None for random ones.
 
     Raises:
@@ -196,7 +196,7 @@ def weights_file(database: Database, storage: Storage, claim: Claim) -> Path | N
     if source is None:
         raise MissingCheckpoint(f"the weights {sha256} to start from are deleted, damaged or missing")
     try:
-        return verified(storage, source.storage_key, sha256, source.size)
+        return storage.fetch(source.storage_key, sha256, source.size, folder)
     except BadFile as flaw:
         message = f"the weights {sha256} to start from ({source.name}): {flaw}"
         if source.checkpoint_id is not None:
@@ -205,7 +205,7 @@ def weights_file(database: Database, storage: Storage, claim: Claim) -> Path | N
         raise MissingWeights(f"{message}; {advice}") from flaw
 
 
-def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path | None:
+def evaluated_file(database: Database, storage: Storage, claim: Claim, folder: Path) -> Path | None:
     """Return the file of the checkpoint to evaluate; None for a job that evaluates none.
 
     Raises:
@@ -215,7 +215,7 @@ def evaluated_file(database: Database, storage: Storage, claim: Claim) -> Path |
     if evaluated is None:
         return None
     try:
-        return verified(storage, evaluated.storage_key, evaluated.sha256, evaluated.size)
+        return storage.fetch(evaluated.storage_key, evaluated.sha256, evaluated.size, folder)
     except BadFile as error:
         flaw = error
     if isinstance(flaw, Missing):

@@ -14,7 +14,6 @@ import random
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy import func, select
@@ -88,7 +87,7 @@ class Scrub:
         checkpoint_id = random.choice(due)
         try:
             flaw: Exception | None = damage.verify(
-                self._database, self._storage, checkpoint_id, lambda path: self._digest_of(path, stop)
+                self._database, self._storage, checkpoint_id, lambda file: self._digest_of(file, stop)
             )
         except damage.LostFiles as lost:
             self._lost.add(lost.job_id)
@@ -108,16 +107,15 @@ class Scrub:
         due = select(Checkpoint.id).where(*may_be_read, *others)
         return list(session.execute(due.order_by(read_at, Checkpoint.id).limit(_DRAWN)).scalars())
 
-    def _digest_of(self, path: Path, stop: threading.Event) -> str:
+    def _digest_of(self, file: BinaryIO, stop: threading.Event) -> str:
         digest, began, done = hashlib.sha256(), time.monotonic(), 0
-        with path.open("rb") as file:
-            _forget(file)
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                done += len(chunk)
-                if stop.wait(max(0.0, began + done / self._bytes_per_second - time.monotonic())):
-                    raise Stopped
-            _forget(file)
+        _forget(file)
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            if stop.wait(max(0.0, began + done / self._bytes_per_second - time.monotonic())):
+                raise Stopped
+        _forget(file)
         return digest.hexdigest()
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 import anyio.to_thread
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.http.problems import Problem
@@ -29,16 +30,22 @@ _LONGEST_RANGE = 200
 
 
 def respond(
-    request: Request, file: BinaryIO, etag: str, file_name: str, media_type: str = "application/octet-stream"
+    request: Request,
+    file: BinaryIO,
+    etag: str,
+    file_name: str,
+    media_type: str = "application/octet-stream",
+    link: Callable[[], str | None] = lambda: None,
 ) -> Response:
     """Return the response with the part of the file that the request's headers select.
 
     Args:
         request: a GET or HEAD with its Range, If-Range and If-None-Match.
-        file: a regular file, open; the response closes it, and breaks off if the file changes meanwhile.
+        file: a stored file, open; the response closes it, and breaks off if the file changes meanwhile.
         etag: the strong validator, quoted.
         file_name: the name under which a browser saves the file; it consists of ids.
         media_type: a type that a browser may display; it saves `application/octet-stream`.
+        link: returns an address that sends the file in place of this server; None without one.
     """
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     if _has_it(request.headers.get("if-none-match"), etag):
@@ -49,7 +56,10 @@ def respond(
     if disposition == "attachment" and (place := _place_for_nginx(request, file)) is not None:
         file.close()
         return Response(headers=headers | of_file | {"X-Accel-Redirect": place})
-    size = os.fstat(file.fileno()).st_size
+    if request.method == "GET" and (address := link()) is not None:
+        file.close()
+        return RedirectResponse(address, 307, {"Cache-Control": "no-store"})
+    size = file.seek(0, os.SEEK_END)
     bounds = _bounds(request, etag)
     start, end = (0, size) if bounds is None else _clipped(*bounds, size)
     if bounds is not None and start >= end:
@@ -74,6 +84,8 @@ def _place_for_nginx(request: Request, file: BinaryIO) -> str | None:
     is_forwarded = request.scope.get("wcl.is_of_proxy") and "x-forwarded-for" in request.headers
     if not (settings.nginx_files and request.method == "GET" and is_forwarded):
         return None
+    if not isinstance(getattr(file, "name", None), str):
+        return None  # of a bucket
     path, folder = Path(file.name).resolve(), settings.data_dir.resolve()
     if not path.is_relative_to(folder):
         return None
@@ -144,6 +156,11 @@ async def _chunks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
 
 
 def _touched(file: BinaryIO) -> tuple[int, int]:
-    """Return size and time of the last change; not the inode's time, which a deletion changes, too."""
+    """Return size and time of the last change; not the inode's time, which a deletion changes, too.
+
+    A file of a bucket compares the version of its object itself.
+    """
+    if not isinstance(file, BufferedReader):
+        return 0, 0
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

@@ -75,7 +75,7 @@ class StorageWatch(Watch):
     """
 
     def __init__(self, database: Database, storage: Storage) -> None:
-        super().__init__("the storage folder", self._look_at_storage)
+        super().__init__(storage.kind, self._look_at_storage)
         self._database, self._storage = database, storage
         self.free_bytes: int | None = None
 

@@ -96,13 +96,17 @@ def download(
 ) -> Response:
     """Return a checkpoint's file: `native` with all states, or `backbone` with the weights under torchvision's names.
 
-    The ETag is the sha256 of the bytes.  The server supports one range, If-Range, If-None-Match and HEAD.
+    The ETag is the sha256 of the bytes.  The server supports one range, If-Range, If-None-Match and HEAD.  With
+    `WCL_STORAGE_DOWNLOADS=redirect` a GET of a native file is answered with a signed address of the bucket (307).
     """
     with database.read() as session:
         checkpoint = queries.get_checkpoint(session, checkpoint_id)
     native, sha256 = open_checkpoint(database, storage, checkpoint), checkpoint.sha256
     if kind == "native":
-        return files.respond(request, native, f'"{sha256}"', f"{checkpoint.id}-native.safetensors")
+        name = f"{checkpoint.id}-native.safetensors"
+        redirects = settings.storage_downloads == "redirect"
+        link = partial(storage.link, checkpoint.storage_key, name) if redirects else lambda: None
+        return files.respond(request, native, f'"{sha256}"', name, link=link)
     with native:
         if checkpoint.kind != TRAINING:
             raise Invalid([FieldError("kind", f"a file of {checkpoint.kind} has no backbone; expected native")])

@@ -10,9 +10,13 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +30,7 @@ from wcl_core.export import ExportError, copy_backbone
 from wcl_core.files import write_bytes
 
 _BATCH = 500  # digests in one query
+_COPIED_BYTES = 1 << 20
 _DIGEST = re.compile("[0-9a-f]{64}")
 _VERSION = "2"
 _EXPORTED = CheckedFiles()
@@ -51,15 +56,36 @@ def backbone(folder: Path, native: BinaryIO, sha256: str, check: Callable[[], No
         if (kept := _kept(out, noted)) is not None:
             return kept
         noted.unlink(missing_ok=True)
-        before = Stamp.of(native)
-        copy_backbone(native, out, check)
-        if Stamp.of(native)[:4] != before[:4]:  # not the time of the inode, which a deletion changes, too
-            out.unlink()
-            raise ExportError("its file changed while it was read")
+        with _on_disk(native, folder) as file:
+            before = Stamp.of(file)
+            copy_backbone(file, out, check)
+            if Stamp.of(file)[:4] != before[:4]:  # not the time of the inode, which a deletion changes, too
+                out.unlink()
+                raise ExportError("its file changed while it was read")
         write_bytes(noted, f"{_VERSION} {sha256_of(out)} {out.stat().st_size}".encode("ascii"))
         if (made := _kept(out, noted)) is None:
             raise OSError(f"the export {out.name} does not have the bytes that were written")
         return made
+
+
+@contextmanager
+def _on_disk(native: BinaryIO, folder: Path) -> Iterator[BinaryIO]:
+    """Yield a file with the bytes of another one, which may be of a bucket and is compared with its digest then.
+
+    Raises:
+        ExportError: the bytes are not the registered ones.
+    """
+    if isinstance(native, BufferedReader):
+        yield native
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            shutil.copyfileobj(native, file, _COPIED_BYTES)
+        except Damaged as error:
+            raise ExportError(str(error)) from error
+        file.seek(0)
+        yield file
 
 
 def _kept(out: Path, noted: Path) -> tuple[BinaryIO, str] | None:

@@ -11,9 +11,8 @@ A backup reads nothing of earlier ones but the names and sizes of their files.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import count
@@ -22,13 +21,12 @@ from typing import BinaryIO, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.checked_files import BadFile, Damaged, Missing, compare_size
+from jobs.checked_files import BadFile, check_bytes, copy_checked
 from jobs.errors import JobsError
-from wcl_core.files import write_bytes, write_whole
+from wcl_core.files import write_bytes
 
 MANIFEST: Final = "manifest.json"
 _FILES, _LOCK = "files", "lock"
-_CHUNK_BYTES = 1 << 20
 
 
 class BackupError(JobsError):
@@ -128,8 +126,8 @@ class BackupFolder:
         (self.root / name).mkdir()
         return self.root / name
 
-    def add(self, source: Path, sha256: str, size: int) -> bool:
-        """Copy a file unless the folder has it; return whether it was copied.
+    def add(self, opens: Callable[[], BinaryIO], sha256: str, size: int) -> bool:
+        """Copy a file, which is opened for it, unless the folder has it; return whether it was copied.
 
         Raises:
             BadFile: the file has other bytes, or is absent.
@@ -137,10 +135,8 @@ class BackupFolder:
         place = self.place(sha256)
         if place.is_file() and place.stat().st_size == size:
             return False
-        try:
+        with opens() as source:
             copy_checked(source, place, sha256, size)
-        except FileNotFoundError as error:
-            raise Missing("its file is missing from the storage folder") from error
         return True
 
     def finish(self, manifest: Manifest) -> None:
@@ -169,6 +165,10 @@ class BackupFolder:
     def place(self, sha256: str) -> Path:
         """Return where the file with a digest is, or would be."""
         return self.root / _FILES / sha256[:2] / sha256
+
+    def open(self, sha256: str) -> BinaryIO:
+        """Open the file with a digest; raise FileNotFoundError if the folder has none."""
+        return self.place(sha256).open("rb")
 
     def names(self) -> list[str]:
         """Return the names of the complete backups, oldest first."""
@@ -224,51 +224,6 @@ class BackupFolder:
             return [path for path in self.root.glob("[0-9]*T*Z*") if path.is_dir()]
         except OSError:
             return []
-
-
-def check_bytes(path: Path, sha256: str, size: int) -> None:
-    """Return if a file has these bytes.
-
-    Raises:
-        BadFile: it has others, or is absent.
-    """
-    try:
-        with path.open("rb") as file:
-            compare_size(path.stat().st_size, size)
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise Damaged("its file is damaged: the digest differs")
-    except FileNotFoundError as error:
-        raise Missing("its file is missing") from error
-    except OSError as error:
-        raise Damaged(f"its file cannot be read: {error.strerror or error}") from error
-
-
-def copy_checked(source: Path, target: Path, sha256: str, size: int) -> None:
-    """Copy a file whole; a copy with other bytes than these does not get its name.
-
-    Raises:
-        Damaged: the source has other bytes.
-        FileNotFoundError: there is no source.
-    """
-    with source.open("rb") as read:
-        compare_size(source.stat().st_size, size)
-
-        def write(written: BinaryIO) -> None:
-            digest = hashlib.sha256()
-            while chunk := _read(read):
-                digest.update(chunk)
-                written.write(chunk)
-            if digest.hexdigest() != sha256:
-                raise Damaged("its file is damaged: the digest differs")
-
-        write_whole(target, write)
-
-
-def _read(file: BinaryIO) -> bytes:
-    try:
-        return file.read(_CHUNK_BYTES)
-    except OSError as error:
-        raise Damaged(f"its file cannot be read: {error.strerror or error}") from error
 
 
 def _numbered(base: str, number: int) -> str:

@@ -9,6 +9,7 @@ until it is copied.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, func, select
@@ -19,7 +20,7 @@ from jobs.backups.dumps import dumped
 from jobs.checked_files import BadFile
 from jobs.database import Database
 from jobs.models import Base
-from jobs.storage import LocalStorage, OutsideStorage
+from jobs.storage import LocalStorage, OutsideStorage, Storage
 from wcl_core.failpoints import failpoint
 from wcl_core.version import VERSION
 
@@ -59,7 +60,7 @@ class Made:
     new_flaws: tuple[Flaw, ...]
 
 
-def make_backup(database: Database, storage: LocalStorage, root: Path, keep: int | None = None) -> Made:
+def make_backup(database: Database, storage: Storage, root: Path, keep: int | None = None) -> Made:
     """Write a backup.
 
     Args:
@@ -75,7 +76,7 @@ def make_backup(database: Database, storage: LocalStorage, root: Path, keep: int
     """
     if (problem := schema.awaited(database)) is not None:
         raise schema.Unusable(problem)
-    if root.resolve().is_relative_to(storage.root.resolve()):
+    if isinstance(storage, LocalStorage) and root.resolve().is_relative_to(storage.root.resolve()):
         raise BackupError(f"{root} lies in the storage folder itself; choose a folder on another disk")
     storage_id.connect(database, storage)
     assert storage.id is not None
@@ -129,7 +130,7 @@ def registered(connection: Connection) -> list[Registered]:
 
 
 def _copy(
-    backups: BackupFolder, storage: LocalStorage, files: list[Registered]
+    backups: BackupFolder, storage: Storage, files: list[Registered]
 ) -> tuple[dict[str, int], dict[str, Flaw], int, int]:
     """Copy the files that the folder does not have; return sizes by digest, flaws by key, and what was copied."""
     held: dict[str, int] = {}
@@ -139,7 +140,7 @@ def _copy(
         if file.sha256 in held:
             continue
         try:
-            if backups.add(_path(storage, file.storage_key), file.sha256, file.size):
+            if backups.add(partial(storage.read, file.storage_key), file.sha256, file.size):
                 num_copied, copied_bytes = num_copied + 1, copied_bytes + file.size
             held[file.sha256] = file.size
         except (BadFile, OutsideStorage) as error:
@@ -148,13 +149,6 @@ def _copy(
         key: Flaw(storage_key=key, reason=str(error)) for key, (file, error) in bad.items() if file.sha256 not in held
     }
     return held, flaws, num_copied, copied_bytes
-
-
-def _path(storage: LocalStorage, key: str) -> Path:
-    try:
-        return storage.path(key)
-    except FileNotFoundError:
-        return storage.place(key)  # the copy reports it, unless the folder has it from an earlier backup
 
 
 def _counts(connection: Connection) -> dict[str, int]:

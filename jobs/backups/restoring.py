@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,14 +28,15 @@ from sqlalchemy.orm import Session
 from jobs import activity, damage, schema, storage_id, transitions, workers
 from jobs.attempts import AttemptRef
 from jobs.backups import dumps
-from jobs.backups.backup_folder import BackupError, BackupFolder, Manifest, check_bytes, copy_checked
+from jobs.backups.backup_folder import BackupError, BackupFolder, Manifest
 from jobs.backups.making import Registered, registered
 from jobs.checked_files import BadFile
 from jobs.database import Database, insert, new_id, now_ms
-from jobs.models import Attempt, Storage, Webhook, WebhookDelivery, Worker
+from jobs.models import Attempt, Webhook, WebhookDelivery, Worker
+from jobs.models import Storage as StorageRow
 from jobs.settings import Settings
 from jobs.status import Reason
-from jobs.storage import MARKER, ForeignStorage, LocalStorage, OutsideStorage
+from jobs.storage import ForeignStorage, OutsideStorage, Storage, open_storage
 from jobs.webhooks import subscriptions
 from wcl_core.failpoints import failpoint
 from wcl_core.files import write_bytes
@@ -79,7 +81,7 @@ def restore(settings: Settings, backups: BackupFolder, manifest: Manifest, *, re
             "version does not know; install that version"
         )
     dump = backups.dump_of(manifest)
-    storage = LocalStorage(settings.checkpoints_dir)
+    storage = open_storage(settings)
     with _unused(settings), _opened(settings) as database:
         continues = _continues(settings, manifest, replace)
         _check_storage(storage, manifest, replace, continues)
@@ -87,7 +89,7 @@ def restore(settings: Settings, backups: BackupFolder, manifest: Manifest, *, re
         if not dumps.is_empty(database) and not continues:
             aside = _aside(database, manifest, replace)
         write_bytes(settings.data_dir / _STATE, _state(manifest, replace))
-        (storage.root / MARKER).unlink(missing_ok=True)  # no process uses the storage until it has its id again
+        storage.unmark()  # no process uses the storage until it has its id again
         if dumps.is_empty(database):
             dumps.load(database, dump, manifest.database)
         failpoint("restore.after_dump")
@@ -111,16 +113,16 @@ def restore_files(settings: Settings, backups: BackupFolder) -> Restored:
         ForeignStorage: the storage folder is another one's.
         Unusable: there is no database, or its schema is not this version's.
     """
-    storage = LocalStorage(settings.checkpoints_dir)
+    storage = open_storage(settings)
     if (absence := schema.absence(settings)) is not None:
         raise schema.Unusable(absence)
     with _opened(settings) as database:
         if (problem := schema.awaited(database)) is not None:
             raise schema.Unusable(problem)
         with database.read() as session:
-            own_id = session.execute(select(Storage.storage_id)).scalar_one_or_none()
+            own_id = session.execute(select(StorageRow.storage_id)).scalar_one_or_none()
         if storage.marker() not in (None, own_id) or (storage.marker() is None and _has_jobs(storage)):
-            raise ForeignStorage(f"{storage.root} is the storage of another database; check WCL_DATA_DIR")
+            raise ForeignStorage(f"{storage.where} is the storage of another database; check {storage.setting}")
         result = _bring_files(database, storage, backups)
         storage_id.adopt(database, storage)
         restored = Restored(*result)
@@ -191,7 +193,7 @@ def _state(manifest: Manifest, replace: bool) -> bytes:
     return f"{manifest.name} {'replace' if replace else 'copy'} {manifest.storage_id}\n".encode()
 
 
-def _check_storage(storage: LocalStorage, manifest: Manifest, replace: bool, continues: bool) -> None:
+def _check_storage(storage: Storage, manifest: Manifest, replace: bool, continues: bool) -> None:
     marker = storage.marker()
     if marker is None and (continues or not _has_jobs(storage)):
         return
@@ -199,13 +201,13 @@ def _check_storage(storage: LocalStorage, manifest: Manifest, replace: bool, con
         return
     if marker == manifest.storage_id:
         raise BackupError(
-            f"{storage.root} is the storage of the original. Set WCL_DATA_DIR to an empty folder for a copy beside it, "
-            "or add --replace if the restored service takes its place"
+            f"{storage.where} is the storage of the original. Set {storage.setting} to an empty place for a copy "
+            "beside it, or add --replace if the restored service takes its place"
         )
-    raise BackupError(f"{storage.root} holds files of another service; set WCL_DATA_DIR to an empty folder")
+    raise BackupError(f"{storage.where} holds files of another service; set {storage.setting} to an empty place")
 
 
-def _has_jobs(storage: LocalStorage) -> bool:
+def _has_jobs(storage: Storage) -> bool:
     return any(any(True for _ in storage.keys(job_id)) for job_id in storage.job_ids())
 
 
@@ -222,7 +224,7 @@ def _aside(database: Database, manifest: Manifest, replace: bool) -> Path:
         raise BackupError(f"the database holds tables already, and a restore overwrites none; name {how}{advice}")
     its = None
     with suppress(DBAPIError), database.engine.connect() as connection:  # it may be damaged, or older
-        its = connection.execute(select(Storage.__table__.c.storage_id)).scalar_one_or_none()
+        its = connection.execute(select(StorageRow.__table__.c.storage_id)).scalar_one_or_none()
     if its not in (None, manifest.storage_id):
         raise BackupError(f"{file} is the database of another service; set WCL_DATA_DIR or WCL_DATABASE_URL")
     database.dispose()
@@ -237,12 +239,12 @@ def _aside(database: Database, manifest: Manifest, replace: bool) -> Path:
 
 def _detach(session: Session, manifest: Manifest) -> None:
     """Make a restored database a copy of its own; does nothing when repeated."""
-    statement = select(Storage.storage_id).with_for_update()
+    statement = select(StorageRow.storage_id).with_for_update()
     if session.execute(statement).scalar_one_or_none() not in (None, manifest.storage_id):
         return
     row = {"name": "checkpoints", "storage_id": new_id()}
-    session.execute(insert(session, Storage).values(row).on_conflict_do_nothing())
-    session.execute(update(Storage).values(storage_id=row["storage_id"]))
+    session.execute(insert(session, StorageRow).values(row).on_conflict_do_nothing())
+    session.execute(update(StorageRow).values(storage_id=row["storage_id"]))
     for webhook_id in session.execute(select(Webhook.id)).scalars().all():
         subscriptions.disable(session, webhook_id, _DISABLED)
     pending = update(WebhookDelivery).where(WebhookDelivery.ended_at.is_(None))
@@ -260,9 +262,7 @@ def _detach(session: Session, manifest: Manifest) -> None:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _bring_files(
-    database: Database, storage: LocalStorage, backups: BackupFolder
-) -> tuple[int, int, int, tuple[str, ...]]:
+def _bring_files(database: Database, storage: Storage, backups: BackupFolder) -> tuple[int, int, int, tuple[str, ...]]:
     """Bring the files that a database names, and set or take back their marks; the storage needs no id yet."""
     with database.engine.connect() as connection:
         files = registered(connection)
@@ -271,19 +271,16 @@ def _bring_files(
     for file in files:
         flaw: BadFile | None = None
         try:
-            check_bytes(storage.place(file.storage_key), file.sha256, file.size)
-            num_present += 1
+            if storage.bring(partial(backups.open, file.sha256), file.storage_key, file.sha256, file.size):
+                num_copied, copied_bytes = num_copied + 1, copied_bytes + file.size
+            else:
+                num_present += 1
         except OutsideStorage:
             missing.append(file.storage_key)
             continue
         except BadFile as error:
             flaw = error
-        if flaw is not None:
-            try:
-                copy_checked(backups.place(file.sha256), storage.place(file.storage_key), file.sha256, file.size)
-                num_copied, copied_bytes, flaw = num_copied + 1, copied_bytes + file.size, None
-            except (BadFile, FileNotFoundError):
-                missing.append(file.storage_key)
+            missing.append(file.storage_key)
         _note(database, file, flaw)
     return num_copied, copied_bytes, num_present, tuple(missing)
 

@@ -42,7 +42,7 @@ GUARDS = (
     Guard(
         "no server starts on a restore in place that was interrupted",
         "jobs/backups/restoring.py",
-        "        (storage.root / MARKER).unlink(missing_ok=True)",
+        "        storage.unmark()",
         "        pass",
         ("tests/jobs/test_backups.py::test_an_interrupted_restore_in_place_starts_nothing",),
     ),
@@ -402,7 +402,7 @@ GUARDS = (
     Guard(
         "a row of weights has its file",
         "jobs/weights.py",
-        "    storage.path(storage_key(row.sha256))\n",
+        "    storage.require(storage_key(row.sha256))\n",
         "",
         ("tests/jobs/test_weights.py::test_a_collection_between_file_and_row_makes_the_import_write_again[sqlite]",),
     ),
@@ -1375,15 +1375,15 @@ GUARDS = (
     Guard(
         "a stored file has its registered digest",
         "jobs/storage.py",
-        "        if (digest_of or sha256_of)(path) != sha256:\n",
+        "            if (digest_of or digest_of_open)(file) != sha256:\n",
         "        if False:\n",
         ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[flip]",),
     ),
     Guard(
         "a stored file has its registered size and digest",
         "jobs/storage.py",
-        "        compare_size(path.stat().st_size, size)\n",
-        "        if path.stat().st_size == 0:\n            return path\n",
+        "            compare_size(os.fstat(file.fileno()).st_size, size)\n",
+        "            if os.fstat(file.fileno()).st_size == 0:\n                return\n",
         ("tests/worker/test_run_file.py::test_every_damage_is_detected_and_the_older_checkpoint_is_used[truncate]",),
     ),
     Guard(

@@ -19,7 +19,6 @@ from jobs.audit import audit
 from jobs.database import Database, new_id
 from jobs.ingest import Delivered
 from jobs.models import AttemptNode
-from jobs.storage import verified
 from tests.worker.leftovers import PRECIOUS, Leftovers, lines_of, renumbered, valid_records, write_run_file
 from wcl_core.protocol import RUN_FILE, SPOOL_FILE, WarningRecord
 from worker import recovery
@@ -206,7 +205,7 @@ def test_another_file_of_one_name_replaces_no_checkpoint(left: Leftovers) -> Non
         newest = checkpoints.newest(session, job.id)
     assert newest
     assert newest.step == 5
-    verified(left.storage, newest.storage_key, newest.sha256, newest.size)
+    left.storage.verify(newest.storage_key, newest.sha256, newest.size)
 
 
 @pytest.mark.parametrize("ended_at", [None, 5])

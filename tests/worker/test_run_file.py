@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from sqlalchemy import update
@@ -14,7 +15,7 @@ from jobs.damage import LostFiles
 from jobs.database import Database
 from jobs.errors import Superseded
 from jobs.models import Checkpoint
-from jobs.storage import StorageUnavailable, UnreadableFile, sha256_of
+from jobs.storage import StorageUnavailable, UnreadableFile, digest_of_open
 from tests.disks import under_modes
 from tests.worker.test_delivery import Spool, deliver_all
 from worker import run_file
@@ -45,7 +46,7 @@ def chosen(spool: Spool, must_resume: bool = False) -> Resume | None:
     with spool.database.read() as session:
         resume = checkpoints.resume_point(session, spool.job_id)
     claim = transitions.Claim(spool.ref, "pretrain", {}, "digits", "d" * 64, resume, None, must_resume=must_resume)
-    return run_file.resume_file(spool.database, spool.storage, claim)
+    return run_file.resume_file(spool.database, spool.storage, claim, spool.folder)
 
 
 def file_of(spool: Spool, step: int) -> Path:
@@ -85,11 +86,11 @@ def test_a_marked_checkpoint_is_never_read_again(spool: Spool, monkeypatch: pyte
     newest.write_bytes(BYTES[:-1] + b"?" if BYTES[-1:] != b"?" else BYTES[:-1] + b"!")
     hashed: list[Path] = []
 
-    def watched(path: Path) -> str:
-        hashed.append(path)
-        return sha256_of(path)
+    def watched(file: BinaryIO) -> str:
+        hashed.append(Path(file.name))
+        return digest_of_open(file)
 
-    monkeypatch.setattr("jobs.storage.sha256_of", watched)
+    monkeypatch.setattr("jobs.storage.digest_of_open", watched)
 
     assert begin(spool) == older
     newest.write_bytes(BYTES)
