@@ -220,4 +220,4 @@ def test_the_reference_of_the_dataset_is_a_grey_line_in_the_charts_of_others(vis
     page.goto(f"/jobs/{pinned.job_id}")
     page.locator("#more-actions > summary").click()
     page.get_by_role("button", name="Unset reference").click()  # the other tests of the module have none
-    expect(page.get_by_role("button", name="Set as reference")).to_have_count(1)
+    expect(page.locator("#more-actions button", has_text="Set as reference")).to_have_count(1)
