@@ -368,7 +368,7 @@ def test_a_move_can_be_repeated_and_ends_without_workers(service: Service, empty
     database = service.database
     began = moving.move(database, service.storage, empty)
     assert (began.num_copied, began.num_present, len(began.workers)) == (3, 0, 1)
-    service.storage.check()  # jobs go on where they were
+    assert service.storage.marker() is not None, "jobs go on where they were"
     assert empty.marker() is None
     stop_workers(database)
 
@@ -418,7 +418,7 @@ def test_a_move_takes_no_place_of_another_service(
     storage.unmark()
     with pytest.raises(ForeignStorage, match="files of another service"):
         moving.move(service.database, service.storage, empty)
-    service.storage.check()
+    assert service.storage.marker() is not None
 
 
 def test_the_command_moves_and_says_what_to_set(
