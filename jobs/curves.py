@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import heapq
-import itertools
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -305,11 +305,16 @@ class _Blocks:
     def buckets(
         self, series: Collection[str], attempt: int, detail: Detail, first: int, last: int
     ) -> Iterable[tuple[str, int, float, float, float]]:
-        ends = first * detail.merged, (last + 1) * detail.merged - 1
+        merged = detail.merged
+        ends = first * merged, (last + 1) * merged - 1
         for one, stored in self._summaries(series, attempt, detail.finest, *ends).items():
-            for bucket, own in itertools.groupby(stored, lambda each: each[0] // detail.merged):
-                whole = functools.reduce(point_blocks.Summary.with_later, (summary for _, summary in own))
-                yield one, bucket, whole.last, whole.min, whole.max
+            place, value, low, high = stored[0][0] // merged, 0.0, math.inf, -math.inf
+            for bucket, summary in stored:
+                if bucket // merged != place:
+                    yield one, place, value, low, high
+                    place, low, high = bucket // merged, math.inf, -math.inf
+                value, low, high = summary.last, min(low, summary.min), max(high, summary.max)
+            yield one, place, value, low, high
 
     def _summaries(
         self, series: Collection[str], attempt: int, width: int, first: int, last: int

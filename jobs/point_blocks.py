@@ -215,8 +215,9 @@ def summaries(
     wanted = set(numbers)
     result: dict[int, list[tuple[int, Summary]]] = defaultdict(list)
     for bucket, columns, data in session.execute(statement):
-        for number, summary in _summaries(columns, data).items():
+        for place, number in enumerate(_unpacked("H", columns)):
             if number in wanted:
+                summary = Summary._make(_SUMMARY.unpack_from(data, place * _SUMMARY.size))
                 result[number].append((bucket, summary))
     return result
 
