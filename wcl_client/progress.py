@@ -28,7 +28,7 @@ class JobView:
     job: Job
     loss: float | None = None
     warnings: list[str] = field(default_factory=list)
-    first_checkpoint: int | None = None  # its epoch
+    first_checkpoint: int | None = None  # that was seen, its epoch
     longest: float | None = None  # seconds that the training was expected to take at most, before it began
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class JobView:
             return {}
         short, texts = self.job["id"][-12:], dict[str, str]()
         if self.first_checkpoint is not None:
-            saved = f"the first checkpoint is saved, of epoch {self.first_checkpoint}"
+            saved = f"a checkpoint of epoch {self.first_checkpoint} is saved"  # an earlier `wcl watch` may have told it
             texts["features"] = (
                 f"{saved}; features of images are possible now: wcl features {short} FOLDER -o features.csv"
             )

@@ -322,6 +322,9 @@ def _classify_fit(options: argparse.Namespace) -> int:
     else:
         interval = f"95 % interval {held.low:.1%} to {held.high:.1%}"
         write_line(f"held-out accuracy: {held.accuracy:.1%} ({interval}) on {_images(held.count)}")
+        right = [f"{name} {right:,} of {count:,}" for name, (right, count) in held.by_class.items()]
+        more = f" and {len(right) - 20:,} more" if len(right) > 20 else ""
+        write_line(f"right, by class: {', '.join(right[:20])}{more}")
         if fitted.untrained is not None:
             beside = "" if fitted.gain is None else f"; {_against_untrained(fitted.gain)}"
             write_line(f"the untrained network: {fitted.untrained.accuracy:.1%}{beside}")
@@ -345,6 +348,10 @@ def _classify_predict(options: argparse.Namespace) -> int:
     write_line(f"{options.out}: classes of {_of_all(predicted.counts.total(), predicted.left_out)}")
     for name, count in predicted.counts.most_common(20):
         write_line(f"  {count:,} {name}")
+    if (held := predicted.fitted) is not None:
+        write_line(f"of {_images(held['count'])} held out, this classifier had {held['accuracy']:.1%} right")
+        if held.get("is_shown") is False:
+            write_line("and was not shown to differ from one on the untrained network: take its classes with caution")
     return 0
 
 

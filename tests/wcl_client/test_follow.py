@@ -115,7 +115,10 @@ def test_a_training_that_goes_on_says_what_is_possible_now() -> None:
     progress = {"epoch": 2, "total_epochs": 10, "step": 20, "total_steps": 100}
     view.take(Message("progress", progress | {"eta_seconds": 1000}))
     (features,) = view.advice.values()
-    assert "of epoch 3; features of images are possible now: wcl features b758db60f8ad FOLDER" in features
+    assert (
+        "a checkpoint of epoch 3 is saved; features of images are possible now: wcl features b758db60f8ad FOLDER"
+        in features
+    )
     view.take(Message("progress", progress | {"eta_seconds": 1600}))
     assert view.advice["longer"] == (
         "it takes about 33 minutes, much longer than the expected 16 minutes; wcl cancel b758db60f8ad ends it, and its "

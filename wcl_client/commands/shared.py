@@ -104,6 +104,7 @@ def conclusion(client: WclClient, ended: Job) -> list[str | Styled]:
     elif all(each["evaluation_id"] is None for each in measures):
         lines.append(f"  more measures, beside the untrained network: wcl evaluate {short} --baselines --watch")
     lines.append(f"  features of new images: wcl features {short} FOLDER -o features.csv")
+    lines.append(f"  classes of new images: wcl classify fit {short} LABELLED_FOLDER -o classifier.safetensors")
     return [*lines, *(f"  {text}" for text in twin_texts(client, job))]
 
 

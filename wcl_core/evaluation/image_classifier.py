@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,7 +41,8 @@ _SEED = 0
 class HeldOut:
     """The accuracy on images that the measured classifier was not fitted on, with its 95 % interval (Wilson).
 
-    `largest` is the accuracy of always naming the largest class of these images, as in evaluations.
+    `largest` is the accuracy of always naming the largest class of these images, as in evaluations; `by_class` has, for
+    each class with such images, how many are classified right, and how many there are.
     """
 
     accuracy: float
@@ -48,6 +50,7 @@ class HeldOut:
     high: float
     count: int
     largest: float
+    by_class: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,18 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The number of images by predicted class, and of those that cannot be read, by reason."""
+    """Classes that were predicted.
+
+    Attributes:
+        counts: number of images by class.
+        left_out: number of images that cannot be read, by reason.
+        fitted: what the classifier's file tells of its accuracy on held-out images, as `fit_classifier` writes it; None
+            where it was not measured.
+    """
 
     counts: Counter[str]
     left_out: Counter[str]
+    fitted: dict[str, Any] | None
 
 
 def fit_classifier(
@@ -111,17 +122,22 @@ def fit_classifier(
         )
     if absent := sorted(set(range(len(names))) - set(labels[~is_held].tolist())):
         raise DataError(f"{folder}: no image of class {names[absent[0]]} can be read; a classifier needs one of each")
-    strength, measured, is_right = _measured(rows, labels, is_held)
+    strength, measured, is_right = _measured(rows, labels, is_held, names)
     untrained = gain = None
     if measured is not None and images.untrained is not None:
-        _, untrained, was_right = _measured(images.untrained(), labels, is_held)
+        _, untrained, was_right = _measured(images.untrained(), labels, is_held, names)
         gain = _gain(is_right, was_right)
     kept = torch.ones_like(is_held) if SPLIT_MADE in images.layout else ~is_held
     mean, deviation = standard(rows[kept])
     weights = fit((rows[kept] - mean) / deviation, labels[kept], strength)
     tensors = {f"{_PREFIX}{name}": value for name, value in computed.network.state_dict().items()}
-    origin = {} if checkpoint_id is None else {"checkpoint_id": checkpoint_id}
-    facts = {"spec": exported_facts(file, images.size), "classifier": {"classes": list(names)} | origin}
+    classifier: dict[str, Any] = {"classes": list(names)}
+    if checkpoint_id is not None:
+        classifier["checkpoint_id"] = checkpoint_id
+    if measured is not None:
+        classifier["held_out"] = {"accuracy": measured.accuracy, "count": measured.count}
+        classifier["held_out"] |= {} if gain is None else {"gain": gain.value, "is_shown": gain.is_shown}
+    facts = {"spec": exported_facts(file, images.size), "classifier": classifier}
     checkpoint.write(out, tensors | {_WEIGHTS: weights, _MEAN: mean, _DEVIATION: deviation}, facts)
     counts = Counter(names[label] for label in labels[kept].tolist())
     by_class = {name: counts[name] for name in names}
@@ -208,7 +224,9 @@ def _gain(is_right: Tensor, was_right: Tensor) -> Difference:
     return Difference(float(gaps.mean()), *paired(pairs), f"paired over {counted(len(gaps), 'image')}")
 
 
-def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, HeldOut | None, Tensor]:
+def _measured(
+    rows: Tensor, labels: Tensor, is_held: Tensor, names: Sequence[str]
+) -> tuple[float, HeldOut | None, Tensor]:
     """Return the strength of the regularisation, and the accuracy on the images that are held out.
 
     The last of the three says of each such image whether it is classified right.
@@ -223,7 +241,10 @@ def _measured(rows: Tensor, labels: Tensor, is_held: Tensor) -> tuple[float, Hel
     is_right = predicted == labels[is_held]
     accuracy = float(is_right.double().mean())
     largest = float(labels[is_held].bincount().max()) / count
-    return strength, HeldOut(accuracy, *wilson(accuracy, count), count, largest), is_right
+    held = labels[is_held]
+    places = sorted(set(held.tolist()))
+    by_class = {names[each]: (int(is_right[held == each].sum()), int((held == each).sum())) for each in places}
+    return strength, HeldOut(accuracy, *wilson(accuracy, count), count, largest, by_class), is_right
 
 
 def predict(file: Path, places: Sequence[Path], out: Path, size: int | None, warn: Warn) -> Predicted:
@@ -242,7 +263,8 @@ def predict(file: Path, places: Sequence[Path], out: Path, size: int | None, war
     """
     if out.suffix.lower() != ".csv":
         raise ValueError(f"{out}: expected a name that ends in .csv")
-    names, weights, mean, deviation = _read(file)
+    facts, (weights, mean, deviation) = _read(file)
+    names = [str(each) for each in facts["classes"]]
     left_out = Counter[str]()
     if [each.suffix for each in places] == [".safetensors"]:
         stored = read_embeddings(places[0])
@@ -265,18 +287,19 @@ def predict(file: Path, places: Sequence[Path], out: Path, size: int | None, war
         for path, best, row in zip(paths, chosen, probabilities.tolist(), strict=True)
     ]
     write_table(out, ["path", "class", "probability", *(f"p({name})" for name in names)], table)
-    return Predicted(Counter(names[best] for best in chosen), left_out)
+    return Predicted(Counter(names[best] for best in chosen), left_out, facts.get("held_out"))
 
 
-def _read(file: Path) -> tuple[Sequence[str], Tensor, Tensor, Tensor]:
-    """Return classes, weights, mean and deviation of a classifier.
+def _read(file: Path) -> tuple[dict[str, Any], tuple[Tensor, Tensor, Tensor]]:
+    """Return the facts of a classifier, and its weights, mean and deviation.
 
     Raises:
         CheckpointError: the file is absent, damaged or no classifier.
     """
     try:
         with safe_open(file, framework="pt") as opened:
-            names = [str(each) for each in json.loads((opened.metadata() or {})["wcl"])["classifier"]["classes"]]
+            facts: dict[str, Any] = json.loads((opened.metadata() or {})["wcl"])["classifier"]
+            num_classes = len(facts["classes"])
             tensors = [opened.get_tensor(name) for name in (_WEIGHTS, _MEAN, _DEVIATION)]
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is no file; expected a file of `wcl classify fit`") from error
@@ -285,6 +308,6 @@ def _read(file: Path) -> tuple[Sequence[str], Tensor, Tensor, Tensor]:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is no classifier; expected a file of `wcl classify fit`") from error
     weights, mean, deviation = tensors
-    if weights.shape != (len(mean) + 1, len(names)) or deviation.shape != mean.shape:
+    if weights.shape != (len(mean) + 1, num_classes) or deviation.shape != mean.shape:
         raise CheckpointError(f"{file} is damaged: its weights fit neither its classes nor its features")
-    return names, weights, mean, deviation
+    return facts, (weights, mean, deviation)

@@ -146,5 +146,6 @@ def test_a_watch_ends_with_the_verdict_and_the_next_commands(served: Served) -> 
         f"  all results: wcl show {short}",
         f"  more measures, beside the untrained network: wcl evaluate {short} --baselines --watch",
         f"  features of new images: wcl features {short} FOLDER -o features.csv",
+        f"  classes of new images: wcl classify fit {short} LABELLED_FOLDER -o classifier.safetensors",
         f"  SimCLR twin, which shows what the method adds: wcl clone {short} --set method=simclr --name ours-simclr",
     ]

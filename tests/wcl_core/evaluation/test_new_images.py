@@ -134,6 +134,8 @@ def test_a_classifier_is_taken_along_in_one_file(
         rf"\(95 % interval [-+]\d+\.\d to \+\d+\.\d, paired over {count} images\)\nalways the largest class: {largest}",
         printed,
     )
+    by_class = "blue # 3 6 of 6, green 6 of 6, red 1 of 1" if is_split else "blue # 3 1 of 1, green 1 of 1, red 1 of 1"
+    assert f"right, by class: {by_class}" in printed
     assert f"classes: blue # 3 6, green 6, red {more}" in printed, "the classifier of the file is fitted on all images"
     assert trained_size(out) == 16
     assert torch.equal(load_backbone(out)(torch.ones(1, 3, 16, 16)), load_backbone(network)(torch.ones(1, 3, 16, 16)))
@@ -141,7 +143,10 @@ def test_a_classifier_is_taken_along_in_one_file(
     single = [str(next((photos / name).iterdir())) for name in ("red", "green")]
     assert main(["classify-predict", str(out), *single, str(tmp_path / "two.csv")]) == 0
     assert [row["path"].split("/")[0] for row in table(tmp_path / "two.csv")] == ["red", "green"]
-    assert "classes of 2 images" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "classes of 2 images" in output
+    assert f"of {count} images held out, this classifier had 100.0% right" in output
+    assert ("was not shown to differ" in output) == ("no difference shown" in printed)
     assert main(["classify-predict", str(out), single[0], str(photos), str(tmp_path / "two.csv")]) == 1
     assert f"{photos} is no file; expected image files, or one folder or list" in capsys.readouterr().err
     assert main(["features", str(network), single[0], str(tmp_path / "one.csv")]) == 0
