@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import urljoin
 
 from wcl_client.responses import (
     Activity,
@@ -138,7 +139,7 @@ def answer_facts(job: Job, url: str = "") -> list[tuple[str, str | None]]:
         ("message", job.get("status_message")),
         ("meaning", explanation.get("meaning")),
         ("what to do", explanation.get("advice")),
-        ("see", f"{url}{explanation['page']}" if explanation else None),
+        ("see", urljoin(f"{url}/", explanation["page"]) if explanation else None),  # it has the path of the service
         ("waiting", _waiting(job)),
         ("pending", job.get("pending")),
         ("progress", None if job["status"] == "succeeded" else progress_text(job)),
@@ -335,7 +336,7 @@ def usage_table(rows: Sequence[Json]) -> Rows:
 def cleaned(result: Json) -> str:
     """Return how many checkpoints were removed, or would be, and of how many jobs."""
     checkpoints, jobs = counted(result["num_checkpoints"], "checkpoint"), counted(result["num_jobs"], "job")
-    return f"{checkpoints} of {jobs}, {file_size(result['size'])},"
+    return f"{checkpoints} of {jobs}, {file_size(result['size'])}"
 
 
 def storage_tables(storage: Json) -> list[Rows]:

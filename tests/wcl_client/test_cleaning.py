@@ -24,3 +24,15 @@ def test_deleted_jobs_are_removed_at_once_after_a_question(server: Served) -> No
     assert "expected either jobs or --by" in wcl("purge").output
     assert wcl("storage", "--remove").stdout.startswith("there is no removable checkpoint; `wcl delete`")
     assert "need --remove" in wcl("storage", "--yes").output
+
+
+def test_a_deletion_of_all_jobs_of_a_key_says_what_stays(server: Served) -> None:
+    anna = server.database.write(lambda session: keys.create(session, "anna")[0].id)
+    running = rows.running(server.database, created_by=anna)
+    rows.submit(server.database, created_by=anna)
+
+    done = wcl("delete", "--by", "anna", "--yes")
+
+    assert done.exit_code == 1
+    assert done.stdout.startswith("deleted 1 job,")
+    assert [line.split()[0] for line in done.stderr.splitlines() if " stays: it runs" in line] == [running.job_id]

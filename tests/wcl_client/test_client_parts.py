@@ -82,6 +82,16 @@ def test_a_job_that_needs_a_user_is_shown_with_what_to_do(
         assert (text in printed) == is_shown
 
 
+def test_a_link_to_a_service_behind_a_path_has_the_path_once(capsys: pytest.CaptureFixture[str]) -> None:
+    job: Job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "status": "failed", "status_reason": "disk_full"}
+    page = "/wcl/troubleshooting#disk_full"  # as the service sends it
+    job["explanation"] = {"meaning": "No room is left.", "advice": "Free disk space.", "page": page}
+
+    out.show(output.answer_table(job, "https://server/wcl"))
+
+    assert f" https://server{page}" in capsys.readouterr().out
+
+
 def test_the_warnings_about_a_spec_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     job: Job = {"id": "f6a4135d-1100-4000-8000-f6a4135d1100", "status": "succeeded"}
     job["warnings"] = ["20 steps in all", "too high a rate"]

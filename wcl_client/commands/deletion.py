@@ -67,8 +67,9 @@ def delete(
         print_json(deleted)
     else:
         out.say(f"deleted {counted(len(deleted['jobs']), 'job')}, {file_size(deleted['size'])}")
-        for each in deleted["refused"] if yes or not plan else ():
-            err.say(f"{each['job_id']} stays: {each['reason']}")
+        stay = {each["job_id"]: each["reason"] for each in (*plan.get("refused", ()), *deleted["refused"])}
+        for job_id, reason in stay.items() if yes or not plan else ():  # else the question has shown them
+            err.say(f"{job_id} stays: {reason}")
     if deleted["refused"] or (plan and plan["refused"]):
         raise typer.Exit(1)
 
@@ -156,7 +157,7 @@ def purge(
     if as_json:
         print_json(result)
         return
-    out.say(f"{_purged(result)} {'would be removed' if dry_run else 'removed'}")
+    out.say(f"{_purged(result)}, {'would be removed' if dry_run else 'removed'}")
     if result["num_left"]:
         err.say(f"{counted(result['num_left'], 'job')} not removed yet; a server repeats it within ten minutes")
     if by and not dry_run:
@@ -164,7 +165,7 @@ def purge(
 
 
 def _purged(result: Json) -> str:
-    return f"{counted(len(result['jobs']), 'deleted job')}, {file_size(result['size'])},"
+    return f"{counted(len(result['jobs']), 'deleted job')}, {file_size(result['size'])}"
 
 
 def _deleted_id(records: list[Json], reference: str) -> str:

@@ -64,7 +64,7 @@ def _remove(client: WclClient, by: str, dry_run: bool, yes: bool, as_json: bool)
         return
     verb = "would be removed" if dry_run else "removed"
     nothing = "there is no removable checkpoint; `wcl delete` deletes jobs with their files"
-    out.say(f"{output.cleaned(result)} {verb}" if result["num_checkpoints"] else nothing)
+    out.say(f"{output.cleaned(result)}, {verb}" if result["num_checkpoints"] else nothing)
     if result["num_left"]:
         err.say(f"{counted(result['num_left'], 'file')} could not be removed yet; a worker does at its next start")
 
