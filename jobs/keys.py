@@ -421,8 +421,13 @@ def redeem(session: Session, token: str) -> str | None:
 def new_invitation(session: Session, key_id: str) -> str:
     """Create an invitation of a machine and return its token, which works once within an hour (jobs.joining)."""
     token = _new_token(session, "worker", key_id, INVITATION_MINUTES * 60_000)
-    activity.note(session, "worker.invite", _hash(token)[:_INVITATION])
+    activity.note(session, "worker.invite", invitation_id(token))
     return token
+
+
+def invitation_id(token: str) -> str:
+    """Return the id of the invitation with a token."""
+    return _hash(token)[:_INVITATION]
 
 
 @dataclass(frozen=True)
@@ -472,7 +477,7 @@ def accept_invitation(session: Session, token: str, host: str) -> bool:
     principal = None if key_id is None else _as_principal(session.get_one(Key, key_id))
     if principal is None or not principal.manages_service():
         return False
-    activity.note(session, "worker.join", _hash(token)[:_INVITATION], host, by=principal)
+    activity.note(session, "worker.join", invitation_id(token), host, by=principal)
     return True
 
 

@@ -30,8 +30,9 @@ class Workers(Response):
 
 
 class Invitation(Response):
-    """The token for one machine.  No other response contains it."""
+    """The token for one machine, and the id of the invitation.  No other response contains the token."""
 
+    id: str
     token: str
     expires_in_seconds: int
 
@@ -102,7 +103,7 @@ def invite(principal: ServiceAdmin, database: TheDatabase, settings: TheSettings
     """
     joining.worker_settings(settings)  # a token without settings would be of no use
     token = database.write(lambda session: keys.new_invitation(session, principal.key_id))
-    return Invitation(token=token, expires_in_seconds=keys.INVITATION_MINUTES * 60)
+    return Invitation(id=keys.invitation_id(token), token=token, expires_in_seconds=keys.INVITATION_MINUTES * 60)
 
 
 @router.get("/invitations", tags=["operations"])

@@ -42,7 +42,8 @@ def answer(path: str, text: Callable[[], str]) -> Any:
     if path == "/v1/workers":
         return {"items": [worker(text)]}
     if path == "/v1/workers/invitations":
-        return {"items": [{"id": text(), "by": text(), "created_at": TIME, "expires_at": TIME}], "token": text()}
+        invitation = {"id": text(), "by": text(), "created_at": TIME, "expires_at": TIME}
+        return {"items": [invitation], "id": text(), "token": text()}
     if path.endswith("/drain"):
         return worker(text)
     if path == "/v1/datasets":

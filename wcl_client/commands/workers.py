@@ -116,6 +116,8 @@ def invite(as_json: AsJson = False) -> None:
         return
     out.say(invitation["token"])
     err.say(f"it works once, within an hour. On the machine: wcl worker join {url}")
+    if "id" in invitation:  # not of a server of an earlier version
+        err.say(f"wcl worker invitations --revoke {invitation['id']} ends it before")
 
 
 @worker.command()

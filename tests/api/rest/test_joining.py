@@ -72,10 +72,12 @@ def test_a_token_gives_the_settings_once(served: Served) -> None:
 @pytest.mark.postgres
 def test_an_invitation_is_listed_and_revoked_alone(served: Served) -> None:
     admin = served.client()
-    first, second = invited(served, admin), invited(served, admin)
     path = "/v1/workers/invitations"
+    created = [admin.post(path).json() for _ in range(2)]
+    first, second = (each["token"] for each in created)
 
     newest, oldest = admin.get(path).json()["items"]
+    assert {newest["id"], oldest["id"]} == {each["id"] for each in created}
     assert newest["by"] == oldest["by"] == "test"
     assert first not in str(newest) + str(oldest)
     assert admin.delete(f"{path}/{oldest['id']}").status_code == 204
