@@ -379,7 +379,9 @@ def bucket_server() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = _SPAWNER.submit(
+            subprocess.Popen, command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent
+        ).result()
         try:
             deadline = time.monotonic() + 3 * _START_SECONDS  # it imports for seconds
             while not _listens(port):
