@@ -132,7 +132,7 @@ def invitations(
     with WclClient.connect() as client:
         if revoke is not None:
             client.revoke_invitation(revoke)
-            err.say(f"invitation {revoke} is revoked")
+            err.say("the invitation is revoked")
         rows = client.worker_invitations()
     print_json(rows) if as_json else out.show(output.invitations_table(rows))
 
