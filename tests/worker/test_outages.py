@@ -84,15 +84,15 @@ def test_a_revoked_right_is_named_and_costs_a_run_nothing(
     jobs = Jobs(postgres_database)
     try:
         worker = start_worker(limited)
-        administrator.execute(f"REVOKE INSERT ON points FROM {ROLE}")
+        administrator.execute(f"REVOKE INSERT ON point_blocks FROM {ROLE}")
         job_id = jobs.submit(SHORT)
-        missing = "permission denied for table points, for INSERT"
+        missing = "permission denied for table point_blocks, for INSERT"
         eventually(lambda: missing in worker.log(), "the name of the right")
         before = renewals(postgres_database, job_id)
         # Longer than a lease: the attempt is renewed although its records are refused.
         eventually(lambda: renewals(postgres_database, job_id) > before + 8, "renewals without records")
         assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == ("running", 1)
-        administrator.execute(f"GRANT INSERT ON points TO {ROLE}")
+        administrator.execute(f"GRANT INSERT ON point_blocks TO {ROLE}")
 
         job = jobs.wait_for(job_id, "succeeded", "failed")
         assert (job.status, job.attempt, job.failures) == ("succeeded", 1, 0), worker.log()
