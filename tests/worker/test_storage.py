@@ -78,9 +78,13 @@ def test_a_job_without_any_of_its_files_is_paused_and_its_worker_takes_other_job
     assert "takes no jobs" not in worker.log()
     with sqlite_database.read() as session:
         assert {row.flaw for row in queries.checkpoints(session, newest.job_id)} == {None}
+    # No attempt looks for the files one by one while they return.
+    sqlite_database.write(lambda s: s.execute(update(Job).values(pool="later")) and None)
+    eventually(lambda: jobs.get(newest.job_id).status != "running", "the end of an attempt that has begun meanwhile")
     (worker.folder / "lost").rename(folder)
 
-    sqlite_database.write(lambda s: s.execute(update(Job).values(not_before=None)) and None)  # its pause grows
+    # Its pause grows.
+    sqlite_database.write(lambda s: s.execute(update(Job).values(pool="default", not_before=None)) and None)
     eventually(lambda: jobs.get(newest.job_id).status == "running", "the job goes on by itself")
     assert start_of_attempt(jobs, newest.job_id, jobs.get(newest.job_id).attempt) == newest.step
     sqlite_database.write(lambda session: transitions.cancel(session, newest.job_id))
