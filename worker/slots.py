@@ -240,25 +240,30 @@ class Slots:
         self.work()
 
     def _run(self, claim: Claim) -> None:
-        began, is_fault_of_job = time.monotonic(), False
+        began = time.monotonic()
         try:
             is_fault_of_job = self._supervisor.supervise(claim)
+            with FaultLog(log, "the look at the end of a job"):  # before another job may take its place
+                self._note_end(claim, began, is_fault_of_job)
         finally:
             with self._changed:
                 self._running.remove(claim)
                 self._changed.notify_all()
         with FaultLog(log, "the heartbeat after a job"):
-            reason = self._database.write(lambda session: self._note_end(session, claim))
-            if not is_fault_of_job:
-                self._room.note_end(reason, began)
-            if reason == Reason.BAD_DATA:
-                self._on_bad_data(claim.dataset_name)
+            self._database.write(self._beat)
 
-    def _note_end(self, session: Session, claim: Claim) -> str | None:
-        """Send a heartbeat; return why the attempt ended, since a fault of this worker would meet the next job, too."""
-        workers.heartbeat(session, self._facts.id, self.job_id, self.ability.unable, address=self.address)
+    def _note_end(self, claim: Claim, began: float, is_fault_of_job: bool) -> None:
+        """Note why an attempt ended, since a fault of this worker would meet the next job, too."""
         ended = select(Attempt.end_reason).where(claim.attempt.is_row())
-        return session.execute(ended).scalar_one_or_none()
+        with self._database.read() as session:
+            reason = session.execute(ended).scalar_one_or_none()
+        if not is_fault_of_job:
+            self._room.note_end(reason, began)
+        if reason == Reason.BAD_DATA:
+            self._on_bad_data(claim.dataset_name)
+
+    def _beat(self, session: Session) -> None:
+        workers.heartbeat(session, self._facts.id, self.job_id, self.ability.unable, address=self.address)
 
     def wait(self, seconds: float) -> None:
         """Wait for at most `seconds` until no attempt runs."""
